@@ -1,0 +1,122 @@
+"""The command-line flags that several commands share. Imports nothing heavy, so that --help is quick."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from pathlib import Path
+
+DATASETS = ("mvtec_ad", "mvtec_loco", "visa", "custom")
+MODEL_SIZES = ("small", "medium")
+
+
+def positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}")
+    return value
+
+
+def non_negative_float(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"must be a number of 0 or more, not {text}")
+    return value
+
+
+def positive_float(text: str) -> float:
+    value = non_negative_float(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("must be above 0")
+    return value
+
+
+# argparse names these in "invalid ... value"
+positive_int.__name__ = non_negative_int.__name__ = "whole number"
+positive_float.__name__ = non_negative_float.__name__ = "number"
+
+
+def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
+    """-d, -s and the path of each layout."""
+    group = parser.add_argument_group("data set")
+    group.add_argument(
+        "-d",
+        "--dataset",
+        choices=DATASETS,
+        default="mvtec_ad",
+        help="layout of the data set (default: %(default)s)",
+    )
+    group.add_argument(
+        "-s",
+        "--subdataset",
+        default="bottle",
+        metavar="NAME",
+        help="category of mvtec_ad, mvtec_loco or visa; a custom set has none (default: %(default)s)",
+    )
+    group.add_argument(
+        "-c",
+        "--custom_dataset_path",
+        type=Path,
+        default=Path("custom_dataset"),
+        metavar="DIR",
+        help="folder with train/good and test/<class> (default: ./%(default)s)",
+    )
+    group.add_argument(
+        "--mvtec_ad_path",
+        type=Path,
+        default=Path("dataset/original/mvtec_anomaly_detection"),
+        metavar="DIR",
+        help="folder of the MVTec AD categories (default: ./%(default)s)",
+    )
+    group.add_argument(
+        "--mvtec_loco_path",
+        type=Path,
+        default=Path("mvtec_loco_anomaly_detection"),
+        metavar="DIR",
+        help="folder of the MVTec LOCO categories (default: ./%(default)s)",
+    )
+    group.add_argument(
+        "--visa_path",
+        type=Path,
+        default=Path("VisA_pytorch/1cls"),
+        metavar="DIR",
+        help="folder of the VisA categories, prepared in its one-class layout (default: ./%(default)s)",
+    )
+
+
+def dataset_path(args: argparse.Namespace) -> Path:
+    """The path given for the chosen layout."""
+    return getattr(args, "custom_dataset_path" if args.dataset == "custom" else f"{args.dataset}_path")
+
+
+def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
+    """--device, --precision and --num_workers."""
+    group = parser.add_argument_group("machine")
+    group.add_argument(
+        "--device",
+        choices=("auto", "cuda", "cpu"),
+        default="auto",
+        help="where to compute; auto takes a CUDA GPU if there is one (default: %(default)s)",
+    )
+    group.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="of the networks' arithmetic; auto takes bf16 where the hardware has it and fp32 elsewhere "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--num_workers",
+        type=non_negative_int,
+        default=min(8, os.cpu_count() or 1),
+        metavar="N",
+        help="threads that read images; 0: none beside the main one (default: %(default)s on this machine)",
+    )

@@ -1,0 +1,204 @@
+"""Reading and writing detectors and teacher weights: one self-describing file, and what other tools leave.
+
+Nothing here ever unpickles code: every file is read with weights_only=True.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import efficientad
+from efficientad.errors import UserError
+from efficientad.networks import (
+    FEATURE_CHANNELS,
+    EfficientAD,
+    infer_model_size,
+)
+
+MODEL_FILE = "model.pt"
+FORMAT = "efficientad-detector"
+FORMAT_VERSION = 1
+
+_SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
+_NETWORK_FILES = {name: f"{name}_final.pth" for name in ("teacher", "student", "autoencoder")}
+_STATISTICS_FILES = ("teacher_mean.pt", "teacher_std.pt", "quantiles.pt")
+_QUANTILE_KEYS = (("q_st_start", "q_st_end"), ("q_ae_start", "q_ae_end"))
+
+
+def save_model(model: EfficientAD, path: Path, training: Mapping[str, Any]) -> None:
+    """Write the whole detector to `path`, which appears complete or not at all.
+
+    Args:
+        training: plain numbers, strings and lists that tell how it was trained, for whoever reads it.
+    """
+    contents = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "config": {"model_size": model.model_size, "image_size": model.image_size},
+        "state_dict": {key: tensor.cpu().contiguous() for key, tensor in model.state_dict().items()},
+        "training": dict(training),
+        "versions": {"efficientad": efficientad.__version__, "torch": str(torch.__version__)},
+    }
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            torch.save(contents, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_model(folder: Path, device: torch.device) -> EfficientAD:
+    """The detector that a training left in `folder`, in eval mode on `device`.
+
+    Reads model.pt or, where there is none, the six files of other EfficientAD scripts.
+
+    Raises:
+        UserError: neither is there, or a file is damaged, pickled, of another format or incomplete.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist; train first, or name the training's folder with --weights_dir")
+    if (folder / MODEL_FILE).is_file():
+        model = _load_own(folder / MODEL_FILE)
+    elif (folder / _NETWORK_FILES["teacher"]).is_file():
+        model = _load_six_files(folder)
+    else:
+        raise UserError(
+            f"{folder} holds no {MODEL_FILE}; train first, or name the training's folder with --weights_dir"
+        )
+    if not ((model.quantiles[:, 1] > model.quantiles[:, 0]).all() and (model.teacher_std > 0).all()):
+        raise UserError(f"{folder} holds a detector whose statistics are degenerate; train it again")
+    return model.to(device, memory_format=torch.channels_last).eval()
+
+
+def load_teacher_weights(model: EfficientAD, path: Path | None) -> Path:
+    """Load pretrained teacher weights into model.teacher; returns the file they came from.
+
+    Args:
+        path: a state_dict with keys "0.weight", ... or "conv1.weight", ...; None for the shipped one.
+
+    Raises:
+        UserError: the file is missing, pickled, or no teacher of the model's size.
+    """
+    if path is None:
+        path = _SHIPPED_WEIGHTS / f"teacher_{model.model_size}.pth"
+        if not path.is_file():
+            raise UserError(
+                f"no teacher is shipped for --model_size {model.model_size} yet; give pretrained weights with "
+                "--weights FILE (a state_dict of an EfficientAD teacher of that size), or use --model_size small"
+            )
+    state = _sequential_keys(_read_state_dict(path), model.teacher)
+    size = infer_model_size(state)
+    if size is not None and size != model.model_size:
+        raise UserError(f"{path} is a {size} teacher but --model_size is {model.model_size}")
+    _load_state(model.teacher, state, path, f"{model.model_size} teacher")
+    return path
+
+
+def _load_own(path: Path) -> EfficientAD:
+    contents = _read(path)
+    if not isinstance(contents, dict) or contents.get("format") != FORMAT:
+        raise UserError(f"{path} is not a detector saved by train.py")
+    if contents.get("version", 0) > FORMAT_VERSION:
+        raise UserError(f"{path} was saved by a newer version of this toolkit; update to read it")
+    try:
+        model = EfficientAD(**contents["config"])
+        state = contents["state_dict"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: no complete description of a detector ({error})") from None
+    _load_state(model, state, path, f"{model.model_size} detector")
+    return model
+
+
+def _load_six_files(folder: Path) -> EfficientAD:
+    missing = [name for name in (*_NETWORK_FILES.values(), *_STATISTICS_FILES) if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{folder} lacks {', '.join(missing)}; the six files of a training belong together")
+    states = {name: _read_state_dict(folder / file) for name, file in _NETWORK_FILES.items()}
+    size = infer_model_size(states["teacher"])
+    if size is None:
+        raise UserError(f"{folder / _NETWORK_FILES['teacher']} holds no small or medium teacher")
+    model = EfficientAD(size)
+    for name, state in states.items():
+        _load_state(model.get_submodule(name), state, folder / _NETWORK_FILES[name], f"{size} {name}")
+    for name in ("teacher_mean", "teacher_std"):
+        statistics = _read(folder / f"{name}.pt")
+        if not isinstance(statistics, Tensor) or statistics.shape != (1, FEATURE_CHANNELS, 1, 1):
+            raise UserError(f"{folder / f'{name}.pt'} is not a tensor of shape 1 x {FEATURE_CHANNELS} x 1 x 1")
+        model.get_buffer(name).copy_(statistics)
+    model.quantiles.copy_(_read_quantiles(folder / "quantiles.pt"))
+    return model
+
+
+def _read_quantiles(path: Path) -> Tensor:
+    quantiles = _read(path)
+    keys = [key for pair in _QUANTILE_KEYS for key in pair]
+    if not isinstance(quantiles, dict) or any(key not in quantiles for key in keys):
+        raise UserError(f"{path} does not hold {', '.join(keys)}")
+    return torch.tensor([[float(quantiles[key]) for key in pair] for pair in _QUANTILE_KEYS])
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    state = _read(path)
+    is_state = isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values())
+    if not is_state:
+        raise UserError(f"{path} holds no state_dict of a network")
+    return dict(state)
+
+
+def _read(path: Path) -> Any:
+    """torch.load on the CPU that never runs code from the file, with a line for each way to fail."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except pickle.UnpicklingError:
+        if not _looks_pickled(path):
+            raise UserError(f"{path} is not a torch file") from None
+        raise UserError(
+            f"{path} holds pickled Python objects and is not opened, since that could run any code; "
+            "save it again as a state_dict: torch.save(model.state_dict(), path)"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is not a readable torch file ({str(error).splitlines()[0]})") from None
+
+
+def _looks_pickled(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) in (b"PK", b"\x80\x02")
+
+
+def _sequential_keys(state: dict[str, Tensor], network: nn.Sequential) -> dict[str, Tensor]:
+    """Keys conv1.weight, conv2.bias, ... of other tools -> those of `network`, in the order of its layers."""
+    named = {key: re.fullmatch(r"conv(\d+)\.(weight|bias)", key) for key in state}
+    if not all(named.values()):
+        return state
+    layers = [index for index, layer in enumerate(network) if isinstance(layer, nn.Conv2d)]
+    numbers = {key: int(match[1]) for key, match in named.items() if match}
+    if sorted(set(numbers.values())) != list(range(1, len(layers) + 1)):
+        first = state.get("conv1.weight")  # a PDN of the other size: let the caller name it
+        return {"0.weight": first} if first is not None else state
+    return {f"{layers[numbers[key] - 1]}.{match[2]}": state[key] for key, match in named.items() if match}
+
+
+def _load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path, kind: str) -> None:
+    expected = network.state_dict()
+    if expected.keys() != state.keys():
+        raise UserError(f"{path} does not hold the weights of a {kind}: its layers have other names")
+    for key, tensor in state.items():
+        if tensor.shape != expected[key].shape:
+            shapes = f"{tuple(tensor.shape)}, not {tuple(expected[key].shape)}"
+            raise UserError(f"{path} does not hold the weights of a {kind}: {key} has shape {shapes}")
+        if not tensor.isfinite().all():
+            raise UserError(f"{path} is damaged: {key} has values that are not finite")
+    network.load_state_dict(state)

@@ -1,0 +1,160 @@
+"""The four data set layouts, and the split of the good images into training and validation.
+
+custom      PATH/train/good, PATH/test/<class>, and where the set has its own, PATH/validation/good
+mvtec_ad    PATH/<category>/train/good, .../test/<class>
+mvtec_loco  PATH/<category>/train/good, .../validation/good, .../test/<class>
+visa        PATH/<category>/train/good, .../test/<class> (VisA's one-class layout)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from efficientad.errors import UserError
+from efficientad.images import find_images, is_image_name
+
+GOOD = "good"  # the one class name that is not anomalous
+VALIDATION_SHARE = 0.1  # of the training images, where the set has no validation images of its own
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set chosen on the command line: its layout's name and the folder of its train and test."""
+
+    name: str  # "custom", or layout and category as in "mvtec_ad/bottle"; also its folder below an output
+    root: Path
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A test image and the class whose folder it stands in."""
+
+    path: Path
+    class_name: str
+    image_name: str  # the path below the class folder, with "/", as tables and CSV files show it
+
+    @property
+    def is_anomalous(self) -> bool:
+        return self.class_name != GOOD
+
+
+@dataclass(frozen=True)
+class TrainingSplit:
+    """Good images: those the networks learn from, and the held-out ones for the map quantiles."""
+
+    train: list[Path]
+    validation: list[Path]
+
+
+def open_dataset(layout: str, path: Path, subdataset: str) -> Dataset:
+    """Find the data set of one layout below `path`.
+
+    Args:
+        layout: mvtec_ad, mvtec_loco, visa or custom.
+        subdataset: the category; a custom set has none and ignores it.
+
+    Raises:
+        UserError: the folder or the category is missing; the message lists the categories there are.
+    """
+    flag = f"--{'custom_dataset' if layout == 'custom' else layout}_path"
+    if not path.is_dir():
+        problem = "is not a folder" if path.exists() else "does not exist"
+        raise UserError(f"{path} {problem}; give the data set's folder with {flag}")
+    if layout == "custom":
+        return Dataset(layout, path)
+    root = path / subdataset
+    if not root.is_dir():
+        categories = sorted(folder.name for folder in path.iterdir() if (folder / "train").is_dir())
+        hint = f"there are: {', '.join(categories)}" if categories else f"nor any other; check {flag}"
+        raise UserError(f"{path} has no category {subdataset!r} (--subdataset); {hint}")
+    return Dataset(f"{layout}/{subdataset}", root)
+
+
+def find_training_images(dataset: Dataset, seed: int) -> TrainingSplit:
+    """The good training images, split for validation by the data set itself or else by `seed`.
+
+    Raises:
+        UserError: no train folder, anything but good images in it, or fewer than two of them.
+    """
+    folder = _training_folder(dataset)
+    images = find_images(folder)
+    if (dataset.root / "validation").is_dir():
+        own_validation = dataset.root / "validation" / GOOD
+        validation = find_images(own_validation)
+        if not images or not validation:
+            empty = own_validation if images else folder
+            raise UserError(f"{empty} holds no images; a set with a validation folder needs good images in both")
+        return TrainingSplit(images, validation)
+    if len(images) < 2:
+        count = "only one image" if images else "no images"
+        raise UserError(f"{folder} holds {count}; training needs at least two good images, better hundreds")
+    return split_validation(images, seed)
+
+
+def split_validation(images: Sequence[Path], seed: int) -> TrainingSplit:
+    """Hold out 10 % (at least one) at random; depends only on the order of `images` and the seed."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
+    held_out = set(order[: max(1, round(VALIDATION_SHARE * len(images)))])
+    return TrainingSplit(
+        train=[image for index, image in enumerate(images) if index not in held_out],
+        validation=[image for index, image in enumerate(images) if index in held_out],
+    )
+
+
+def _training_folder(dataset: Dataset) -> Path:
+    train = dataset.root / "train"
+    if not train.is_dir():
+        if dataset.name != "custom" or not _has_images(dataset.root):
+            raise UserError(f"{dataset.root} has no train folder; put the good images into {train / GOOD}")
+        _refuse_classes(dataset.root, allowed=())  # simply a folder of good images: enough to train on
+        return dataset.root
+    _refuse_classes(train, allowed=(GOOD,))
+    if not (train / GOOD).is_dir():
+        return train
+    if _has_images(train):
+        raise UserError(f"{train} holds images beside the folder {GOOD}; move them into {train / GOOD}")
+    return train / GOOD
+
+
+def _refuse_classes(folder: Path, allowed: tuple[str, ...]) -> None:
+    others = [entry.name for entry in _class_folders(folder) if entry.name not in allowed and find_images(entry)]
+    if others:
+        raise UserError(
+            f"{folder} also holds images in {', '.join(others)}; training takes good images only, "
+            f"from one folder: put them into train/{GOOD} and the others into test/<class>"
+        )
+
+
+def find_test_samples(dataset: Dataset) -> list[Sample]:
+    """Every test image, ordered by class and name.
+
+    Raises:
+        UserError: no test folder, no images in it, or images that are in no class folder.
+    """
+    test = dataset.root / "test"
+    layout = f"put test images into {test / GOOD} and one folder per defect class beside it"
+    if not test.is_dir():
+        raise UserError(f"{dataset.root} has no test folder; {layout}")
+    if _has_images(test):
+        raise UserError(f"{test} holds images outside class folders; {layout}")
+    samples = [
+        Sample(path, folder.name, path.relative_to(folder).as_posix())
+        for folder in _class_folders(test)
+        for path in find_images(folder)
+    ]
+    if not samples:
+        raise UserError(f"{test} holds no images; {layout}")
+    return samples
+
+
+def _class_folders(parent: Path) -> list[Path]:
+    folders = [entry for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    return sorted((folder for folder in folders if folder.name != "__MACOSX"), key=lambda folder: folder.name)
+
+
+def _has_images(folder: Path) -> bool:
+    return any(is_image_name(entry.name) and entry.is_file() for entry in folder.iterdir())

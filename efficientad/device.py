@@ -1,0 +1,65 @@
+"""Where and in which precision to compute: resolved once from the flags, then passed along."""
+
+from __future__ import annotations
+
+import platform
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+
+from efficientad.errors import UserError
+
+_AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device for --device auto, cuda or cpu.
+
+    Raises:
+        UserError: CUDA was asked for and torch sees none.
+    """
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        reason = "this torch was built without CUDA" if torch.version.cuda is None else "torch sees no CUDA GPU"
+        raise UserError(f"--device {name}: {reason}; use --device cpu or check the driver with nvidia-smi")
+    return torch.device("cuda")
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """The precision for --precision auto, fp32, bf16 or fp16: "auto" takes bf16 only where it is faster.
+
+    Raises:
+        UserError: fp16 on a CPU, where training in it would not converge and nothing would be gained.
+    """
+    if name == "fp16" and device.type == "cpu":
+        raise UserError("--precision fp16 needs a CUDA GPU; on a CPU use bf16 or fp32")
+    if name != "auto":
+        return name
+    return "bf16" if _has_fast_bf16(device) else "fp32"
+
+
+def _has_fast_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere; older cards emulate it
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """The autocast context of a resolved precision; does nothing for fp32."""
+    dtype = _AUTOCAST_DTYPES.get(precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def describe(device: torch.device, precision: str) -> str:
+    """For people: "device cuda (NVIDIA H200), precision bf16", with a warning where that will be slow."""
+    if device.type == "cuda":
+        hardware = torch.cuda.get_device_name(device)
+    else:
+        hardware = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    slow = precision == "bf16" and not _has_fast_bf16(device)
+    warning = " (not native to this hardware: expect it to be far slower than fp32)" if slow else ""
+    return f"device {device.type} ({hardware}), precision {precision}{warning}"

@@ -1,0 +1,42 @@
+"""Errors that a user can act on, and how a command ends when one is raised."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Something outside the program is wrong: a path, a flag, a file.
+
+    The message is one sentence for the user: what is wrong, which file, what to do.
+    """
+
+
+def list_files(problems: Sequence[str], limit: int = 20) -> str:
+    """The problems one per line, indented, cut after `limit` with a count of the rest."""
+    shown = "".join(f"\n  {problem}" for problem in problems[:limit])
+    return shown + (f"\n  ... and {len(problems) - limit} more" if len(problems) > limit else "")
+
+
+def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
+    """Parse the command line, run main(args), and exit: 0 done, 2 user error, 130 interrupted."""
+    args = parser.parse_args()
+    try:
+        main(args)
+    except UserError as error:
+        sys.exit(_fail(parser, str(error), 2))
+    except OSError as error:  # a full disk or a forbidden folder is the user's to solve; anything else is a bug
+        if error.errno is None:
+            raise
+        where = f": {Path(error.filename)}" if isinstance(error.filename, str) else ""
+        sys.exit(_fail(parser, f"{error.strerror}{where}", 2))
+    except KeyboardInterrupt:
+        sys.exit(_fail(parser, "interrupted", 130))
+
+
+def _fail(parser: argparse.ArgumentParser, message: str, status: int) -> int:
+    print(f"{parser.prog}: error: {message}", file=sys.stderr)
+    return status

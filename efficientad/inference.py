@@ -1,0 +1,105 @@
+"""A fitted detector and image files in, predictions out: reading runs ahead of the network."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from efficientad.datasets import Sample
+from efficientad.device import autocast
+from efficientad.errors import UserError
+from efficientad.images import (
+    UnreadableImageError,
+    decode_image,
+    parallel_map,
+    raise_if_unreadable,
+    read_bytes,
+    resize_image,
+    to_tensor,
+    to_unit_range,
+)
+from efficientad.networks import EfficientAD, anomaly_score
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the detector says of one image."""
+
+    sample: Sample
+    digest: str  # SHA-256 of the file's bytes
+    image: Image.Image  # upright RGB at its own size
+    score: float  # the largest value of the map, float32
+    anomaly_map: np.ndarray  # S x S float32, 0-255 scale
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    sample: Sample
+    digest: str
+    image: Image.Image
+    pixels: Tensor  # uint8, 3 x S x S
+
+
+def predict(
+    model: EfficientAD,
+    samples: Sequence[Sample],
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    precision: str,
+) -> Iterator[Prediction]:
+    """Predictions in the order of the samples; at most a few batches are in memory at once.
+
+    Args:
+        model: in eval mode, on `device`.
+        workers: threads that read images ahead.
+
+    Raises:
+        UserError: images are unreadable. From the first one on nothing more is predicted, but all
+            remaining files are read, so that the error names every bad one.
+    """
+
+    def load(sample: Sample) -> _Loaded | str:
+        try:
+            data = read_bytes(sample.path)
+            image = decode_image(data, str(sample.path))
+        except UnreadableImageError as error:
+            return str(error)
+        pixels = to_tensor(resize_image(image, model.image_size))
+        return _Loaded(sample, hashlib.sha256(data).hexdigest(), image, pixels)
+
+    unreadable: list[str] = []
+    batch: list[_Loaded] = []
+    for loaded in parallel_map(load, samples, workers):
+        if isinstance(loaded, str):
+            unreadable.append(loaded)
+        elif not unreadable:
+            batch.append(loaded)
+            if len(batch) == batch_size:
+                yield from _predict_batch(model, batch, device, precision)
+                batch = []
+    raise_if_unreadable(unreadable)
+    if batch:
+        yield from _predict_batch(model, batch, device, precision)
+
+
+def _predict_batch(
+    model: EfficientAD, batch: list[_Loaded], device: torch.device, precision: str
+) -> Iterator[Prediction]:
+    images = to_unit_range(torch.stack([loaded.pixels for loaded in batch]).to(device))
+    with torch.inference_mode(), autocast(device, precision):
+        anomaly_maps = model(images)
+        scores = anomaly_score(anomaly_maps).tolist()
+        arrays = anomaly_maps[:, 0].cpu().numpy()
+    for loaded, score, anomaly_map in zip(batch, scores, arrays, strict=True):
+        if not np.isfinite(score):
+            raise UserError(
+                f"the score of {loaded.sample.path} is not finite; try --precision fp32, or train again"
+            )
+        yield Prediction(loaded.sample, loaded.digest, loaded.image, score, anomaly_map)

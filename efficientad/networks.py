@@ -1,0 +1,178 @@
+"""The three networks of EfficientAD and the detector that joins them (paper: arXiv 2303.14535).
+
+Every network is a plain nn.Sequential, so that its state_dict (keys "0.weight", ...) can be exchanged
+with other EfficientAD tools.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+IMAGE_SIZE = 256  # side of the square network input, in pixels
+FEATURE_CHANNELS = 384  # of the teacher and of the autoencoder; the student has twice as many
+MAP_SCALE = 255.0  # public maps and scores: 25.5 is the 0.995 quantile of held-out good pixels
+MAP_PADDING = 4  # the networks see no border, so their maps are this much smaller on each side
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def build_pdn(model_size: str, out_channels: int, padding: bool = False) -> nn.Sequential:
+    """The patch description network (paper, tables 5 and 6): 33x33 receptive field, stride 4.
+
+    Args:
+        model_size: "small" or "medium".
+        out_channels: 384 for a teacher, 768 for a student.
+        padding: pad so that 256x256 gives 64x64 and not 56x56; only for pretraining a teacher.
+    """
+    pad = 1 if padding else 0
+    if model_size == "small":
+        return nn.Sequential(
+            nn.Conv2d(3, 128, 4, padding=3 * pad),
+            nn.ReLU(inplace=True),
+            nn.AvgPool2d(2, 2, padding=pad),
+            nn.Conv2d(128, 256, 4, padding=3 * pad),
+            nn.ReLU(inplace=True),
+            nn.AvgPool2d(2, 2, padding=pad),
+            nn.Conv2d(256, 256, 3, padding=pad),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(256, out_channels, 4),
+        )
+    if model_size == "medium":
+        return nn.Sequential(
+            nn.Conv2d(3, 256, 4, padding=3 * pad),
+            nn.ReLU(inplace=True),
+            nn.AvgPool2d(2, 2, padding=pad),
+            nn.Conv2d(256, 512, 4, padding=3 * pad),
+            nn.ReLU(inplace=True),
+            nn.AvgPool2d(2, 2, padding=pad),
+            nn.Conv2d(512, 512, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(512, 512, 3, padding=pad),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(512, out_channels, 4),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(out_channels, out_channels, 1),
+        )
+    raise ValueError(f"model_size must be small or medium, not {model_size!r}")
+
+
+def feature_map_size(image_size: int) -> int:
+    """Side of the unpadded PDN's output: 256 -> 56."""
+    after_pools = ((image_size - 3) // 2 - 3) // 2
+    return after_pools - 5
+
+
+def build_autoencoder(image_size: int = IMAGE_SIZE) -> nn.Sequential:
+    """The convolutional autoencoder (paper, table 7): image -> 384 channels of the PDN's map size.
+
+    At 256x256 the latent code is 64x1x1 and the decoder grows 3, 8, 15, 32, 63, 127, then 56.
+    """
+    layers: list[nn.Module] = []
+    for channels_in, channels_out in ((3, 32), (32, 32), (32, 64), (64, 64), (64, 64)):
+        layers += [nn.Conv2d(channels_in, channels_out, 4, stride=2, padding=1), nn.ReLU(inplace=True)]
+    layers.append(nn.Conv2d(64, 64, 8))
+    for divisor, smaller_by in ((64, 1), (32, 0), (16, 1), (8, 0), (4, 1), (2, 1)):
+        layers += [
+            nn.Upsample(size=image_size // divisor - smaller_by, mode="bilinear"),
+            nn.Conv2d(64, 64, 4, padding=2),
+            nn.ReLU(inplace=True),
+            nn.Dropout(0.2),
+        ]
+    return nn.Sequential(
+        *layers,
+        nn.Upsample(size=feature_map_size(image_size), mode="bilinear"),
+        nn.Conv2d(64, 64, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(64, FEATURE_CHANNELS, 3, padding=1),
+    )
+
+
+class RawMaps(NamedTuple):
+    """Anomaly maps before normalization, each N x 1 x 56 x 56, float32, >= 0 (squared distances)."""
+
+    student_teacher: Tensor
+    autoencoder_student: Tensor
+
+
+class EfficientAD(nn.Module):
+    """Teacher, student, autoencoder and the fitted statistics: the whole detector in one state_dict.
+
+    Buffers, fitted by efficientad.normalization:
+        teacher_mean, teacher_std: 1 x 384 x 1 x 1, of the teacher's output on good training images.
+        quantiles: 2 x 2; rows student-teacher and autoencoder-student map, columns the 0.9 and the
+            0.995 quantile over the pixels of held-out good images.
+    """
+
+    def __init__(self, model_size: str = "small", image_size: int = IMAGE_SIZE) -> None:
+        super().__init__()
+        self.model_size = model_size
+        self.image_size = image_size
+        self.teacher = build_pdn(model_size, FEATURE_CHANNELS).requires_grad_(False)
+        self.student = build_pdn(model_size, 2 * FEATURE_CHANNELS)
+        self.autoencoder = build_autoencoder(image_size)
+        # The same for every model, so not saved with it.
+        self.register_buffer("image_mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("image_std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("teacher_mean", torch.zeros(1, FEATURE_CHANNELS, 1, 1))
+        self.register_buffer("teacher_std", torch.ones(1, FEATURE_CHANNELS, 1, 1))
+        self.register_buffer("quantiles", torch.tensor([[0.0, 0.1], [0.0, 0.1]]))
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """ImageNet-normalize RGB images N x 3 x S x S in [0, 1]; every network takes the result."""
+        return (images - self.image_mean) / self.image_std
+
+    def teacher_features(self, normalized: Tensor) -> Tensor:
+        """Channel-normalized teacher output, N x 384 x 56 x 56, float32, for ImageNet-normalized images."""
+        return (self.teacher(normalized).float() - self.teacher_mean) / self.teacher_std
+
+    def raw_maps(self, images: Tensor) -> RawMaps:
+        """The two maps of section 3.2 and 3.3: mean over the channels of the squared differences.
+
+        Args:
+            images: N x 3 x S x S, float32 RGB in [0, 1].
+        """
+        normalized = self.normalize(images)
+        student = self.student(normalized).float()
+        teacher_part, autoencoder_part = student.split(FEATURE_CHANNELS, dim=1)
+        teacher = self.teacher_features(normalized)
+        autoencoder = self.autoencoder(normalized).float()
+        return RawMaps(
+            (teacher - teacher_part).square().mean(dim=1, keepdim=True),
+            (autoencoder - autoencoder_part).square().mean(dim=1, keepdim=True),
+        )
+
+    def combine_maps(self, maps: RawMaps) -> Tensor:
+        """Quantile-normalize both maps and average them (section 3.4), at the input's size.
+
+        Returns:
+            N x 1 x S x S, float32, on the 0-255 scale: 0 is the 0.9 quantile and 25.5 the 0.995
+            quantile of good pixels. Values may be negative and may exceed 255.
+        """
+        normalized = [
+            0.1 * (raw - start) / (end - start) for raw, (start, end) in zip(maps, self.quantiles, strict=True)
+        ]
+        # The quantiles know nothing of this padding: a border of zeros stands for "unremarkable".
+        combined = F.pad((normalized[0] + normalized[1]) / 2, (MAP_PADDING,) * 4)
+        size = (self.image_size, self.image_size)
+        return MAP_SCALE * F.interpolate(combined, size, mode="bilinear", align_corners=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Anomaly maps N x 1 x S x S, float32, 0-255 scale, of RGB images N x 3 x S x S in [0, 1]."""
+        return self.combine_maps(self.raw_maps(images))
+
+
+def anomaly_score(anomaly_maps: Tensor) -> Tensor:
+    """Image scores, shape N, float32: the maximum of each map N x 1 x S x S. May exceed 255."""
+    return anomaly_maps.amax(dim=(1, 2, 3))
+
+
+def infer_model_size(teacher_state: dict[str, Tensor]) -> str | None:
+    """The size whose first layer has these weights' width ("0.weight"), or None if neither has."""
+    first = teacher_state.get("0.weight")
+    widths = {128: "small", 256: "medium"}
+    return widths.get(first.shape[0]) if first is not None and first.dim() == 4 else None

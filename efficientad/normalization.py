@@ -1,0 +1,95 @@
+"""The fitted statistics of the detector: teacher channels and map quantiles, with their progress bars.
+
+Both are fitted on good images with every network in eval mode, before and after training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from efficientad.device import autocast
+from efficientad.errors import UserError
+from efficientad.images import to_unit_range
+from efficientad.networks import EfficientAD, RawMaps
+
+QUANTILES = (0.9, 0.995)  # mapped to 0 and 0.1 (section 3.4)
+_BATCH_SIZE = 16  # only a matter of speed and memory
+_SMALLEST_STD = 1e-6  # a channel that never changes is not scaled
+
+
+@torch.inference_mode()
+def fit_teacher_statistics(model: EfficientAD, pixels: Tensor, device: torch.device, precision: str) -> None:
+    """Set model.teacher_mean and teacher_std: per channel, over every pixel of the teacher's output.
+
+    Exact for any batch sizes: sums in float64, and the variance from the deviations from the final
+    mean, since E[x^2] - E[x]^2 loses its digits where the mean is large.
+
+    Args:
+        pixels: the training images, uint8, N x 3 x S x S.
+    """
+
+    def channel_sums(description: str, of: Callable[[Tensor], Tensor]) -> Tensor:
+        total, count = 0.0, 0
+        for images in _batches(pixels, device, description):
+            with autocast(device, precision):
+                features = model.teacher(model.normalize(images))
+            values = of(features.double())
+            total = total + values.sum(dim=(0, 2, 3))
+            count += values.shape[0] * values.shape[2] * values.shape[3]
+        return (total / count).view(1, -1, 1, 1)
+
+    mean = channel_sums("Computing mean of features", lambda features: features)
+    variance = channel_sums("Computing std of features", lambda features: (features - mean).square())
+    std = variance.sqrt()
+    model.teacher_mean.copy_(mean)
+    model.teacher_std.copy_(torch.where(std > _SMALLEST_STD, std, torch.ones_like(std)))
+
+
+@torch.inference_mode()
+def fit_map_quantiles(model: EfficientAD, pixels: Tensor, device: torch.device, precision: str) -> None:
+    """Set model.quantiles from held-out good images; leaves the model in eval mode, without dropout.
+
+    Args:
+        pixels: the validation images, uint8, N x 3 x S x S.
+
+    Raises:
+        UserError: the images give maps without any spread, so nothing can be normalized.
+    """
+    model.eval()
+    batches = []
+    for images in _batches(pixels, device, "Final map normalization"):
+        with autocast(device, precision):
+            batches.append(RawMaps(*(raw.cpu() for raw in model.raw_maps(images))))
+    model.quantiles.copy_(torch.from_numpy(map_quantiles(batches)))
+
+
+def map_quantiles(batches: list[RawMaps]) -> np.ndarray:
+    """The 0.9 and 0.995 quantile of each kind of map over all pixels pooled: float32, 2 x 2.
+
+    numpy's quantile, since torch.quantile refuses more than 2^24 elements.
+
+    Raises:
+        UserError: the two quantiles of a map coincide.
+    """
+    fitted = np.stack(
+        [
+            np.quantile(np.concatenate([raw.numpy().ravel() for raw in maps]), QUANTILES)
+            for maps in zip(*batches, strict=True)
+        ]
+    ).astype(np.float32)
+    if not (fitted[:, 1] > fitted[:, 0]).all():
+        raise UserError(
+            "the held-out good images give anomaly maps without any spread, so they cannot be normalized; "
+            "check that the training images are real photographs and not constant or damaged"
+        )
+    return fitted
+
+
+def _batches(pixels: Tensor, device: torch.device, description: str) -> Iterator[Tensor]:
+    for batch in tqdm(pixels.split(_BATCH_SIZE), desc=description, unit="batch"):
+        yield to_unit_range(batch.to(device))

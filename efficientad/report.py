@@ -1,0 +1,164 @@
+"""What an evaluation tells: the text tables, scores.csv, mismatch_samples.csv and metrics.json."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from tabulate import tabulate
+
+from efficientad.datasets import Sample
+from efficientad.metrics import Row, class_rows, merge_copies, overall_row
+
+SCORES_FILE = "scores.csv"
+MISMATCH_FILE = "mismatch_samples.csv"
+METRICS_FILE = "metrics.json"
+
+
+@dataclass(frozen=True)
+class ScoredSample:
+    """A test image with its score; light enough to keep thousands."""
+
+    sample: Sample
+    digest: str
+    score: float
+
+    def is_mismatch(self, threshold: float) -> bool:
+        """Whether label and decision disagree: a missed defect, a false alarm, or a wrong label."""
+        return self.sample.is_anomalous != (self.score > threshold)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Every number of one evaluation at one threshold."""
+
+    threshold: float
+    classes: list[Row]
+    overall: Row
+    distinct: Row | None  # over distinct images, where some stand in several classes
+
+
+def evaluate_scores(scored: Sequence[ScoredSample], threshold: float) -> Evaluation:
+    """All rows for the scored images (at least one)."""
+    y_true = np.array([item.sample.is_anomalous for item in scored])
+    y_score = np.array([item.score for item in scored])
+    digests = [item.digest for item in scored]
+    names = [item.sample.class_name for item in scored]
+    distinct = None
+    if len(set(digests)) < len(digests):
+        distinct = overall_row(*merge_copies(digests, y_true, y_score), threshold, "Distinct images")
+    return Evaluation(
+        threshold,
+        classes=class_rows(names, y_true, y_score, threshold),
+        overall=overall_row(y_true, y_score, threshold),
+        distinct=distinct,
+    )
+
+
+def format_tables(evaluation: Evaluation, auc_by_class: bool = False) -> str:
+    """The tables and the AUC lines for the terminal.
+
+    Args:
+        auc_by_class: add a line of AUC for each defect class (MVTec LOCO's logical and structural ones).
+    """
+    headers = ["Class", "Accuracy", "Precision", "Recall", "Num Samples"]
+    classes = [[*_cells(row), row.auroc] for row in evaluation.classes]
+    lines = [
+        tabulate(classes, headers=[*headers, "AUROC"], floatfmt=".4f"),
+        "",
+        tabulate([_cells(evaluation.overall)], headers=headers, floatfmt=".4f"),
+        _auc_line(evaluation),
+    ]
+    if auc_by_class:
+        anomalous = [row for row in evaluation.classes if not math.isnan(row.auroc)]
+        lines += [f"Image auc of {row.name}: {100 * row.auroc:.4f}" for row in anomalous]
+    if evaluation.distinct:
+        row = evaluation.distinct
+        lines.append(
+            f"Over the {row.count} distinct images (some stand in several places): accuracy {row.accuracy:.4f}, "
+            f"precision {row.precision:.4f}, recall {row.recall:.4f}, image auc {100 * row.auroc:.4f}"
+        )
+    return "\n".join(lines)
+
+
+def _cells(row: Row) -> list:
+    return [row.name, row.accuracy, row.precision, row.recall, row.count]
+
+
+def _auc_line(evaluation: Evaluation) -> str:
+    if not math.isnan(evaluation.overall.auroc):
+        return f"Final image auc: {100 * evaluation.overall.auroc:.4f}"
+    missing = "defective" if math.isnan(evaluation.overall.recall) else "good"
+    return f"AUC undefined: the test set has no {missing} images"
+
+
+def write_scores(path: Path, scored: Iterable[ScoredSample], threshold: float) -> None:
+    """A line for every image, in the order of the classes."""
+    header = ["defect_class", "image_name", "y_score", "y_true", "y_pred", "path", "threshold", "sha256"]
+    _write_csv(
+        path,
+        header,
+        (
+            [
+                item.sample.class_name,
+                item.sample.image_name,
+                _exact(item.score),
+                int(item.sample.is_anomalous),
+                int(item.score > threshold),
+                item.sample.path,
+                f"{threshold:g}",
+                item.digest,
+            ]
+            for item in scored
+        ),
+    )
+
+
+def write_mismatches(path: Path, scored: Iterable[ScoredSample], threshold: float) -> int:
+    """The images whose label and decision disagree, farthest from the threshold first; returns their number."""
+    mismatches = [item for item in scored if item.is_mismatch(threshold)]
+    mismatches.sort(key=lambda item: -abs(item.score - threshold))
+    rows = (
+        [
+            item.sample.class_name,
+            item.sample.image_name,
+            _exact(item.score),
+            item.sample.path,
+            f"{threshold:g}",
+            _exact(item.score - threshold),
+        ]
+        for item in mismatches
+    )
+    _write_csv(path, ["defect_class", "image_name", "y_score", "path", "threshold", "margin"], rows)
+    return len(mismatches)
+
+
+def write_metrics(path: Path, evaluation: Evaluation, facts: dict) -> None:
+    """Everything of the tables and the run's facts as JSON; an undefined value is null."""
+    contents = {**facts, **asdict(evaluation)}
+    path.write_text(json.dumps(_without_nan(contents), indent=2) + "\n", encoding="utf-8")
+
+
+def _write_csv(path: Path, header: list[str], rows: Iterable[list]) -> None:
+    # surrogateescape: a file name need not be valid UTF-8
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def _exact(value: float) -> str:
+    return f"{value:.9g}"  # nine digits identify a float32
+
+
+def _without_nan(value):
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

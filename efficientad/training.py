@@ -1,0 +1,224 @@
+"""The losses of EfficientAD and the training loop. Takes a model and images, never argparse's namespace."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from efficientad.device import autocast
+from efficientad.errors import UserError
+from efficientad.images import to_unit_range
+from efficientad.networks import FEATURE_CHANNELS, EfficientAD
+
+HARD_QUANTILE = 0.999  # section 3.2
+LR_DECAY_AT = 0.95  # of the steps; then the learning rate is a tenth
+LOG_EVERY = 10  # steps; reading a loss makes a GPU wait, so not every step is read
+
+
+class Losses(NamedTuple):
+    """The terms of one step, each a scalar float32 tensor. Their sum is what is minimized."""
+
+    hard: Tensor  # student learns the teacher, where it is worst at it
+    penalty: Tensor  # student stays silent on natural images; 0 without them
+    ae: Tensor  # autoencoder learns the teacher
+    stae: Tensor  # student's second half learns the autoencoder
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What the loop needs to know beside model and images."""
+
+    steps: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    device: torch.device
+    precision: str  # resolved: fp32, bf16 or fp16
+    seed: int
+
+
+def hard_feature_loss(teacher: Tensor, student: Tensor) -> Tensor:
+    """Mean of the squared differences at or above their 0.999 quantile over batch, channels and pixels.
+
+    Args:
+        teacher, student: N x 384 x 56 x 56, float32.
+    """
+    distances = (teacher - student).square().flatten()
+    return distances.topk(hard_feature_count(distances.numel()), sorted=False).values.mean()
+
+
+def hard_feature_count(elements: int) -> int:
+    """How many of `elements` values lie at or above their interpolated 0.999 quantile."""
+    return elements - math.ceil(HARD_QUANTILE * (elements - 1))
+
+
+def compute_losses(model: EfficientAD, images: Tensor, augmented: Tensor, natural: Tensor | None) -> Losses:
+    """The losses of sections 3.2 and 3.3 for one batch.
+
+    One pass of the student serves all three kinds of images; only its last layer differs: the first
+    384 channels answer plain and natural images, the last 384 augmented ones.
+
+    Args:
+        images, augmented: N x 3 x S x S, float32 in [0, 1], the same images before and after augmentation.
+        natural: M x 3 x S x S natural images for the penalty, or None.
+    """
+    plain, changed = model.normalize(images), model.normalize(augmented)
+    groups = [plain, changed] if natural is None else [plain, changed, model.normalize(natural)]
+    hidden = model.student[:-1](torch.cat(groups)).split([len(group) for group in groups])
+    last = model.student[-1]
+    as_teacher, as_autoencoder = slice(None, FEATURE_CHANNELS), slice(FEATURE_CHANNELS, None)
+    with torch.no_grad():
+        teacher_plain, teacher_changed = model.teacher_features(torch.cat([plain, changed])).chunk(2)
+    autoencoder = model.autoencoder(changed).float()
+
+    hard = hard_feature_loss(teacher_plain, _last_layer(last, hidden[0], as_teacher))
+    ae = F.mse_loss(autoencoder, teacher_changed)
+    stae = F.mse_loss(_last_layer(last, hidden[1], as_autoencoder), autoencoder)
+    penalty = hard.new_zeros(())
+    if natural is not None:
+        penalty = _last_layer(last, hidden[2], as_teacher).square().mean()
+    return Losses(hard, penalty, ae, stae)
+
+
+def _last_layer(layer: nn.Conv2d, hidden: Tensor, channels: slice) -> Tensor:
+    return F.conv2d(hidden, layer.weight[channels], layer.bias[channels]).float()
+
+
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Brightness, contrast or saturation of each image by its own factor from U(0.8, 1.2) (section 3.3).
+
+    All three blend the image with another one: black, its mean gray, or its gray version. The result is clamped
+    to [0, 1] as torchvision's adjust_brightness, adjust_contrast and adjust_saturation do.
+
+    Args:
+        images: N x 3 x S x S, float32 in [0, 1].
+        generator: on the CPU, so that a seed means the same on every device.
+    """
+    count = len(images)
+    kind = torch.randint(0, 3, (count, 1, 1, 1), generator=generator).to(images.device, non_blocking=True)
+    factor = torch.empty(count, 1, 1, 1).uniform_(0.8, 1.2, generator=generator)
+    factor = factor.to(images.device, non_blocking=True)
+    gray = _grayscale(images)
+    mean_gray = gray.mean(dim=(1, 2, 3), keepdim=True)
+    other = torch.where(kind == 0, torch.zeros_like(gray), torch.where(kind == 1, mean_gray, gray))
+    return (factor * images + (1 - factor) * other).clamp(0, 1)
+
+
+def randomly_gray(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Each image of N x 3 x S x S replaced by its gray version with the given probability."""
+    chosen = torch.rand(len(images), 1, 1, 1, generator=generator) < probability
+    return torch.where(chosen.to(images.device, non_blocking=True), _grayscale(images), images)
+
+
+def _grayscale(images: Tensor) -> Tensor:
+    """Luma as torchvision computes it: N x 3 x S x S -> N x 1 x S x S."""
+    red, green, blue = images.unbind(dim=1)
+    return (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
+
+
+def shuffled_batches(count: int, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Index tensors for `steps` steps: every epoch a fresh shuffle of all images, the last batch shorter."""
+    taken = 0
+    while taken < steps:
+        for batch in torch.randperm(count, generator=generator).split(batch_size)[: steps - taken]:
+            yield batch
+            taken += 1
+
+
+def train(
+    model: EfficientAD,
+    pixels: Tensor,
+    natural_batches: Iterator[Tensor] | None,
+    plan: TrainingPlan,
+    log_file: Path,
+) -> None:
+    """Train student and autoencoder for plan.steps steps (algorithm 1), logging to a CSV file.
+
+    Args:
+        model: with teacher weights and statistics, on plan.device; left in eval mode.
+        pixels: the training images, uint8, N x 3 x S x S, on any device.
+        natural_batches: endless uint8 batches of natural images, one for each step, or None.
+
+    Raises:
+        UserError: the loss is no longer finite; the log up to there stays.
+    """
+    device = plan.device
+    generator = torch.Generator().manual_seed(plan.seed)
+    parameters = [*model.student.parameters(), *model.autoencoder.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=plan.lr, weight_decay=plan.weight_decay, fused=True)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, max(1, int(LR_DECAY_AT * plan.steps)), gamma=0.1)
+    scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
+    model.train()
+    with log_file.open("w", newline="") as file, tqdm(total=plan.steps, desc="Training", unit="step") as bar:
+        log = _Log(file, bar, plan.steps)
+        for batch in shuffled_batches(len(pixels), plan.batch_size, plan.steps, generator):
+            images = to_unit_range(pixels[batch].to(device, non_blocking=True))
+            natural = None
+            if natural_batches is not None:
+                natural = to_unit_range(next(natural_batches)[: len(images)].to(device, non_blocking=True))
+                natural = randomly_gray(natural, 0.3, generator)
+            with autocast(device, plan.precision):
+                losses = compute_losses(model, images, augment(images, generator), natural)
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(sum(losses)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            log.add(losses, scheduler.get_last_lr()[0], len(images))
+            scheduler.step()
+    model.eval()
+
+
+class _Log:
+    """Averages the losses between two looks at them, writes log.csv and the progress bar."""
+
+    def __init__(self, file, bar: tqdm, steps: int) -> None:
+        self._file = file
+        self._rows = csv.writer(file)
+        self._rows.writerow(["step", *Losses._fields, "loss", "lr", "images_per_s"])
+        self._bar = bar
+        self._steps = steps
+        self._step = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: Tensor | None = None
+        self._count = 0
+        self._images = 0
+        self._start = time.perf_counter()
+
+    def add(self, losses: Losses, lr: float, images: int) -> None:
+        terms = torch.stack([loss.detach() for loss in losses])
+        self._sums = terms if self._sums is None else self._sums + terms
+        self._count += 1
+        self._images += images
+        self._step += 1
+        self._bar.update()
+        if self._step % LOG_EVERY == 0 or self._step in (1, self._steps):
+            self._write(lr)
+            self._reset()
+
+    def _write(self, lr: float) -> None:
+        terms = (self._sums / self._count).tolist()
+        loss = sum(terms)
+        speed = self._images / (time.perf_counter() - self._start)
+        self._rows.writerow(
+            [self._step, *(f"{term:.6f}" for term in terms), f"{loss:.6f}", f"{lr:g}", f"{speed:.2f}"]
+        )
+        self._file.flush()
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss is not finite at step {self._step} ({self._file.name}); try a smaller --lr, "
+                "--precision fp32, or look for damaged training images"
+            )
+        self._bar.set_description(f"Current loss: {loss:.4f}")
+        self._bar.set_postfix_str(f"{speed:.1f} images/s", refresh=False)

@@ -1,0 +1,120 @@
+"""Evaluate a trained EfficientAD detector: scores, anomaly maps, metrics per class, likely wrong labels."""
+
+import argparse
+from pathlib import Path
+
+from efficientad import arguments
+from efficientad.errors import UserError, run_command
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="eval.py", description=__doc__)
+    arguments.add_dataset_arguments(parser)
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "-w",
+        "--weights_dir",
+        type=Path,
+        metavar="DIR",
+        help="folder of the training (default: where train.py puts it for this --output_dir and data set)",
+    )
+    group.add_argument(
+        "-m",
+        "--model_size",
+        choices=arguments.MODEL_SIZES,
+        help="only to make sure; the model knows its size (default: not checked)",
+    )
+    group = parser.add_argument_group("evaluation")
+    group.add_argument(
+        "-T",
+        "--threshold",
+        type=arguments.non_negative_float,
+        default=80.0,
+        metavar="X",
+        help="an image is called anomalous when its score is above it; scores start at 0, 25.5 is what 0.5%% of "
+        "the pixels of good images exceed, 255 is far out but no limit (default: %(default)s)",
+    )
+    group.add_argument(
+        "-b",
+        "--batch_size",
+        type=arguments.positive_int,
+        default=16,
+        metavar="N",
+        help="images at once; changes speed and memory, not results (default: %(default)s)",
+    )
+    arguments.add_machine_arguments(parser)
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "-f",
+        "--map_format",
+        choices=("tiff", "jpg", "none"),
+        default="tiff",
+        help="tiff: float32 maps at each image's size; jpg: the image beside a heat map; none: only the "
+        "tables (default: %(default)s)",
+    )
+    group.add_argument(
+        "-o",
+        "--output_dir",
+        type=Path,
+        default=Path("output/1"),
+        metavar="DIR",
+        help="results go to DIR/anomaly_maps/<data set>/test (default: %(default)s)",
+    )
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    # Heavy imports after parsing: --help and a wrong flag answer at once.
+    from tqdm import tqdm
+
+    from efficientad import checkpoint, device, inference, outputs, report
+    from efficientad.datasets import find_test_samples, open_dataset
+    from efficientad.images import parallel_map
+    from efficientad.maps import resize_map, write_side_by_side, write_tiff
+
+    dataset = open_dataset(args.dataset, arguments.dataset_path(args), args.subdataset)
+    samples = find_test_samples(dataset)
+    compute = device.resolve_device(args.device)
+    precision = device.resolve_precision(args.precision, compute)
+    weights_dir = args.weights_dir or args.output_dir / "trainings" / dataset.name
+    model = checkpoint.load_model(weights_dir, compute)
+    if args.model_size not in (None, model.model_size):
+        raise UserError(f"{weights_dir} holds a {model.model_size} model but --model_size is {args.model_size}")
+
+    folder = args.output_dir / "anomaly_maps" / dataset.name / "test"
+    suffix = {"tiff": ".tiff", "jpg": ".jpg", "none": None}[args.map_format]
+    maps = dict(zip(samples, outputs.map_names(samples, suffix), strict=True)) if suffix else {}
+    names = [*maps.values(), report.SCORES_FILE, report.MISMATCH_FILE, report.METRICS_FILE]
+    stale = outputs.claim_files(folder, names)
+    print(f"Data set {dataset.name}: {len(samples)} test images, threshold {args.threshold:g}")
+    print(f"Model {weights_dir} ({model.model_size}), {device.describe(compute, precision)}", flush=True)
+
+    def write(prediction: inference.Prediction) -> report.ScoredSample:
+        sample = prediction.sample
+        if maps:
+            anomaly_map = resize_map(prediction.anomaly_map, *prediction.image.size)
+            if args.map_format == "tiff":
+                write_tiff(folder / maps[sample], anomaly_map)
+            else:
+                write_side_by_side(folder / maps[sample], prediction.image, anomaly_map, args.threshold)
+        return report.ScoredSample(sample, prediction.digest, prediction.score)
+
+    predictions = inference.predict(model, samples, args.batch_size, args.num_workers, compute, precision)
+    written = parallel_map(write, predictions, args.num_workers)
+    scored = list(tqdm(written, desc="Evaluating", total=len(samples), unit="image"))
+
+    evaluation = report.evaluate_scores(scored, args.threshold)
+    facts = {"dataset": dataset.name, "weights_dir": str(weights_dir), "model_size": model.model_size}
+    report.write_scores(folder / report.SCORES_FILE, scored, args.threshold)
+    mismatches = report.write_mismatches(folder / report.MISMATCH_FILE, scored, args.threshold)
+    report.write_metrics(folder / report.METRICS_FILE, evaluation, facts)
+    outputs.release_files(folder, stale, names)
+    print(f"\n{report.format_tables(evaluation, auc_by_class=args.dataset == 'mvtec_loco')}\n")
+    print(
+        f"Label and score disagree on {mismatches} images, most suspicious first: {folder / report.MISMATCH_FILE}"
+    )
+    print(f"Scores, metrics and maps are in {folder}")
+
+
+if __name__ == "__main__":
+    run_command(main, get_parser())

@@ -1,0 +1,196 @@
+"""Train an EfficientAD anomaly detector on images of good parts (arXiv 2303.14535)."""
+
+import argparse
+import json
+import math
+import shlex
+import time
+from pathlib import Path
+
+from efficientad import arguments
+from efficientad.errors import UserError, run_command
+
+DEFAULT_EPOCHS = 10
+FEW_IMAGES_SEEN = 1000
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description=__doc__,
+        epilog="Annotations are not needed. eval.py evaluates the result.",
+    )
+    arguments.add_dataset_arguments(parser)
+    group = parser.add_argument_group("training")
+    length = group.add_mutually_exclusive_group()
+    length.add_argument(
+        "-e",
+        "--epochs",
+        type=arguments.positive_int,
+        metavar="N",
+        help=f"passes over the training images (default: {DEFAULT_EPOCHS})",
+    )
+    length.add_argument(
+        "--train_steps",
+        type=arguments.positive_int,
+        metavar="N",
+        help="optimizer steps, instead of --epochs; the paper takes 70000 of batch size 1",
+    )
+    group.add_argument(
+        "-b",
+        "--batch_size",
+        type=arguments.positive_int,
+        default=1,
+        metavar="N",
+        help="images per step (default: %(default)s)",
+    )
+    group.add_argument(
+        "-m",
+        "--model_size",
+        choices=arguments.MODEL_SIZES,
+        default="small",
+        help="small: EfficientAD-S; medium: EfficientAD-M, 3 times the work (default: %(default)s)",
+    )
+    group.add_argument(
+        "-w",
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="pretrained teacher, a state_dict (default: the teacher of that size in efficientad/weights)",
+    )
+    group.add_argument(
+        "-i",
+        "--imagenet_train_path",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="folders or tar files of natural images for the penalty term (default: none, penalty off)",
+    )
+    group.add_argument(
+        "--lr",
+        type=arguments.positive_float,
+        default=1e-4,
+        metavar="X",
+        help="learning rate of Adam; a tenth of it for the last 5%% of the steps (default: %(default)s)",
+    )
+    group.add_argument(
+        "--weight_decay",
+        type=arguments.non_negative_float,
+        default=1e-5,
+        metavar="X",
+        help="of Adam; 0: off (default: %(default)s)",
+    )
+    group.add_argument(
+        "--seed",
+        type=arguments.non_negative_int,
+        default=42,
+        metavar="N",
+        help="of the split, the initial weights, the order and the augmentation (default: %(default)s)",
+    )
+    arguments.add_machine_arguments(parser)
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "-o",
+        "--output_dir",
+        type=Path,
+        default=Path("output/1"),
+        metavar="DIR",
+        help="the model goes to DIR/trainings/<data set> (default: %(default)s)",
+    )
+    group.add_argument("--overwrite", action="store_true", help="replace a finished model there (default: refuse)")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    # Heavy imports after parsing: --help and a wrong flag answer at once.
+    import torch
+
+    from efficientad import checkpoint, device, images, natural, normalization, training
+    from efficientad.datasets import find_training_images, open_dataset
+    from efficientad.networks import EfficientAD
+
+    start = time.monotonic()
+    dataset = open_dataset(args.dataset, arguments.dataset_path(args), args.subdataset)
+    folder = args.output_dir / "trainings" / dataset.name
+    if (folder / checkpoint.MODEL_FILE).exists() and not args.overwrite:
+        raise UserError(f"{folder} already holds a trained model; add --overwrite, or choose another --output_dir")
+    compute = device.resolve_device(args.device)
+    precision = device.resolve_precision(args.precision, compute)
+    split = find_training_images(dataset, args.seed)
+    torch.manual_seed(args.seed)
+    model = EfficientAD(args.model_size)
+    teacher_file = checkpoint.load_teacher_weights(model, args.weights)
+    stored = natural.find_stored_images(args.imagenet_train_path)
+    plan = training.TrainingPlan(
+        steps=args.train_steps or (args.epochs or DEFAULT_EPOCHS) * math.ceil(len(split.train) / args.batch_size),
+        batch_size=args.batch_size,
+        lr=args.lr,
+        weight_decay=args.weight_decay,
+        device=compute,
+        precision=precision,
+        seed=args.seed,
+    )
+    facts = {
+        "train_images": len(split.train),
+        "validation_images": len(split.validation),
+        "natural_images": len(stored),
+        "steps": plan.steps,
+        "machine": device.describe(compute, precision),
+        "teacher": str(teacher_file),
+    }
+    report_start(dataset.name, args, facts)
+
+    size = model.image_size
+    pixels = images.load_images([*split.train, *split.validation], size, args.num_workers)
+    train_pixels, held_out = pixels.split([len(split.train), len(split.validation)])
+    natural_batches = None
+    if stored:
+        natural_batches = natural.natural_batches(stored, args.batch_size, size, args.num_workers, args.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = json.dumps({**vars(args), **facts}, indent=2, default=str)
+    (folder / "args.json").write_text(settings + "\n")
+    model.to(compute, memory_format=torch.channels_last)
+    normalization.fit_teacher_statistics(model, train_pixels, compute, precision)
+    training.train(model, train_pixels, natural_batches, plan, folder / "log.csv")
+    normalization.fit_map_quantiles(model, held_out, compute, precision)
+    checkpoint.save_model(model, folder / checkpoint.MODEL_FILE, json.loads(settings))
+    print(
+        f"Trained in {time.monotonic() - start:.0f} s and wrote {folder / checkpoint.MODEL_FILE}; "
+        f"evaluate it with: {evaluation_command(args)}"
+    )
+
+
+def report_start(name: str, args: argparse.Namespace, facts: dict) -> None:
+    """Print what is going to happen, and a warning where it will be too little."""
+    penalty = f"{facts['natural_images']} natural images" if facts["natural_images"] else "off"
+    print(f"Data set {name}: {facts['train_images']} good images, {facts['validation_images']} more held out")
+    print(
+        f"EfficientAD {args.model_size}, {facts['steps']} steps of batch size {args.batch_size}, penalty {penalty}"
+    )
+    print(f"Using {facts['machine']}")
+    print(f"Teacher {facts['teacher']}", flush=True)
+    seen = facts["steps"] * min(args.batch_size, facts["train_images"])
+    if seen < FEW_IMAGES_SEEN:
+        advice = f"below {FEW_IMAGES_SEEN} the maps stay weak; raise --epochs or --train_steps"
+        print(f"Note: only about {seen} images will be seen; {advice}", flush=True)
+
+
+def evaluation_command(args: argparse.Namespace) -> str:
+    """The eval.py command line for what was trained with these arguments."""
+    path_flag = "custom_dataset_path" if args.dataset == "custom" else f"{args.dataset}_path"
+    words = [
+        "python",
+        "eval.py",
+        "--dataset",
+        args.dataset,
+        f"--{path_flag}",
+        str(arguments.dataset_path(args)),
+    ]
+    if args.dataset != "custom":
+        words += ["--subdataset", args.subdataset]
+    return shlex.join([*words, "--output_dir", str(args.output_dir)])
+
+
+if __name__ == "__main__":
+    run_command(main, get_parser())
