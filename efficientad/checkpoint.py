@@ -162,15 +162,15 @@ def _read(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except pickle.UnpicklingError:
-        if not _looks_pickled(path):
-            raise UserError(f"{path} is not a torch file") from None
-        raise UserError(
-            f"{path} holds pickled Python objects and is not opened, since that could run any code; "
-            "save it again as a state_dict: torch.save(model.state_dict(), path)"
-        ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is not a readable torch file ({str(error).splitlines()[0]})") from None
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # the readers behind torch.load raise almost any type on a damaged file
+        if isinstance(error, pickle.UnpicklingError) and _looks_pickled(path):
+            raise UserError(
+                f"{path} holds pickled Python objects and is not opened, since that could run any code; "
+                "save it again as a state_dict: torch.save(model.state_dict(), path)"
+            ) from None
+        raise UserError(f"{path} is not a torch file, or damaged") from None
 
 
 def _looks_pickled(path: Path) -> bool:

@@ -5,7 +5,6 @@ Sources may be far larger than memory, so images are decoded as they are needed,
 
 from __future__ import annotations
 
-import itertools
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -104,7 +103,7 @@ def natural_batches(
     An unreadable image is passed over, with a line that names it: one in a million must not end a long training.
 
     Raises:
-        UserError: a whole round of images was unreadable.
+        UserError: no image at all is readable.
     """
 
     def load(image: StoredImage) -> Tensor | str:
@@ -113,19 +112,23 @@ def natural_batches(
         except UnreadableImageError as error:
             return str(error)
 
-    loaded = parallel_map(load, _shuffled_forever(stored, seed), workers)
-    while True:
-        batch: list[Tensor] = []
-        for image in itertools.islice(loaded, len(stored) + batch_size):
-            if isinstance(image, str):
+    batch: list[Tensor] = []
+    reported: set[str] = set()
+    failed_in_a_row = 0
+    for image in parallel_map(load, _shuffled_forever(stored, seed), workers):
+        if isinstance(image, str):
+            if image not in reported:
                 tqdm.write(f"passed over {image}")
-            else:
-                batch.append(image)
-            if len(batch) == batch_size:
-                break
-        if len(batch) < batch_size:
-            raise UserError(f"cannot read the natural images, {stored[0].path} among them")
-        yield torch.stack(batch)
+                reported.add(image)
+            failed_in_a_row += 1
+            if failed_in_a_row > 2 * len(stored):
+                raise UserError(f"none of the {len(stored)} natural images can be read, {stored[0].path} for one")
+            continue
+        failed_in_a_row = 0
+        batch.append(image)
+        if len(batch) == batch_size:
+            yield torch.stack(batch)
+            batch = []
 
 
 def _shuffled_forever(stored: Sequence[StoredImage], seed: int) -> Iterator[StoredImage]:

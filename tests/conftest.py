@@ -1,0 +1,93 @@
+"""Generated images, data sets of every layout, and a tiny detector that trains in milliseconds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from efficientad import networks
+from efficientad.networks import EfficientAD
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="needs a CUDA GPU")
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(skip)
+
+
+def draw_part(seed, defective=False, size=(60, 40)):
+    """A striped part with some noise; a defect is a bright blob."""
+    rng = np.random.default_rng(seed)
+    columns, rows = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
+    gray = 90 + 40 * np.sin(columns / 3) + rng.normal(0, 4, columns.shape)
+    if defective:
+        x, y = rng.integers(10, 30, 2)
+        gray[y - 6 : y + 6, x - 6 : x + 6] = 250
+    rgb = np.stack([gray, 0.9 * gray, 0.8 * gray], axis=-1)
+    return Image.fromarray(np.clip(rgb, 0, 255).astype(np.uint8))
+
+
+def fill_folder(folder, count, seed=0, defective=False, suffix=".png"):
+    folder.mkdir(parents=True)
+    for index in range(count):
+        draw_part(seed + index, defective).save(folder / f"{index:03d}{suffix}")
+
+
+def make_dataset(root, train=10, test=None):
+    """root/train/good and root/test/<class>; test maps class names to counts."""
+    fill_folder(root / "train" / "good", train)
+    test = {"good": 3, "defect_type_1": 2, "defect_type_2": 2} if test is None else test
+    for number, (name, count) in enumerate(test.items(), start=1):
+        fill_folder(root / "test" / name, count, seed=1000 * number, defective=name != "good")
+    return root
+
+
+@pytest.fixture
+def dataset_folder(tmp_path):
+    return make_dataset(tmp_path / "parts")
+
+
+def tiny_pdn(model_size, out_channels, padding=False):
+    """Same input, output size, stride and last layer as a PDN, without its work."""
+    if model_size not in ("small", "medium"):
+        raise ValueError(model_size)
+    return nn.Sequential(nn.AvgPool2d(33, 4), nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, out_channels, 1))
+
+
+def tiny_autoencoder(image_size=256):
+    return nn.Sequential(nn.AvgPool2d(33, 4), nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Dropout(0.2), nn.Conv2d(8, 384, 1))
+
+
+@pytest.fixture
+def tiny_networks(monkeypatch):
+    """EfficientAD is built of tiny networks."""
+    monkeypatch.setattr(networks, "build_pdn", tiny_pdn)
+    monkeypatch.setattr(networks, "build_autoencoder", tiny_autoencoder)
+
+
+@pytest.fixture
+def tiny_model(tiny_networks):
+    torch.manual_seed(0)
+    return EfficientAD().eval()
+
+
+@pytest.fixture
+def tiny_teacher(tiny_model, tmp_path):
+    """A teacher file for train.py under tiny_networks."""
+    path = tmp_path / "tiny_teacher.pth"
+    torch.save(tiny_model.teacher.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def shared_data():
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the shared data sets are not here")
+    return SHARED_DATA

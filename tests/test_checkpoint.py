@@ -1,0 +1,220 @@
+import pickle
+import zipfile
+
+import pytest
+import torch
+from torch import nn
+
+from efficientad import checkpoint
+from efficientad.checkpoint import load_model, load_teacher_weights, save_model
+from efficientad.errors import UserError
+from efficientad.networks import EfficientAD, build_pdn
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def fitted(tiny_model):
+    tiny_model.teacher_mean.uniform_(-1, 1)
+    tiny_model.teacher_std.uniform_(0.5, 2)
+    tiny_model.quantiles.copy_(torch.tensor([[0.125, 0.5], [0.25, 0.75]]))
+    return tiny_model
+
+
+def write_six_files(model, folder):
+    folder.mkdir()
+    for name in ("teacher", "student", "autoencoder"):
+        torch.save(model.get_submodule(name).state_dict(), folder / f"{name}_final.pth")
+    torch.save(model.teacher_mean, folder / "teacher_mean.pt")
+    torch.save(model.teacher_std, folder / "teacher_std.pt")
+    (st_start, st_end), (ae_start, ae_end) = model.quantiles
+    quantiles = {"q_st_start": st_start, "q_st_end": st_end, "q_ae_start": ae_start, "q_ae_end": ae_end}
+    torch.save(quantiles, folder / "quantiles.pt")
+
+
+def assert_equal_models(left, right):
+    assert left.state_dict().keys() == right.state_dict().keys()
+    for key, tensor in left.state_dict().items():
+        assert torch.equal(tensor, right.state_dict()[key]), key
+
+
+def test_saved_and_loaded_model_is_equal(fitted, tmp_path):
+    save_model(fitted, tmp_path / "model.pt", {"steps": 7})
+    loaded = load_model(tmp_path, CPU)
+    assert_equal_models(fitted, loaded)
+    assert not loaded.training
+    image = torch.rand(1, 3, 256, 256)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(image), fitted(image))
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".pth"] == ["model.pt"]
+
+
+def test_model_file_describes_itself_and_is_on_the_cpu(fitted, tmp_path):
+    save_model(fitted, tmp_path / "model.pt", {"steps": 7})
+    contents = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert contents["config"] == {"model_size": "small", "image_size": 256}
+    assert contents["training"] == {"steps": 7}
+    assert contents["versions"]["torch"] == torch.__version__
+    assert {tensor.device for tensor in contents["state_dict"].values()} == {CPU}
+
+
+@pytest.mark.cuda
+def test_model_trained_on_cuda_loads_on_the_cpu(tmp_path):
+    model = EfficientAD().cuda()
+    save_model(model, tmp_path / "model.pt", {})
+    assert {tensor.device for tensor in load_model(tmp_path, CPU).state_dict().values()} == {CPU}
+
+
+def test_failed_save_keeps_the_old_file(fitted, tmp_path, monkeypatch):
+    save_model(fitted, tmp_path / "model.pt", {})
+    before = (tmp_path / "model.pt").read_bytes()
+
+    def full_disk(contents, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_model(fitted, tmp_path / "model.pt", {})
+    assert (tmp_path / "model.pt").read_bytes() == before
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_six_files_of_other_tools(fitted, tmp_path):
+    write_six_files(fitted, tmp_path / "six")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "infer_model_size", lambda state: "small")  # tiny networks have other widths
+        assert_equal_models(load_model(tmp_path / "six", CPU), fitted)
+        (tmp_path / "six" / "quantiles.pt").unlink()
+        with pytest.raises(UserError, match="lacks quantiles.pt"):
+            load_model(tmp_path / "six", CPU)
+
+
+def test_medium_six_files_are_recognised(tmp_path):
+    model = EfficientAD("medium")
+    write_six_files(model, tmp_path / "six")
+    loaded = load_model(tmp_path / "six", CPU)
+    assert loaded.model_size == "medium"
+    assert_equal_models(loaded, model)
+
+
+class Dangerous:
+    """Pickles into a call that leaves a trace."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return (open, (str(self.trace), "w"))
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_pickled_code_is_refused_and_not_run(tmp_path, as_zip):
+    trace = tmp_path / "trace"
+    if as_zip:
+        torch.save(Dangerous(trace), tmp_path / "model.pt")
+        assert zipfile.is_zipfile(tmp_path / "model.pt")
+    else:
+        (tmp_path / "model.pt").write_bytes(pickle.dumps(Dangerous(trace), protocol=2))
+    with pytest.raises(UserError, match="model.pt holds pickled Python objects.*state_dict"):
+        load_model(tmp_path, CPU)
+    assert not trace.exists()
+
+
+def test_pickled_module_is_refused(tmp_path):
+    torch.save(nn.Sequential(nn.Conv2d(3, 4, 4)), tmp_path / "teacher.pth")
+    with pytest.raises(UserError, match="teacher.pth holds pickled Python objects"):
+        load_teacher_weights(EfficientAD(), tmp_path / "teacher.pth")
+
+
+def change_contents(path, change):
+    contents = torch.load(path, weights_only=True)
+    change(contents)
+    torch.save(contents, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(format="other"), "not a detector saved by train.py"),
+        (lambda c: c.update(version=99), "newer version"),
+        (lambda c: c.pop("config"), "is damaged"),
+        (lambda c: c["config"].update(model_size="huge"), "is damaged"),
+        (lambda c: c["state_dict"].pop("teacher_mean"), "its layers have other names"),
+        (lambda c: c["state_dict"].update(teacher_mean=torch.zeros(3)), r"shape \(3,\)"),
+        (
+            lambda c: c["state_dict"]["student.1.bias"].fill_(float("nan")),
+            "student.1.bias has values that are not finite",
+        ),
+        (lambda c: c["state_dict"]["quantiles"].fill_(0.5), "statistics are degenerate"),
+    ],
+)
+def test_model_files_that_are_refused(fitted, tmp_path, change, message):
+    save_model(fitted, tmp_path / "model.pt", {})
+    change_contents(tmp_path / "model.pt", change)
+    with pytest.raises(UserError, match=message):
+        load_model(tmp_path, CPU)
+
+
+def test_files_that_are_no_model(fitted, tmp_path):
+    with pytest.raises(UserError, match="does not exist; train first"):
+        load_model(tmp_path / "nowhere", CPU)
+    with pytest.raises(UserError, match="holds no model.pt; train first"):
+        load_model(tmp_path, CPU)
+    path = tmp_path / "model.pt"
+    path.write_text("just text")
+    with pytest.raises(UserError, match="is not a torch file, or damaged"):
+        load_model(tmp_path, CPU)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="model.pt is not a torch file"):
+        load_model(tmp_path, CPU)
+    save_model(fitted, path, {})
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(UserError, match="model.pt is not a torch file"):
+        load_model(tmp_path, CPU)
+
+
+@pytest.mark.parametrize("size", ["small", "medium"])
+@pytest.mark.parametrize("names", ["sequential", "anomalib"])
+def test_teacher_weights_of_other_tools(tmp_path, size, names):
+    teacher = build_pdn(size, 384)
+    state = teacher.state_dict()
+    if names == "anomalib":
+        layers = [index for index, layer in enumerate(teacher) if isinstance(layer, nn.Conv2d)]
+        state = {f"conv{layers.index(int(k.split('.')[0])) + 1}.{k.split('.')[1]}": v for k, v in state.items()}
+    torch.save({key: tensor.half() for key, tensor in state.items()}, tmp_path / "teacher.pth")
+    model = EfficientAD(size)
+    load_teacher_weights(model, tmp_path / "teacher.pth")
+    for key, tensor in teacher.state_dict().items():
+        loaded = model.teacher.state_dict()[key]
+        assert loaded.dtype == torch.float32 and torch.equal(loaded, tensor.half().float())
+    other = "medium" if size == "small" else "small"
+    with pytest.raises(UserError, match=f"is a {size} teacher but --model_size is {other}"):
+        load_teacher_weights(EfficientAD(other), tmp_path / "teacher.pth")
+
+
+def test_teacher_weights_that_are_refused(tmp_path):
+    model = EfficientAD()
+    torch.save(model.student.state_dict(), tmp_path / "student.pth")
+    torch.save({"a": torch.zeros(3)}, tmp_path / "other.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    for name, message in (
+        ("student.pth", r"8.weight has shape \(768, 256, 4, 4\), not \(384, 256, 4, 4\)"),
+        ("other.pth", "not hold the weights of a small teacher"),
+        ("list.pth", "holds no state_dict"),
+        ("missing.pth", "missing.pth does not exist"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_teacher_weights(model, tmp_path / name)
+
+
+def test_shipped_small_teacher_loads():
+    model = EfficientAD()
+    random_weights = model.teacher[0].weight.clone()
+    assert load_teacher_weights(model, None).name == "teacher_small.pth"
+    assert not torch.equal(model.teacher[0].weight, random_weights)
+
+
+def test_missing_medium_teacher_says_how_to_get_one():
+    with pytest.raises(UserError, match="no teacher is shipped for --model_size medium.*--weights FILE"):
+        load_teacher_weights(EfficientAD("medium"), None)

@@ -1,0 +1,190 @@
+import io
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from efficientad.errors import UserError
+from efficientad.images import (
+    UnreadableImageError,
+    decode_image,
+    find_images,
+    is_image_name,
+    load_images,
+    parallel_map,
+    read_image,
+    resize_image,
+    to_tensor,
+    to_unit_range,
+)
+
+
+def reread(image, file_format="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return np.asarray(decode_image(buffer.getvalue(), "test"))
+
+
+GRADIENT = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+def test_gray_is_repeated():
+    assert (reread(Image.fromarray(GRADIENT)) == GRADIENT[..., None]).all()
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_sixteen_bits_are_divided_by_a_constant(file_format):
+    """257 maps 65535 to 255; a dark image stays dark and is not stretched to the full range."""
+    values = np.array([[0, 257, 1000], [5140, 32768, 65535]], dtype=np.uint16)
+    read = reread(Image.fromarray(values), file_format)
+    assert (read[..., 0] == np.rint(values / 257)).all()
+    assert (reread(Image.fromarray(values // 64), file_format)[..., 0] <= 4).all()
+
+
+def test_float_tiff_is_taken_as_zero_to_one():
+    values = np.array([[-1.0, 0.0, 0.25], [0.5, 1.0, 7.0]], dtype=np.float32)
+    assert reread(Image.fromarray(values), "TIFF")[..., 0].tolist() == [[0, 0, 64], [128, 255, 255]]
+
+
+def test_float_tiff_with_nan_is_black_there():
+    assert reread(Image.fromarray(np.array([[np.nan, 1.0]], dtype=np.float32)), "TIFF")[..., 0].tolist() == [
+        [0, 255]
+    ]
+
+
+def test_transparency_goes_on_black():
+    pixels = np.array([[[200, 100, 50, 255], [200, 100, 50, 0], [200, 100, 50, 51]]], dtype=np.uint8)
+    read = reread(Image.fromarray(pixels, "RGBA"))
+    assert read[0, :2].tolist() == [[200, 100, 50], [0, 0, 0]]
+    assert np.abs(read[0, 2].astype(int) - [40, 20, 10]).max() <= 1
+
+
+def test_gray_with_transparency_goes_on_black():
+    pixels = np.array([[[200, 255], [200, 0]]], dtype=np.uint8)
+    assert reread(Image.fromarray(pixels, "LA"))[0].tolist() == [[200] * 3, [0] * 3]
+
+
+def test_palette_gives_its_colours():
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putdata([0, 1])
+    assert reread(image)[0].tolist() == [[255, 0, 0], [0, 0, 255]]
+
+
+def test_transparent_palette_entry_is_black():
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putdata([0, 1])
+    assert reread(image, transparency=0)[0].tolist() == [[0, 0, 0], [0, 0, 255]]
+
+
+def test_one_bit_is_black_and_white():
+    assert reread(Image.fromarray(np.array([[True, False]])))[0].tolist() == [[255] * 3, [0] * 3]
+
+
+def test_cmyk_becomes_rgb():
+    image = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    assert np.abs(reread(image, "JPEG", quality=100)[0, 0].astype(int) - [255, 0, 0]).max() <= 6
+
+
+@pytest.mark.parametrize("mode", ["RGB", "I;16"])
+def test_exif_rotation_is_applied(mode):
+    values = np.zeros((4, 8), dtype=np.uint16)
+    values[:, :2] = 65535  # white at the left; orientation 6 turns it to the top
+    image = Image.fromarray(values) if mode == "I;16" else Image.fromarray((values // 257).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    read = reread(image if mode == "I;16" else image.convert("RGB"), "PNG", exif=exif)
+    assert read.shape == (8, 4, 3)
+    assert (read[:2] == 255).all() and (read[2:] == 0).all()
+
+
+def test_first_frame_of_an_animation():
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime")]
+    assert reread(frames[0], "GIF", save_all=True, append_images=frames[1:])[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n broken"])
+def test_what_is_not_an_image_is_named(tmp_path, content):
+    path = tmp_path / "bad.png"
+    path.write_bytes(content)
+    with pytest.raises(UnreadableImageError, match="bad.png"):
+        read_image(path)
+
+
+def test_truncated_image_is_refused(tmp_path):
+    path = tmp_path / "cut.jpg"
+    Image.effect_noise((64, 64), 50).save(path)
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(UnreadableImageError, match="cut.jpg: .*truncated"):
+        read_image(path)
+
+
+def test_all_bad_images_are_named_at_once(tmp_path):
+    paths = [tmp_path / f"{index}.png" for index in range(5)]
+    for index, path in enumerate(paths):
+        if index % 2:
+            path.write_text("text")
+        else:
+            Image.new("RGB", (4, 4)).save(path)
+    with pytest.raises(UserError, match=r"cannot read 2 images(.|\n)*1\.png(.|\n)*3\.png"):
+        load_images([*paths, tmp_path / "0.png"], 8, 2)
+
+
+def test_loaded_images_are_resized_rgb(tmp_path):
+    Image.fromarray(GRADIENT).save(tmp_path / "a.png")
+    pixels = load_images([tmp_path / "a.png"], 8, 0)
+    assert pixels.shape == (1, 3, 8, 8) and pixels.dtype == torch.uint8
+    expected = np.asarray(Image.fromarray(GRADIENT).resize((8, 8), Image.Resampling.BILINEAR))
+    assert (pixels[0, 0].numpy() == expected).all()
+
+
+def test_unit_range():
+    pixels = to_unit_range(to_tensor(resize_image(Image.new("RGB", (3, 5), (255, 0, 51)), 2))[None])
+    assert pixels[0, :, 0, 0].tolist() == pytest.approx([1.0, 0.0, 0.2])
+    assert pixels.dtype == torch.float32
+
+
+def test_image_names():
+    assert all(map(is_image_name, ["a.PNG", "a.b.JpEg", "x.tif", "ü.webp"]))
+    assert not any(map(is_image_name, ["a.txt", "png", ".hidden.png", "._a.jpg", "Thumbs.db", ".DS_Store"]))
+
+
+def test_images_are_found_in_a_fixed_order(tmp_path, monkeypatch):
+    for name in ("b.png", "a/c.png", "a.png", "__MACOSX/a.png", ".cache/x.png", "B.PNG", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]
+    assert found == ["B.PNG", "a.png", "a/c.png", "b.png"]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_parallel_map_keeps_the_order(workers):
+    assert list(parallel_map(lambda x: x * x, range(50), workers)) == [x * x for x in range(50)]
+
+
+def test_parallel_map_stays_close_to_its_consumer():
+    """An endless source must not fill the memory."""
+    taken = []
+
+    def source():
+        number = 0
+        while True:
+            taken.append(number)
+            yield number
+            number += 1
+
+    results = parallel_map(lambda x: x, source(), 2)
+    assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
+    assert len(taken) <= 5 + 4 * 2 + 1
+    results.close()
+    assert threading.active_count() < 10
+
+
+def test_parallel_map_raises_what_the_function_raises():
+    results = parallel_map(lambda x: 1 // x, [1, 0, 1], 2)
+    assert next(results) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(results)

@@ -1,0 +1,59 @@
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+
+import plain
+from conftest import make_dataset
+from efficientad.datasets import find_test_samples, open_dataset
+from efficientad.errors import UserError
+from efficientad.images import read_image, resize_image, to_tensor
+from efficientad.inference import predict
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def samples(tmp_path):
+    root = make_dataset(tmp_path / "set", train=2, test={"good": 4, "dent": 3})
+    return find_test_samples(open_dataset("custom", root, ""))
+
+
+def predict_all(model, samples, batch_size, workers=2):
+    return list(predict(model, samples, batch_size, workers, CPU, "fp32"))
+
+
+def test_predictions_equal_the_plain_version(tiny_model, samples):
+    for prediction in predict_all(tiny_model, samples, 3):
+        path = prediction.sample.path
+        image = read_image(path)
+        pixels = to_tensor(resize_image(image, 256))[None] / 255
+        with torch.inference_mode():
+            expected = plain.anomaly_map(tiny_model, pixels).numpy()
+        np.testing.assert_allclose(prediction.anomaly_map, expected, rtol=1e-3, atol=1e-2)
+        assert prediction.score == prediction.anomaly_map.max()
+        assert prediction.anomaly_map.dtype == np.float32
+        assert prediction.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert prediction.image.tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("batch_size", [2, 7, 16])
+def test_batches_equal_singles(tiny_model, samples, batch_size):
+    singles = predict_all(tiny_model, samples, 1, workers=0)
+    batches = predict_all(tiny_model, samples, batch_size)
+    assert [p.sample for p in batches] == [p.sample for p in singles] == samples
+    np.testing.assert_allclose([p.score for p in batches], [p.score for p in singles], rtol=1e-4)
+
+
+def test_all_unreadable_images_are_named(tiny_model, samples):
+    samples[1].path.write_text("text")
+    samples[5].path.write_bytes(b"")
+    with pytest.raises(UserError, match=rf"cannot read 2 images(.|\n)*{samples[1].path.name}(.|\n)*empty file"):
+        predict_all(tiny_model, samples, 1)
+
+
+def test_score_that_is_not_finite_is_an_error(tiny_model, samples):
+    tiny_model.quantiles.fill_(float("nan"))
+    with pytest.raises(UserError, match="is not finite"):
+        predict_all(tiny_model, samples, 2)

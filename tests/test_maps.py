@@ -1,0 +1,55 @@
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from efficientad.maps import heat_levels, jet, resize_map, write_side_by_side, write_tiff
+
+
+def test_sigmoid_is_centred_on_the_threshold():
+    levels = heat_levels(np.array([25.0, 25 + 25 / 3, 0.0], dtype=np.float32), 25.0)
+    assert levels == pytest.approx([0.5, 1 / (1 + np.exp(-1)), 1 / (1 + np.exp(3))], rel=1e-5)
+    assert levels.dtype == np.float32
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1e-3, 25.0])
+def test_sigmoid_does_not_overflow(threshold):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        levels = heat_levels(np.array([-1e30, -1e4, threshold, 1e4, 1e30], dtype=np.float32), threshold)
+    assert levels == pytest.approx([0, 0, 0.5, 1, 1])
+
+
+def test_jet_runs_from_blue_to_red():
+    colours = jet(np.array([0.0, 0.125, 0.375, 0.5, 0.625, 0.875, 1.0], dtype=np.float32))
+    assert colours.dtype == np.uint8
+    blue, full_blue, cyan, green, yellow, red, dark_red = colours.tolist()
+    assert blue == [0, 0, 128] and full_blue == [0, 0, 255] and cyan == [0, 255, 255]
+    assert green == [128, 255, 128]
+    assert yellow == [255, 255, 0] and red == [255, 0, 0] and dark_red == [128, 0, 0]
+
+
+def test_resize_is_bilinear():
+    resized = resize_map(np.array([[0, 4]], dtype=np.float32), 4, 2)
+    assert resized.tolist() == [[0, 1, 3, 4]] * 2
+    assert resized.dtype == np.float32
+
+
+def test_tiff_keeps_every_bit(tmp_path):
+    values = np.array([[-3.25, 0.1, 255.0], [300.7, 70000.5, 1e-8]], dtype=np.float32)
+    write_tiff(tmp_path / "map.tiff", values)
+    with Image.open(tmp_path / "map.tiff") as image:
+        assert image.mode == "F"
+        assert (np.asarray(image) == values).all()
+
+
+def test_jpg_shows_the_image_beside_its_heat_map(tmp_path):
+    anomaly_map = np.zeros((40, 60), dtype=np.float32)
+    anomaly_map[:, 30:] = 200
+    write_side_by_side(tmp_path / "map.jpg", Image.new("RGB", (60, 40), (10, 200, 10)), anomaly_map, 25.0)
+    with Image.open(tmp_path / "map.jpg") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    assert pixels.shape == (40, 120, 3)
+    assert np.abs(pixels[20, 20] - [10, 200, 10]).max() < 12
+    assert pixels[20, 70].argmax() == 2 and pixels[20, 110].argmax() == 0  # blue, then red

@@ -1,0 +1,85 @@
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import fill_folder
+from efficientad.errors import UserError
+from efficientad.natural import crop_centre_half, find_stored_images, natural_batches
+
+
+@pytest.fixture
+def tar_of_images(tmp_path):
+    fill_folder(tmp_path / "loose", 3, suffix=".webp")
+    path = tmp_path / "natural.tar"
+    with tarfile.open(path, "w") as tar:
+        tar.add(tmp_path / "loose", "natural")
+    return path
+
+
+def test_tar_members_equal_their_files(tar_of_images, tmp_path):
+    from_tar = find_stored_images([tar_of_images])
+    from_folder = find_stored_images([tmp_path / "loose"])
+    assert len(from_tar) == len(from_folder) == 3
+    for left, right in zip(from_tar, from_folder, strict=True):
+        assert left.read().tobytes() == right.read().tobytes()
+
+
+def test_folder_with_tars_and_images_gives_both(tar_of_images, tmp_path):
+    assert len(find_stored_images([tmp_path])) == 6
+    assert find_stored_images([]) == []
+
+
+def test_bad_sources_are_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.tar").write_text("no tar file at all")
+    with tarfile.open(tmp_path / "packed.tar.gz", "w:gz"):
+        pass
+    for name, message in (
+        ("missing", "no such file"),
+        ("empty", "holds no images"),
+        ("broken.tar", "not a readable, uncompressed tar"),
+        ("packed.tar.gz", "neither a folder nor a plain .tar"),
+    ):
+        with pytest.raises(UserError, match=f"{name}.*{message}"):
+            find_stored_images([tmp_path / name])
+
+
+@pytest.mark.parametrize("size", [(320, 427), (1000, 300), (91, 77)])
+def test_penalty_crop_is_the_centre_of_512(size):
+    """One resize of the centre gives what the paper's two operations give, but for rounding."""
+    image = Image.effect_noise(size, 80).convert("RGB")
+    doubled = image.resize((512, 512), Image.Resampling.BILINEAR).crop((128, 128, 384, 384))
+    ours = crop_centre_half(image, 256).permute(1, 2, 0).numpy()
+    difference = np.abs(ours.astype(int) - np.asarray(doubled).astype(int))
+    assert difference.max() <= 1
+
+
+def test_batches_are_endless_shuffled_and_seeded(tmp_path):
+    for level in range(5):
+        Image.new("RGB", (8, 8), (40 * level,) * 3).save(tmp_path / f"{level}.png")
+    stored = find_stored_images([tmp_path])
+
+    def levels(seed):
+        batches = natural_batches(stored, 2, 16, 2, seed)
+        seen = [int(value) for _ in range(5) for value in next(batches)[:, 0, 0, 0] // 40]
+        batches.close()
+        return seen
+
+    assert sorted(levels(0)[:5]) == sorted(levels(0)[5:]) == [0, 1, 2, 3, 4]
+    assert levels(0) == levels(0) != levels(1)
+
+
+def test_unreadable_natural_images_are_passed_over(tmp_path, capsys):
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "fine.png")
+    (tmp_path / "bad.png").write_text("text")
+    batch = next(natural_batches(find_stored_images([tmp_path]), 40, 8, 0, seed=0))
+    assert batch.shape == (40, 3, 8, 8) and (batch == 9).all()
+    assert capsys.readouterr().out.count("bad.png") == 1
+
+
+def test_nothing_but_unreadable_natural_images_is_an_error(tmp_path):
+    (tmp_path / "bad.png").write_text("text")
+    with pytest.raises(UserError, match="none of the 1 natural images"):
+        next(natural_batches(find_stored_images([tmp_path]), 2, 8, 0, seed=0))

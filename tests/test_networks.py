@@ -1,0 +1,126 @@
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import plain
+from efficientad.networks import (
+    EfficientAD,
+    RawMaps,
+    anomaly_score,
+    build_autoencoder,
+    build_pdn,
+    feature_map_size,
+)
+
+PARAMETERS = {"small": (2_694_144, 4_267_392), "medium": (8_026_624, 11_615_488)}
+GIGA_MULTIPLY_ADDS = {"small": (15.31, 20.24), "medium": (52.03, 63.28)}
+
+
+def count_parameters(network):
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def run_on_meta(network, side=256):
+    """Output shape and multiply-adds, without computing anything."""
+    with torch.device("meta"):
+        image = torch.empty(1, 3, side, side)
+    with FlopCounterMode(display=False) as counter:
+        shape = network.to("meta").eval()(image).shape
+    return tuple(shape), counter.get_total_flops() / 2
+
+
+@pytest.mark.parametrize("size", ["small", "medium"])
+def test_pdn_has_the_papers_size(size):
+    for channels, parameters, giga in zip((384, 768), PARAMETERS[size], GIGA_MULTIPLY_ADDS[size], strict=True):
+        network = build_pdn(size, channels)
+        assert count_parameters(network) == parameters
+        shape, multiply_adds = run_on_meta(network)
+        assert shape == (1, channels, 56, 56)
+        assert multiply_adds / 1e9 == pytest.approx(giga, abs=0.006)
+
+
+@pytest.mark.parametrize("size", ["small", "medium"])
+def test_padded_pdn_gives_64(size):
+    assert run_on_meta(build_pdn(size, 384, padding=True))[0] == (1, 384, 64, 64)
+
+
+def test_autoencoder_has_the_papers_size():
+    network = build_autoencoder()
+    assert count_parameters(network) == 1_096_320
+    shape, multiply_adds = run_on_meta(network)
+    assert shape == (1, 384, 56, 56)
+    assert multiply_adds / 1e9 == pytest.approx(2.39, abs=0.006)
+    upsampled = [layer.size for layer in network if isinstance(layer, torch.nn.Upsample)]
+    assert upsampled == [3, 8, 15, 32, 63, 127, 56]
+
+
+def test_latent_code_is_64_numbers():
+    encoder = build_autoencoder()[:11]
+    assert run_on_meta(encoder)[0] == (1, 64, 1, 1)
+
+
+@pytest.mark.parametrize("side", [256, 320, 512])
+def test_feature_map_size_is_that_of_the_networks(side):
+    expected = (feature_map_size(side),) * 2
+    assert run_on_meta(build_pdn("small", 384), side)[0][2:] == expected
+    assert run_on_meta(build_autoencoder(side), side)[0][2:] == expected
+
+
+def test_receptive_field_is_33_pixels():
+    network = build_pdn("small", 384).double()
+    image = torch.rand(1, 3, 65, 65, dtype=torch.double, requires_grad=True)
+    output = network(image)
+    output[0, :, 3, 3].sum().backward()
+    rows = image.grad.abs().sum(dim=(0, 1, 3)).nonzero().flatten()
+    assert (rows[0].item(), rows[-1].item()) == (12, 44)  # stride 4 x position 3, and 33 pixels
+
+
+def test_unknown_size_is_refused():
+    with pytest.raises(ValueError, match="small or medium"):
+        build_pdn("large", 384)
+
+
+def test_maps_equal_the_plain_version(tiny_model):
+    tiny_model.quantiles.copy_(torch.tensor([[0.1, 0.4], [0.05, 0.3]]))
+    tiny_model.teacher_mean.uniform_(-1, 1)
+    tiny_model.teacher_std.uniform_(0.5, 2)
+    images = torch.rand(3, 3, 256, 256)
+    with torch.inference_mode():
+        maps = tiny_model(images)
+        expected = torch.stack([plain.anomaly_map(tiny_model, image[None]) for image in images])
+    assert maps.shape == (3, 1, 256, 256)
+    torch.testing.assert_close(maps[:, 0], expected, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(anomaly_score(maps), expected.amax(dim=(1, 2)), rtol=1e-4, atol=1e-3)
+
+
+def test_quantiles_are_applied_before_the_padding(tiny_model):
+    """A map at its 0.9 quantile everywhere is 0 everywhere, padding included: no edge of other height."""
+    tiny_model.quantiles.copy_(torch.tensor([[3.0, 5.0], [7.0, 9.0]]))
+    maps = tiny_model.combine_maps(RawMaps(torch.full((1, 1, 56, 56), 3.0), torch.full((1, 1, 56, 56), 7.0)))
+    assert maps.abs().max() == 0
+    maps = tiny_model.combine_maps(RawMaps(torch.full((1, 1, 56, 56), 5.0), torch.full((1, 1, 56, 56), 9.0)))
+    assert maps[0, 0, 128, 128] == pytest.approx(25.5)
+    assert maps[0, 0, 0, 0] == 0
+
+
+def test_scores_exceed_255_and_are_not_rounded(tiny_model):
+    """No int16: strong defects neither saturate nor turn negative, and close scores stay apart."""
+    raw = torch.zeros(2, 1, 56, 56)
+    raw[0, 0, 20:30, 20:30] = 1000.0
+    raw[1, 0, 20:30, 20:30] = 1000.001
+    scores = anomaly_score(tiny_model.combine_maps(RawMaps(raw, raw)))
+    assert scores.dtype == torch.float32
+    assert scores[0] == pytest.approx(255_000, rel=1e-6)
+    assert scores[1] > scores[0]
+
+
+def test_real_detector_equals_the_plain_version():
+    torch.manual_seed(0)
+    model = EfficientAD().eval()
+    model.quantiles.copy_(torch.tensor([[0.001, 0.01], [0.001, 0.01]]))
+    image = torch.rand(1, 3, 256, 256)
+    with torch.inference_mode():
+        expected = plain.anomaly_map(model, image)
+        model.to(memory_format=torch.channels_last)
+        actual = model(image.contiguous(memory_format=torch.channels_last))[0, 0]
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-2)

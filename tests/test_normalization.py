@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+import torch
+
+import plain
+from efficientad.errors import UserError
+from efficientad.images import to_unit_range
+from efficientad.networks import EfficientAD, RawMaps
+from efficientad.normalization import fit_map_quantiles, fit_teacher_statistics, map_quantiles
+
+CPU = torch.device("cpu")
+
+
+def random_pixels(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, 256, 256), dtype=torch.uint8, generator=generator)
+
+
+def test_teacher_statistics_are_exact_for_unequal_batches(tiny_model):
+    """17 images are a batch of 16 and one of 1; a mean of batch means would weigh the last one 16 times."""
+    pixels = random_pixels(17)
+    pixels[-1] //= 8
+    fit_teacher_statistics(tiny_model, pixels, CPU, "fp32")
+    with torch.no_grad():
+        features = tiny_model.teacher(tiny_model.normalize(to_unit_range(pixels))).double()
+    expected_mean = features.mean(dim=(0, 2, 3))
+    expected_std = features.std(dim=(0, 2, 3), unbiased=False)
+    torch.testing.assert_close(tiny_model.teacher_mean.flatten().double(), expected_mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(tiny_model.teacher_std.flatten().double(), expected_std, rtol=1e-4, atol=1e-7)
+
+
+def test_small_spread_around_a_large_mean_keeps_its_digits(tiny_model):
+    """E[x^2] - E[x]^2 in float32 would give 0 or nonsense here."""
+    with torch.no_grad():
+        tiny_model.teacher[-1].weight.mul_(0.01)
+        tiny_model.teacher[-1].bias.fill_(100.0)
+    pixels = random_pixels(3)
+    pixels[1] //= 3
+    fit_teacher_statistics(tiny_model, pixels, CPU, "fp32")
+    with torch.no_grad():
+        features = tiny_model.teacher(tiny_model.normalize(to_unit_range(pixels))).double()
+    expected = features.std(dim=(0, 2, 3), unbiased=False)
+    assert expected.max() < 0.05
+    torch.testing.assert_close(tiny_model.teacher_std.flatten().double(), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_channel_that_never_changes_is_not_scaled(tiny_model):
+    with torch.no_grad():
+        tiny_model.teacher[-1].weight[7] = 0
+    fit_teacher_statistics(tiny_model, random_pixels(2), CPU, "fp32")
+    assert tiny_model.teacher_std[0, 7, 0, 0] == 1
+
+
+def test_map_quantiles_equal_sorting_all_pixels(tiny_model):
+    pixels = random_pixels(18)
+    fit_map_quantiles(tiny_model, pixels, CPU, "fp32")
+    with torch.no_grad():
+        maps = plain.raw_maps(tiny_model, to_unit_range(pixels))
+    for fitted, raw in zip(tiny_model.quantiles.tolist(), maps, strict=True):
+        assert fitted == pytest.approx([plain.quantile(raw, 0.9), plain.quantile(raw, 0.995)], rel=1e-5)
+
+
+def test_map_quantiles_are_fitted_without_dropout(tiny_model):
+    """With dropout on, two fits would differ."""
+    fitted = []
+    for _ in range(2):
+        tiny_model.train()
+        fit_map_quantiles(tiny_model, random_pixels(4), CPU, "fp32")
+        assert not tiny_model.training
+        fitted.append(tiny_model.quantiles.clone())
+    assert torch.equal(*fitted)
+
+
+def test_map_quantiles_of_more_than_2_to_24_pixels():
+    values = torch.linspace(0, 1, 5351 * 56 * 56).view(-1, 1, 56, 56)
+    assert values.numel() > 2**24
+    quantiles = map_quantiles([RawMaps(values, 2 * values)])
+    np.testing.assert_allclose(quantiles, [[0.9, 0.995], [1.8, 1.99]], rtol=1e-5)
+
+
+def test_maps_without_spread_are_refused():
+    flat = torch.full((2, 1, 56, 56), 0.5)
+    with pytest.raises(UserError, match="without any spread"):
+        map_quantiles([RawMaps(flat, flat)])
+
+
+@pytest.mark.cuda
+def test_statistics_on_cuda_equal_the_cpu():
+    torch.manual_seed(0)
+    model = EfficientAD()
+    pixels = random_pixels(5)
+    on_cpu, on_cuda = [], []
+    for device, fitted in (("cpu", on_cpu), ("cuda", on_cuda)):
+        model.to(device)
+        fit_teacher_statistics(model, pixels, torch.device(device), "fp32")
+        fit_map_quantiles(model, pixels, torch.device(device), "fp32")
+        fitted += [model.teacher_mean.cpu(), model.teacher_std.cpu(), model.quantiles.cpu()]
+    for left, right in zip(on_cpu, on_cuda, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-5)

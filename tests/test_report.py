@@ -1,0 +1,111 @@
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from efficientad.datasets import Sample
+from efficientad.report import (
+    ScoredSample,
+    evaluate_scores,
+    format_tables,
+    write_metrics,
+    write_mismatches,
+    write_scores,
+)
+
+
+def scored(*rows):
+    return [
+        ScoredSample(Sample(Path("set/test", name, image), name, image), digest or f"{name}/{image}", score)
+        for name, image, score, digest in rows
+    ]
+
+
+SCORED = scored(
+    ("defect_type_2", "a.png", 90.0, None),
+    ("defect_type_2", "b.png", 3.0, None),
+    ("defect_type_10", "c.png", 30.0, None),
+    ("good", "d.png", 24.5, None),
+    ("good", "e.png", 300.25, None),
+    ("good", "f.png", 10.0, None),
+)
+
+TABLES = """\
+Class             Accuracy    Precision    Recall    Num Samples     AUROC
+--------------  ----------  -----------  --------  -------------  --------
+defect_type_10      1.0000       1.0000    1.0000              1    0.6667
+defect_type_2       0.5000       1.0000    0.5000              2    0.3333
+good                0.6667       0.0000  nan                   3  nan
+
+Class      Accuracy    Precision    Recall    Num Samples
+-------  ----------  -----------  --------  -------------
+Overall      0.6667       0.6667    0.6667              6
+Final image auc: 44.4444"""
+
+
+def test_tables():
+    assert format_tables(evaluate_scores(SCORED, 25.0)) == TABLES
+
+
+def test_loco_tells_the_auc_of_each_kind():
+    lines = format_tables(evaluate_scores(SCORED, 25.0), auc_by_class=True).splitlines()
+    assert lines[-2:] == ["Image auc of defect_type_10: 66.6667", "Image auc of defect_type_2: 33.3333"]
+
+
+@pytest.mark.parametrize(("kept", "missing"), [("good", "defective"), ("defect", "good")])
+def test_auc_of_one_kind_of_image_is_said_to_be_undefined(kept, missing):
+    only = [item for item in SCORED if item.sample.class_name.startswith(kept)]
+    text = format_tables(evaluate_scores(only, 25.0))
+    assert text.endswith(f"AUC undefined: the test set has no {missing} images")
+    assert "Overall" in text
+
+
+def test_images_in_several_classes_are_counted_once_in_a_further_line():
+    copies = [*SCORED, *scored(("defect_type_10", "a.png", 90.0, "defect_type_2/a.png"))]
+    evaluation = evaluate_scores(copies, 25.0)
+    assert evaluation.overall.count == 7
+    assert evaluation.distinct.count == 6
+    assert evaluation.distinct.auroc == evaluate_scores(SCORED, 25.0).overall.auroc
+    assert evaluation.overall.auroc != evaluation.distinct.auroc
+    assert format_tables(evaluation).splitlines()[-1] == (
+        "Over the 6 distinct images (some stand in several places): accuracy 0.6667, precision 0.6667, "
+        "recall 0.6667, image auc 44.4444"
+    )
+
+
+def read_csv(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_mismatches_are_sorted_by_suspicion(tmp_path):
+    assert write_mismatches(tmp_path / "m.csv", SCORED, 25.0) == 2
+    assert (tmp_path / "m.csv").read_text().splitlines()[
+        0
+    ] == "defect_class,image_name,y_score,path,threshold,margin"
+    rows = read_csv(tmp_path / "m.csv")
+    assert [(row["defect_class"], row["image_name"]) for row in rows] == [
+        ("good", "e.png"),
+        ("defect_type_2", "b.png"),
+    ]
+    assert [float(row["margin"]) for row in rows] == [275.25, -22.0]
+    assert Path(rows[0]["path"]) == Path("set/test/good/e.png")
+
+
+def test_scores_keep_every_float32_apart(tmp_path):
+    close = scored(("good", "a.png", 25.000001907348633, None), ("good", "b,\n.png", 25.0, None))
+    write_scores(tmp_path / "s.csv", close, 25.0)
+    rows = read_csv(tmp_path / "s.csv")
+    assert [float(row["y_score"]) for row in rows] == pytest.approx([25.0000019, 25.0], abs=1e-7)
+    assert [(row["y_true"], row["y_pred"]) for row in rows] == [("0", "1"), ("0", "0")]
+    assert rows[1]["image_name"] == "b,\n.png"
+
+
+def test_metrics_file_is_valid_json(tmp_path):
+    write_metrics(tmp_path / "m.json", evaluate_scores(SCORED, 25.0), {"dataset": "custom"})
+    contents = json.loads((tmp_path / "m.json").read_text(), parse_constant=pytest.fail)
+    assert contents["dataset"] == "custom" and contents["threshold"] == 25.0
+    assert contents["overall"]["auroc"] == pytest.approx(4 / 9)
+    good = contents["classes"][-1]
+    assert good["name"] == "good" and good["recall"] is None and good["auroc"] is None

@@ -1,0 +1,216 @@
+"""The two commands, called as a user calls them, on every layout, with what users do wrong."""
+
+import csv
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import eval as eval_script
+import train as train_script
+from conftest import fill_folder, make_dataset
+from efficientad.errors import run_command
+
+
+def train(*words):
+    train_script.main(train_script.get_parser().parse_args([str(word) for word in words]))
+
+
+def evaluate(*words):
+    eval_script.main(eval_script.get_parser().parse_args([str(word) for word in words]))
+
+
+@pytest.fixture
+def output(tmp_path, dataset_folder, tiny_teacher):
+    """A trained output folder of the custom set `dataset_folder`."""
+    train("-d", "custom", "-c", dataset_folder, "-o", tmp_path / "out", "-w", tiny_teacher, "-e", 1, "-b", 5)
+    return tmp_path / "out"
+
+
+def fail(monkeypatch, capsys, script, *words):
+    """Run the command to its exit status 2 and return the one line that it prints."""
+    monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, words)])
+    with pytest.raises(SystemExit) as raised:
+        run_command(script.main, script.get_parser())
+    assert raised.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error[error.index("error: ") :]
+
+
+def test_training_says_what_it_does_and_what_to_do_next(tmp_path, dataset_folder, tiny_teacher, capsys):
+    output = tmp_path / "out"
+    train("-d", "custom", "-c", dataset_folder, "-o", output, "-w", tiny_teacher, "-e", 2, "-b", 4)
+    printed = capsys.readouterr()
+    assert "Data set custom: 9 good images, 1 more held out" in printed.out
+    assert "EfficientAD small, 6 steps of batch size 4, penalty off" in printed.out  # 2 epochs of ceil(9 / 4)
+    assert "device cpu" in printed.out and "precision" in printed.out
+    assert "Note: only about 24 images will be seen" in printed.out
+    for stage in ("Computing mean of features", "Computing std of features", "Current loss: ", "images/s"):
+        assert stage in printed.err
+    assert "Final map normalization" in printed.err
+    last = printed.out.strip().splitlines()[-1]
+    model_file = output / "trainings" / "custom" / "model.pt"
+    assert str(model_file) in last and model_file.is_file()
+    command = last.split("evaluate it with: ")[1].split()
+    assert command[:2] == ["python", "eval.py"]
+    evaluate(*command[2:])
+    assert "Final image auc: " in capsys.readouterr().out
+
+
+def test_training_leaves_its_settings_and_log(output):
+    folder = output / "trainings" / "custom"
+    assert sorted(path.name for path in folder.iterdir()) == ["args.json", "log.csv", "model.pt"]
+    settings = json.loads((folder / "args.json").read_text())
+    assert (settings["steps"], settings["batch_size"], settings["seed"], settings["lr"]) == (2, 5, 42, 1e-4)
+    assert torch.load(folder / "model.pt", weights_only=True)["training"] == settings
+
+
+def test_train_steps_and_penalty(tmp_path, dataset_folder, tiny_teacher, capsys):
+    fill_folder(tmp_path / "natural", 3)
+    words = ["-d", "custom", "-c", dataset_folder, "-o", tmp_path / "out", "-w", tiny_teacher]
+    train(*words, "--train_steps", 5, "-b", 2, "-i", tmp_path / "natural")
+    assert "5 steps of batch size 2, penalty 3 natural images" in capsys.readouterr().out
+    with (tmp_path / "out/trainings/custom/log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows[-1]["step"] == "5" and float(rows[-1]["penalty"]) > 0
+
+
+def test_finished_model_is_replaced_only_when_asked(output, dataset_folder, tiny_teacher, monkeypatch, capsys):
+    words = ["-d", "custom", "-c", dataset_folder, "-o", output, "-w", tiny_teacher, "--train_steps", 2]
+    model_file = output / "trainings/custom/model.pt"
+    before = model_file.read_bytes()
+    assert "already holds a trained model; add --overwrite" in fail(monkeypatch, capsys, train_script, *words)
+    assert model_file.read_bytes() == before
+    train(*words, "--overwrite")
+    assert torch.load(model_file, weights_only=True)["training"]["steps"] == 2
+
+
+@pytest.mark.parametrize("layout", ["mvtec_ad", "mvtec_loco", "visa"])
+def test_layouts_with_categories(tmp_path, tiny_teacher, layout, capsys):
+    loco = layout == "mvtec_loco"
+    test = {"good": 2, "logical_anomalies": 2, "structural_anomalies": 2} if loco else {"good": 2, "bad": 2}
+    root = make_dataset(tmp_path / "sets" / "nut", train=4, test=test)
+    if loco:
+        fill_folder(root / "validation" / "good", 2)
+    words = ["-d", layout, f"--{layout}_path", tmp_path / "sets", "-s", "nut", "-o", tmp_path / "out"]
+    train(*words, "-w", tiny_teacher, "--train_steps", 2)
+    evaluate(*words, "-f", "none")
+    printed = capsys.readouterr().out
+    assert (tmp_path / "out" / "trainings" / layout / "nut" / "model.pt").is_file()
+    folder = tmp_path / "out" / "anomaly_maps" / layout / "nut" / "test"
+    files = {path.name for path in folder.iterdir()}
+    assert files == {"scores.csv", "metrics.json", "mismatch_samples.csv", "written_files.json"}
+    assert ("Image auc of logical_anomalies: " in printed) == loco
+
+
+def test_tiff_maps_are_float_at_the_images_own_size(output, dataset_folder):
+    """60 x 40 images give 60 x 40 maps, never rounded; the score is the maximum of the 256 x 256 map."""
+    Image.new("RGB", (31, 57), (255, 0, 255)).save(dataset_folder / "test" / "defect_type_1" / "odd.1.png")
+    evaluate("-d", "custom", "-c", dataset_folder, "-o", output)
+    folder = output / "anomaly_maps" / "custom" / "test"
+    with Image.open(folder / "good" / "000.tiff") as image:
+        assert (image.mode, image.size) == ("F", (60, 40))
+        values = np.asarray(image)
+    assert (values != np.rint(values)).any()
+    with Image.open(folder / "defect_type_1" / "odd.1.tiff") as image:
+        assert image.size == (31, 57)
+    with (folder / "scores.csv").open() as file:
+        scores = {(row["defect_class"], row["image_name"]): float(row["y_score"]) for row in csv.DictReader(file)}
+    assert len(scores) == 8
+    assert scores["good", "000.png"] >= values.max() - 1e-3
+
+
+def test_evaluating_again_replaces_its_own_files_and_no_others(output, dataset_folder, capsys):
+    words = ["-d", "custom", "-c", dataset_folder, "-o", output]
+    folder = output / "anomaly_maps" / "custom" / "test"
+    evaluate(*words, "-f", "jpg", "-T", 1)
+    with Image.open(folder / "good" / "001.jpg") as image:
+        assert image.size == (120, 40)
+    (folder / "good" / "notes.txt").write_text("mine")
+    shutil.rmtree(dataset_folder / "test" / "defect_type_2")
+    evaluate(*words, "-f", "tiff", "-T", 1e6)
+    left = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    assert left == [
+        "defect_type_1/000.tiff",
+        "defect_type_1/001.tiff",
+        "good/000.tiff",
+        "good/001.tiff",
+        "good/002.tiff",
+        "good/notes.txt",
+        "metrics.json",
+        "mismatch_samples.csv",
+        "scores.csv",
+        "written_files.json",
+    ]
+    mismatches = (folder / "mismatch_samples.csv").read_text().splitlines()
+    assert mismatches[0] == "defect_class,image_name,y_score,path,threshold,margin"
+    assert [line.split(",")[:2] for line in mismatches[1:]].count(["defect_type_1", "000.png"]) == 1
+    assert len(mismatches) == 3  # a threshold of a million misses both defects
+
+
+@pytest.mark.parametrize("kept", ["good", "defect_type_1"])
+def test_only_good_or_only_defective_test_images(output, dataset_folder, kept, capsys):
+    for folder in list((dataset_folder / "test").iterdir()):
+        if folder.name != kept:
+            shutil.rmtree(folder)
+    evaluate("-d", "custom", "-c", dataset_folder, "-o", output, "-f", "none")
+    assert "AUC undefined: the test set has no" in capsys.readouterr().out
+
+
+def test_an_image_in_two_classes_is_told(output, dataset_folder, capsys):
+    shutil.copy(dataset_folder / "test/defect_type_1/000.png", dataset_folder / "test/defect_type_2/copy.png")
+    evaluate("-d", "custom", "-c", dataset_folder, "-o", output, "-f", "none")
+    assert "Over the 7 distinct images" in capsys.readouterr().out
+
+
+def test_wrong_training_commands(tmp_path, dataset_folder, tiny_teacher, monkeypatch, capsys):
+    custom = ["-d", "custom", "-c", dataset_folder, "-w", tiny_teacher, "-o", tmp_path / "out"]
+
+    def error(*words):
+        return fail(monkeypatch, capsys, train_script, *words)
+
+    assert "--custom_dataset_path" in error("-d", "custom", "-c", tmp_path / "nowhere")
+    assert "mvtec_anomaly_detection does not exist" in error("-o", tmp_path / "out")
+    assert "missing.pth does not exist" in error(*custom[:4], "-w", tmp_path / "missing.pth")
+    assert "not allowed with argument" in error(*custom, "--epochs", 10, "--train_steps", 10)
+    assert "must be at least 1" in error(*custom, "-b", 0)
+    assert "must be above 0" in error(*custom, "--lr", 0)
+    assert "invalid whole number value: 'x'" in error(*custom, "-e", "x")
+    assert "fp16 needs a CUDA GPU" in error(*custom, "--device", "cpu", "--precision", "fp16")
+    assert "no such file or folder of images" in error(*custom, "-i", tmp_path / "no_images")
+    if not torch.cuda.is_available():
+        assert "--device cuda: " in error(*custom, "--device", "cuda")
+    good = dataset_folder / "train" / "good"
+    (good / "003.png").write_text("text")
+    (good / "007.png").write_bytes((good / "006.png").read_bytes()[:200])
+    message = error(*custom)
+    assert "cannot read 2 images" in message and "003.png" in message and "007.png" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_evaluation_commands(output, dataset_folder, monkeypatch, capsys):
+    custom = ["-d", "custom", "-c", dataset_folder, "-o", output]
+
+    def error(*words):
+        return fail(monkeypatch, capsys, eval_script, *words)
+
+    assert "holds a small model but --model_size is medium" in error(*custom, "-m", "medium")
+    assert "train first" in error(*custom, "-w", output / "nowhere")
+    assert "train first" in error("-d", "custom", "-c", dataset_folder, "-o", output / "other")
+    assert "must be a number of 0 or more" in error(*custom, "-T", "nan")
+    assert "must be a number of 0 or more" in error(*custom, "-T", "-3")
+    (dataset_folder / "test" / "good" / "000.png").write_text("text")
+    assert "cannot read 1 image" in error(*custom)
+    shutil.rmtree(dataset_folder / "test")
+    assert "no test folder" in error(*custom)
+
+
+def test_output_that_cannot_be_written_is_one_line(dataset_folder, tiny_teacher, tmp_path, monkeypatch, capsys):
+    (tmp_path / "out").write_text("a file where the folder should be")
+    words = ["-d", "custom", "-c", dataset_folder, "-w", tiny_teacher, "-o", tmp_path / "out"]
+    assert "Not a directory" in fail(monkeypatch, capsys, train_script, *words)

@@ -1,0 +1,61 @@
+"""The order of the modules, and start-up without heavy imports."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A module imports only from the layers above its own line.
+LAYERS = [
+    ["errors"],
+    ["arguments", "device", "images", "metrics", "maps", "networks"],
+    ["datasets", "natural", "normalization", "checkpoint"],
+    ["outputs", "report", "training", "inference"],
+]
+
+
+def imported_modules(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "efficientad":
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("efficientad."):
+            yield node.module.split(".")[1]
+
+
+def test_every_module_has_a_layer():
+    modules = {path.stem for path in (ROOT / "efficientad").glob("*.py")} - {"__init__"}
+    assert modules == {name for layer in LAYERS for name in layer}
+
+
+@pytest.mark.parametrize("layer", range(len(LAYERS)))
+def test_modules_import_only_from_lower_layers(layer):
+    below = {name for names in LAYERS[:layer] for name in names}
+    for name in LAYERS[layer]:
+        assert set(imported_modules(ROOT / "efficientad" / f"{name}.py")) <= below, name
+
+
+def test_modules_stay_readable():
+    for path in [*ROOT.glob("*.py"), *(ROOT / "efficientad").glob("*.py")]:
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 320, path
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+def test_help_and_flag_errors_import_nothing_heavy(script):
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = [{script!r}, *sys.argv[1:]]\n"
+        "try:\n"
+        f"    runpy.run_path({str(ROOT / script)!r}, run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    status = end.code\n"
+        "assert not {'torch', 'numpy', 'sklearn', 'PIL'} & set(sys.modules), 'heavy import'\n"
+        "sys.exit(status)\n"
+    )
+    for flag, status in (("--help", 0), ("--no_such_flag", 2)):
+        done = subprocess.run([sys.executable, "-c", code, flag], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == status, done.stderr
+        assert "usage: " + script in done.stdout + done.stderr

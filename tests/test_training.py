@@ -1,0 +1,177 @@
+import csv
+import math
+
+import pytest
+import torch
+from torchvision.transforms import functional as tv
+
+import plain
+from efficientad import training
+from efficientad.errors import UserError
+from efficientad.networks import EfficientAD
+from efficientad.training import (
+    TrainingPlan,
+    augment,
+    compute_losses,
+    hard_feature_count,
+    hard_feature_loss,
+    shuffled_batches,
+    train,
+)
+
+CPU = torch.device("cpu")
+
+
+def make_plan(**changes):
+    settings = {"steps": 20, "batch_size": 2, "lr": 1e-3, "weight_decay": 0.0, "device": CPU} | changes
+    return TrainingPlan(precision="fp32", seed=1, **settings)
+
+
+def random_pixels(count):
+    return torch.randint(0, 256, (count, 3, 256, 256), dtype=torch.uint8)
+
+
+def read_log(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("shape", [(1, 384, 56, 56), (3, 7, 5, 5), (1, 1, 1, 1), (2, 5, 10, 10), (1, 1, 1, 1001)])
+def test_hard_loss_equals_sorting(shape):
+    teacher, student = torch.randn(shape), torch.randn(shape)
+    assert hard_feature_loss(teacher, student).item() == pytest.approx(
+        plain.hard_loss(teacher, student).item(), rel=1e-5
+    )
+
+
+def test_hard_feature_count():
+    assert hard_feature_count(1) == 1
+    assert hard_feature_count(1001) == 2  # the quantile is the 1000th value itself
+    assert hard_feature_count(384 * 56 * 56) == 384 * 56 * 56 - math.ceil(0.999 * (384 * 56 * 56 - 1))
+
+
+def test_hard_loss_of_more_than_2_to_24_elements():
+    """Batch 14 is where torch.quantile gives up."""
+    shape = (14, 384, 56, 56)
+    assert math.prod(shape) > 2**24
+    student = torch.zeros(shape)
+    student.view(-1)[:16_000] = 2.0
+    assert hard_feature_loss(torch.zeros(1).expand(shape), student).item() == pytest.approx(
+        4 * 16_000 / hard_feature_count(math.prod(shape)), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("with_penalty", [False, True])
+def test_losses_and_gradients_equal_the_plain_version(with_penalty):
+    """The real networks; dropout off, since one and two passes draw it differently."""
+    torch.manual_seed(0)
+    model = EfficientAD().eval()
+    model.teacher_std.fill_(0.1)
+    images = torch.rand(1, 3, 256, 256)
+    augmented = (0.9 * images).clamp(0, 1)
+    natural = torch.rand(1, 3, 256, 256) if with_penalty else None
+    expected = plain.losses(model, images, augmented, natural)
+    names, parameters = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
+    expected_gradients = torch.autograd.grad(sum(expected), parameters)
+    model.to(memory_format=torch.channels_last)
+    actual = compute_losses(model, images, augmented, natural)
+    for name, ours, theirs in zip(actual._fields, actual, expected, strict=True):
+        assert ours.item() == pytest.approx(theirs.item(), rel=1e-4, abs=1e-7), name
+    gradients = torch.autograd.grad(sum(actual), parameters)
+    for name, ours, theirs in zip(names, gradients, expected_gradients, strict=True):
+        scale = theirs.abs().max().item()
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-3 * scale + 1e-9, msg=name)
+
+
+def test_teacher_is_frozen_and_both_others_learn(tiny_model, tmp_path):
+    before = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
+    train(tiny_model, random_pixels(4), None, make_plan(steps=2), tmp_path / "log.csv")
+    changed = {
+        name.split(".")[0] for name, tensor in tiny_model.state_dict().items() if (tensor != before[name]).any()
+    }
+    assert changed == {"student", "autoencoder"}
+    assert not tiny_model.training
+
+
+def test_no_gradient_is_stopped_between_autoencoder_and_student(tiny_model):
+    images = torch.rand(1, 3, 256, 256)
+    compute_losses(tiny_model, images, images, None).stae.backward()
+    assert tiny_model.autoencoder[-1].weight.grad.abs().max() > 0
+    gradient = tiny_model.student[-1].weight.grad
+    assert gradient[:384].abs().max() == 0
+    assert gradient[384:].abs().max() > 0
+
+
+def test_augmentation_is_one_of_three_for_each_image():
+    """Every image of a batch draws for itself, and the result is what torchvision's functions give."""
+    image = torch.rand(3, 32, 32)
+    batch = augment(image.repeat(60, 1, 1, 1), torch.Generator().manual_seed(3))
+    assert batch.min() >= 0 and batch.max() <= 1
+    replay = torch.Generator().manual_seed(3)
+    kinds = torch.randint(0, 3, (60, 1, 1, 1), generator=replay).flatten().tolist()
+    factors = torch.empty(60, 1, 1, 1).uniform_(0.8, 1.2, generator=replay).flatten().tolist()
+    adjust = [tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation]
+    for result, kind, factor in zip(batch, kinds, factors, strict=True):
+        torch.testing.assert_close(result, adjust[kind](image, factor), rtol=1e-5, atol=1e-5)
+    assert set(kinds) == {0, 1, 2}
+    assert len({round(factor, 6) for factor in factors}) == 60
+    assert min(factors) < 0.84 and max(factors) > 1.16
+
+
+def test_learning_rate_falls_by_steps(tiny_model, tmp_path, monkeypatch):
+    """Within a single epoch too: 40 images, 20 steps, the last of them at a tenth."""
+    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    train(tiny_model, random_pixels(40), None, make_plan(steps=20, batch_size=1), tmp_path / "log.csv")
+    rates = [float(row["lr"]) for row in read_log(tmp_path / "log.csv")]
+    assert rates == pytest.approx([1e-3] * 19 + [1e-4])
+
+
+def test_log_has_every_term_and_their_sum(tiny_model, tmp_path):
+    natural = iter([random_pixels(2)] * 12)
+    train(tiny_model, random_pixels(3), natural, make_plan(steps=12), tmp_path / "log.csv")
+    rows = read_log(tmp_path / "log.csv")
+    assert [row["step"] for row in rows] == ["1", "10", "12"]
+    for row in rows:
+        terms = [float(row[name]) for name in ("hard", "penalty", "ae", "stae")]
+        assert sum(terms) == pytest.approx(float(row["loss"]), abs=1e-5)
+        assert min(terms) > 0
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+
+
+def test_same_seed_same_weights(tiny_networks, tmp_path):
+    def trained(seed):
+        torch.manual_seed(seed)
+        model = EfficientAD()
+        pixels = torch.arange(4 * 3 * 256 * 256).remainder(251).to(torch.uint8).view(4, 3, 256, 256)
+        train(model, pixels, None, make_plan(steps=3), tmp_path / "log.csv")
+        return model.student[-1].weight
+
+    assert torch.equal(trained(5), trained(5))
+    assert not torch.equal(trained(5), trained(6))
+
+
+def test_every_epoch_sees_every_image_once():
+    batches = list(shuffled_batches(10, 4, 7, torch.Generator().manual_seed(0)))
+    assert [len(batch) for batch in batches] == [4, 4, 2, 4, 4, 2, 4]
+    first, second = torch.cat(batches[:3]).tolist(), torch.cat(batches[3:6]).tolist()
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+
+
+def test_loss_that_is_not_finite_stops(tiny_model, tmp_path):
+    with torch.no_grad():
+        tiny_model.student[-1].weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="not finite at step 1 .*--lr"):
+        train(tiny_model, random_pixels(2), None, make_plan(), tmp_path / "log.csv")
+    assert read_log(tmp_path / "log.csv")[-1]["step"] == "1"
+
+
+@pytest.mark.cuda
+def test_training_on_cuda_in_every_precision(tmp_path):
+    for precision in ("fp32", "bf16", "fp16"):
+        torch.manual_seed(0)
+        model = EfficientAD().to("cuda", memory_format=torch.channels_last)
+        plan = TrainingPlan(12, 2, 1e-4, 1e-5, torch.device("cuda"), precision, seed=0)
+        train(model, random_pixels(4), None, plan, tmp_path / f"{precision}.csv")
+        rows = read_log(tmp_path / f"{precision}.csv")
+        assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
