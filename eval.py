@@ -92,14 +92,16 @@ def main(args: argparse.Namespace) -> None:
     def write(prediction: inference.Prediction) -> report.ScoredSample:
         sample = prediction.sample
         if maps:
-            anomaly_map = resize_map(prediction.anomaly_map, *prediction.image.size)
-            if args.map_format == "tiff":
+            anomaly_map = resize_map(prediction.anomaly_map, *prediction.image_size)
+            if prediction.image is None:
                 write_tiff(folder / maps[sample], anomaly_map)
             else:
                 write_side_by_side(folder / maps[sample], prediction.image, anomaly_map, args.threshold)
         return report.ScoredSample(sample, prediction.digest, prediction.score)
 
-    predictions = inference.predict(model, samples, args.batch_size, args.num_workers, compute, precision)
+    predictions = inference.predict(
+        model, samples, args.batch_size, args.num_workers, compute, precision, keep_images=suffix == ".jpg"
+    )
     written = parallel_map(write, predictions, args.num_workers)
     scored = list(tqdm(written, desc="Evaluating", total=len(samples), unit="image"))
 

@@ -84,7 +84,7 @@ def find_training_images(dataset: Dataset, seed: int) -> TrainingSplit:
     images = find_images(folder)
     if (dataset.root / "validation").is_dir():
         own_validation = dataset.root / "validation" / GOOD
-        validation = find_images(own_validation)
+        validation = find_images(own_validation) if own_validation.is_dir() else []
         if not images or not validation:
             empty = own_validation if images else folder
             raise UserError(f"{empty} holds no images; a set with a validation folder needs good images in both")

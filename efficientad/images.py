@@ -41,9 +41,16 @@ def find_images(folder: Path) -> list[Path]:
     """Every image under `folder` at any depth, in an order that does not depend on the file system.
 
     Hidden files and folders and the "__MACOSX" folders of zip tools are passed over.
+
+    Raises:
+        OSError: a folder below cannot be listed.
     """
+
+    def fail(error: OSError) -> None:  # os.walk would pass over it in silence
+        raise error
+
     found = []
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
         found += [Path(parent, name) for name in names if is_image_name(name)]
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
@@ -136,7 +143,7 @@ def parallel_map(function: Callable[[_Item], _Result], items: Iterable[_Item], w
         return
     remaining = iter(items)
     with ThreadPoolExecutor(workers) as pool:
-        ahead = deque(pool.submit(function, item) for item in itertools.islice(remaining, 4 * workers))
+        ahead = deque(pool.submit(function, item) for item in itertools.islice(remaining, 2 * workers))
         try:
             while ahead:
                 result = ahead.popleft().result()

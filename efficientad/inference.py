@@ -33,7 +33,8 @@ class Prediction:
 
     sample: Sample
     digest: str  # SHA-256 of the file's bytes
-    image: Image.Image  # upright RGB at its own size
+    image_size: tuple[int, int]  # width and height of the upright image
+    image: Image.Image | None  # upright RGB at its own size, where asked for
     score: float  # the largest value of the map, float32
     anomaly_map: np.ndarray  # S x S float32, 0-255 scale
 
@@ -42,7 +43,8 @@ class Prediction:
 class _Loaded:
     sample: Sample
     digest: str
-    image: Image.Image
+    image_size: tuple[int, int]
+    image: Image.Image | None
     pixels: Tensor  # uint8, 3 x S x S
 
 
@@ -53,12 +55,14 @@ def predict(
     workers: int,
     device: torch.device,
     precision: str,
+    keep_images: bool = False,
 ) -> Iterator[Prediction]:
     """Predictions in the order of the samples; at most a few batches are in memory at once.
 
     Args:
         model: in eval mode, on `device`.
         workers: threads that read images ahead.
+        keep_images: give the predictions their images, which may be large.
 
     Raises:
         UserError: images are unreadable. From the first one on nothing more is predicted, but all
@@ -72,7 +76,7 @@ def predict(
         except UnreadableImageError as error:
             return str(error)
         pixels = to_tensor(resize_image(image, model.image_size))
-        return _Loaded(sample, hashlib.sha256(data).hexdigest(), image, pixels)
+        return _Loaded(sample, hashlib.sha256(data).hexdigest(), image.size, image if keep_images else None, pixels)
 
     unreadable: list[str] = []
     batch: list[_Loaded] = []
@@ -102,4 +106,4 @@ def _predict_batch(
             raise UserError(
                 f"the score of {loaded.sample.path} is not finite; try --precision fp32, or train again"
             )
-        yield Prediction(loaded.sample, loaded.digest, loaded.image, score, anomaly_map)
+        yield Prediction(loaded.sample, loaded.digest, loaded.image_size, loaded.image, score, anomaly_map)

@@ -54,6 +54,18 @@ def dataset_folder(tmp_path):
     return make_dataset(tmp_path / "parts")
 
 
+def write_six_files(model, folder):
+    """What other EfficientAD scripts leave of a training."""
+    folder.mkdir()
+    for name in ("teacher", "student", "autoencoder"):
+        torch.save(model.get_submodule(name).state_dict(), folder / f"{name}_final.pth")
+    torch.save(model.teacher_mean, folder / "teacher_mean.pt")
+    torch.save(model.teacher_std, folder / "teacher_std.pt")
+    (st_start, st_end), (ae_start, ae_end) = model.quantiles
+    quantiles = {"q_st_start": st_start, "q_st_end": st_end, "q_ae_start": ae_start, "q_ae_end": ae_end}
+    torch.save(quantiles, folder / "quantiles.pt")
+
+
 def tiny_pdn(model_size, out_channels, padding=False):
     """Same input, output size, stride and last layer as a PDN, without its work."""
     if model_size not in ("small", "medium"):

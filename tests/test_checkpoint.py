@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from conftest import write_six_files
 from efficientad import checkpoint
 from efficientad.checkpoint import load_model, load_teacher_weights, save_model
 from efficientad.errors import UserError
@@ -19,17 +20,6 @@ def fitted(tiny_model):
     tiny_model.teacher_std.uniform_(0.5, 2)
     tiny_model.quantiles.copy_(torch.tensor([[0.125, 0.5], [0.25, 0.75]]))
     return tiny_model
-
-
-def write_six_files(model, folder):
-    folder.mkdir()
-    for name in ("teacher", "student", "autoencoder"):
-        torch.save(model.get_submodule(name).state_dict(), folder / f"{name}_final.pth")
-    torch.save(model.teacher_mean, folder / "teacher_mean.pt")
-    torch.save(model.teacher_std, folder / "teacher_std.pt")
-    (st_start, st_end), (ae_start, ae_end) = model.quantiles
-    quantiles = {"q_st_start": st_start, "q_st_end": st_end, "q_ae_start": ae_start, "q_ae_end": ae_end}
-    torch.save(quantiles, folder / "quantiles.pt")
 
 
 def assert_equal_models(left, right):

@@ -30,8 +30,8 @@ def test_split_depends_on_the_seed_and_on_nothing_else(dataset_folder, monkeypat
     expected = find_training_images(custom(dataset_folder), seed=42)
     walk = os.walk
 
-    def reversed_walk(top):
-        for parent, folders, names in walk(top):
+    def reversed_walk(top, **options):
+        for parent, folders, names in walk(top, **options):
             yield parent, folders, sorted(names, reverse=True)
 
     monkeypatch.setattr(os, "walk", reversed_walk)

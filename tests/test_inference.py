@@ -20,12 +20,12 @@ def samples(tmp_path):
     return find_test_samples(open_dataset("custom", root, ""))
 
 
-def predict_all(model, samples, batch_size, workers=2):
-    return list(predict(model, samples, batch_size, workers, CPU, "fp32"))
+def predict_all(model, samples, batch_size, workers=2, **options):
+    return list(predict(model, samples, batch_size, workers, CPU, "fp32", **options))
 
 
 def test_predictions_equal_the_plain_version(tiny_model, samples):
-    for prediction in predict_all(tiny_model, samples, 3):
+    for prediction in predict_all(tiny_model, samples, 3, keep_images=True):
         path = prediction.sample.path
         image = read_image(path)
         pixels = to_tensor(resize_image(image, 256))[None] / 255
@@ -35,6 +35,7 @@ def test_predictions_equal_the_plain_version(tiny_model, samples):
         assert prediction.score == prediction.anomaly_map.max()
         assert prediction.anomaly_map.dtype == np.float32
         assert prediction.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert prediction.image_size == image.size
         assert prediction.image.tobytes() == image.tobytes()
 
 

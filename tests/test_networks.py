@@ -54,6 +54,15 @@ def test_autoencoder_has_the_papers_size():
     assert upsampled == [3, 8, 15, 32, 63, 127, 56]
 
 
+def test_layers_have_the_numbers_that_other_tools_save():
+    def numbers(network):
+        return [index for index, layer in enumerate(network) if isinstance(layer, torch.nn.Conv2d)]
+
+    assert numbers(build_pdn("small", 384)) == [0, 3, 6, 8]
+    assert numbers(build_pdn("medium", 384)) == [0, 3, 6, 8, 10, 12]
+    assert numbers(build_autoencoder()) == [0, 2, 4, 6, 8, 10, 12, 16, 20, 24, 28, 32, 36, 38]
+
+
 def test_latent_code_is_64_numbers():
     encoder = build_autoencoder()[:11]
     assert run_on_meta(encoder)[0] == (1, 64, 1, 1)

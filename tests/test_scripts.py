@@ -12,8 +12,10 @@ from PIL import Image
 
 import eval as eval_script
 import train as train_script
-from conftest import fill_folder, make_dataset
+from conftest import fill_folder, make_dataset, write_six_files
+from efficientad.checkpoint import load_teacher_weights, save_model
 from efficientad.errors import run_command
+from efficientad.networks import EfficientAD
 
 
 def train(*words):
@@ -151,6 +153,23 @@ def test_evaluating_again_replaces_its_own_files_and_no_others(output, dataset_f
     assert mismatches[0] == "defect_class,image_name,y_score,path,threshold,margin"
     assert [line.split(",")[:2] for line in mismatches[1:]].count(["defect_type_1", "000.png"]) == 1
     assert len(mismatches) == 3  # a threshold of a million misses both defects
+
+
+def test_six_files_of_other_tools_give_the_same_scores(tmp_path, capsys):
+    """The real small networks, with the shipped teacher."""
+    root = make_dataset(tmp_path / "set", train=1, test={"good": 1, "dent": 1})
+    model = EfficientAD()
+    load_teacher_weights(model, None)
+    model.quantiles.copy_(torch.tensor([[0.5, 2.0], [0.1, 0.7]]))
+    (tmp_path / "own").mkdir()
+    save_model(model, tmp_path / "own" / "model.pt", {})
+    write_six_files(model, tmp_path / "six")
+    written = []
+    for name in ("own", "six"):
+        evaluate("-d", "custom", "-c", root, "-w", tmp_path / name, "-o", tmp_path / name, "-m", "small")
+        written.append((tmp_path / name / "anomaly_maps" / "custom" / "test" / "scores.csv").read_text())
+    assert written[0] == written[1]
+    assert "Final image auc: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kept", ["good", "defect_type_1"])
