@@ -150,9 +150,10 @@ def _read_quantiles(path: Path) -> Tensor:
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
     state = _read(path)
-    is_state = isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values())
-    if not is_state:
+    if not isinstance(state, dict) or not state:
         raise UserError(f"{path} holds no state_dict of a network")
+    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
+        raise UserError(f"{path} holds no state_dict of a network, but other things")
     return dict(state)
 
 

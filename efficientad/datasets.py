@@ -63,14 +63,14 @@ def open_dataset(layout: str, path: Path, subdataset: str) -> Dataset:
     flag = f"--{'custom_dataset' if layout == 'custom' else layout}_path"
     if not path.is_dir():
         problem = "is not a folder" if path.exists() else "does not exist"
-        raise UserError(f"{path} {problem}; give the data set's folder with {flag}")
+        raise UserError(f"{path} {problem}; give the data set's folder with {flag}, or choose another --dataset")
     if layout == "custom":
         return Dataset(layout, path)
     root = path / subdataset
     if not root.is_dir():
         categories = sorted(folder.name for folder in path.iterdir() if (folder / "train").is_dir())
-        hint = f"there are: {', '.join(categories)}" if categories else f"nor any other; check {flag}"
-        raise UserError(f"{path} has no category {subdataset!r} (--subdataset); {hint}")
+        hint = f"choose from {', '.join(categories)}" if categories else f"nor any other; check {flag}"
+        raise UserError(f"{path} has no category {subdataset!r} (--subdataset), {hint}")
     return Dataset(f"{layout}/{subdataset}", root)
 
 

@@ -1,4 +1,5 @@
 import os
+from collections import Counter
 
 import pytest
 
@@ -81,7 +82,7 @@ def test_layouts_with_categories(tmp_path, layout):
 
 def test_category_that_is_not_there_lists_those_that_are(tmp_path):
     make_dataset(tmp_path / "capsules")
-    with pytest.raises(UserError, match="no category 'bottle' .*there are: capsules"):
+    with pytest.raises(UserError, match="no category 'bottle' .*choose from capsules"):
         open_dataset("mvtec_ad", tmp_path, "bottle")
 
 
@@ -132,3 +133,11 @@ def test_test_folders_that_are_refused(tmp_path):
     (tmp_path / "loose" / "000.png").rename(root / "test" / "000.png")
     with pytest.raises(UserError, match="outside class folders"):
         find_test_samples(custom(root))
+
+
+def test_magnetic_tiles(shared_data):
+    dataset = custom(shared_data / "magnetic_tile")
+    split = find_training_images(dataset, 42)
+    assert (len(split.train), len(split.validation)) == (640, 71)
+    classes = Counter(sample.class_name for sample in find_test_samples(dataset))
+    assert classes == {"good": 241, "blowhole": 115, "break": 85, "crack": 57, "fray": 32, "uneven": 103}

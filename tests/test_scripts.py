@@ -155,6 +155,17 @@ def test_evaluating_again_replaces_its_own_files_and_no_others(output, dataset_f
     assert len(mismatches) == 3  # a threshold of a million misses both defects
 
 
+def test_the_real_networks_find_defects(tmp_path, capsys):
+    """The whole way with nothing small but the data: a dozen steps tell parts with a blob from parts without."""
+    root = make_dataset(tmp_path / "set", train=8, test={"good": 3, "dent": 3})
+    words = ["-d", "custom", "-c", root, "-o", tmp_path / "out"]
+    train(*words, "--train_steps", 12, "--lr", 1e-3)
+    evaluate(*words, "-f", "jpg", "-T", 40)
+    assert "Final image auc: 100.0000" in capsys.readouterr().out
+    with Image.open(tmp_path / "out/anomaly_maps/custom/test/dent/000.jpg") as image:
+        assert image.size == (120, 40)
+
+
 def test_six_files_of_other_tools_give_the_same_scores(tmp_path, capsys):
     """The real small networks, with the shipped teacher."""
     root = make_dataset(tmp_path / "set", train=1, test={"good": 1, "dent": 1})

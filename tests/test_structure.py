@@ -1,11 +1,16 @@
 """The order of the modules, and start-up without heavy imports."""
 
 import ast
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import eval as eval_script
+import train as train_script
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -59,3 +64,21 @@ def test_help_and_flag_errors_import_nothing_heavy(script):
         done = subprocess.run([sys.executable, "-c", code, flag], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == status, done.stderr
         assert "usage: " + script in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("page", ["README.md", "dataset/README.md"])
+def test_commands_in_the_readme_are_understood(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    commands = re.findall(r"^    python (train|eval)\.py +(.+)$", text, flags=re.MULTILINE)
+    assert {name for name, _ in commands} == {"train", "eval"}
+    for name, words in commands:
+        script = {"train": train_script, "eval": eval_script}[name]
+        script.get_parser().parse_args(shlex.split(words))
+
+
+@pytest.mark.parametrize("script", [train_script, eval_script])
+def test_flags_that_the_readme_explains_exist(script):
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split(f"### The flags of {script.__name__}.py")[1]
+    flags = set(re.findall(r"`(--?[a-z_A-Z]+)`", section.split("###")[0].split("`--help`")[0]))
+    known = {option for action in script.get_parser()._actions for option in action.option_strings}
+    assert flags and flags <= known
