@@ -47,6 +47,13 @@ def test_batches_equal_singles(tiny_model, samples, batch_size):
     np.testing.assert_allclose([p.score for p in batches], [p.score for p in singles], rtol=1e-4)
 
 
+def test_bf16_is_close_to_fp32(tiny_model, samples):
+    exact = np.array([p.score for p in predict_all(tiny_model, samples, 4)])
+    rounded = np.array([p.score for p in predict(tiny_model, samples, 4, 2, CPU, "bf16")])
+    assert rounded.dtype == exact.dtype and (rounded != exact).any()
+    np.testing.assert_allclose(rounded, exact, rtol=0.02)
+
+
 def test_all_unreadable_images_are_named(tiny_model, samples):
     samples[1].path.write_text("text")
     samples[5].path.write_bytes(b"")

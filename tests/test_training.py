@@ -7,6 +7,7 @@ from torchvision.transforms import functional as tv
 
 import plain
 from efficientad import training
+from efficientad.device import autocast
 from efficientad.errors import UserError
 from efficientad.networks import EfficientAD
 from efficientad.training import (
@@ -164,6 +165,18 @@ def test_loss_that_is_not_finite_stops(tiny_model, tmp_path):
     with pytest.raises(UserError, match="not finite at step 1 .*--lr"):
         train(tiny_model, random_pixels(2), None, make_plan(), tmp_path / "log.csv")
     assert read_log(tmp_path / "log.csv")[-1]["step"] == "1"
+
+
+def test_bf16_training_keeps_float32_weights_and_losses(tiny_model, tmp_path):
+    plan = TrainingPlan(11, 2, 1e-3, 0.0, CPU, "bf16", seed=1)
+    train(tiny_model, random_pixels(4), None, plan, tmp_path / "log.csv")
+    rows = read_log(tmp_path / "log.csv")
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    assert {parameter.dtype for parameter in tiny_model.parameters()} == {torch.float32}
+    images = torch.rand(1, 3, 256, 256)
+    with autocast(CPU, "bf16"):
+        losses = compute_losses(tiny_model, images, images, images)
+    assert {loss.dtype for loss in losses} == {torch.float32}
 
 
 @pytest.mark.cuda
