@@ -115,7 +115,7 @@ def main(args: argparse.Namespace) -> None:
     print(
         f"Label and score disagree on {mismatches} images, most suspicious first: {folder / report.MISMATCH_FILE}"
     )
-    print(f"Scores, metrics and maps are in {folder}")
+    print(f"{'Maps, scores' if maps else 'Scores'} and metrics are in {folder}")
 
 
 if __name__ == "__main__":
