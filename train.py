@@ -178,13 +178,12 @@ def report_start(name: str, args: argparse.Namespace, facts: dict) -> None:
 
 def evaluation_command(args: argparse.Namespace) -> str:
     """The eval.py command line for what was trained with these arguments."""
-    path_flag = "custom_dataset_path" if args.dataset == "custom" else f"{args.dataset}_path"
     words = [
         "python",
         "eval.py",
         "--dataset",
         args.dataset,
-        f"--{path_flag}",
+        f"--{arguments.path_argument(args.dataset)}",
         str(arguments.dataset_path(args)),
     ]
     if args.dataset != "custom":

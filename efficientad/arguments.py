@@ -92,9 +92,14 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def path_argument(layout: str) -> str:
+    """The name of the argument that takes a layout's path, as in "mvtec_ad_path"."""
+    return "custom_dataset_path" if layout == "custom" else f"{layout}_path"
+
+
 def dataset_path(args: argparse.Namespace) -> Path:
     """The path given for the chosen layout."""
-    return getattr(args, "custom_dataset_path" if args.dataset == "custom" else f"{args.dataset}_path")
+    return getattr(args, path_argument(args.dataset))
 
 
 def add_machine_arguments(parser: argparse.ArgumentParser) -> None:

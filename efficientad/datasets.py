@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 
+from efficientad.arguments import path_argument
 from efficientad.errors import UserError
-from efficientad.images import find_images, is_image_name
+from efficientad.images import find_images, is_data_folder, is_image_name
 
 GOOD = "good"  # the one class name that is not anomalous
 VALIDATION_SHARE = 0.1  # of the training images, where the set has no validation images of its own
@@ -60,7 +61,7 @@ def open_dataset(layout: str, path: Path, subdataset: str) -> Dataset:
     Raises:
         UserError: the folder or the category is missing; the message lists the categories there are.
     """
-    flag = f"--{'custom_dataset' if layout == 'custom' else layout}_path"
+    flag = f"--{path_argument(layout)}"
     if not path.is_dir():
         problem = "is not a folder" if path.exists() else "does not exist"
         raise UserError(f"{path} {problem}; give the data set's folder with {flag}, or choose another --dataset")
@@ -152,8 +153,8 @@ def find_test_samples(dataset: Dataset) -> list[Sample]:
 
 
 def _class_folders(parent: Path) -> list[Path]:
-    folders = [entry for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    return sorted((folder for folder in folders if folder.name != "__MACOSX"), key=lambda folder: folder.name)
+    folders = [entry for entry in parent.iterdir() if entry.is_dir() and is_data_folder(entry.name)]
+    return sorted(folders, key=lambda folder: folder.name)
 
 
 def _has_images(folder: Path) -> bool:

@@ -15,10 +15,9 @@ class UserError(Exception):
     """
 
 
-def list_files(problems: Sequence[str], limit: int = 20) -> str:
-    """The problems one per line, indented, cut after `limit` with a count of the rest."""
-    shown = "".join(f"\n  {problem}" for problem in problems[:limit])
-    return shown + (f"\n  ... and {len(problems) - limit} more" if len(problems) > limit else "")
+def list_files(problems: Sequence[str]) -> str:
+    """The problems, one per line, indented."""
+    return "".join(f"\n  {problem}" for problem in problems)
 
 
 def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:

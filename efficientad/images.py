@@ -37,10 +37,15 @@ def is_image_name(name: str) -> bool:
     return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
+def is_data_folder(name: str) -> bool:
+    """Whether a folder of this name is data: not hidden, and not what zip tools of macOS leave."""
+    return not name.startswith(".") and name != "__MACOSX"
+
+
 def find_images(folder: Path) -> list[Path]:
     """Every image under `folder` at any depth, in an order that does not depend on the file system.
 
-    Hidden files and folders and the "__MACOSX" folders of zip tools are passed over.
+    Hidden files, and folders that are no data, are passed over.
 
     Raises:
         OSError: a folder below cannot be listed.
@@ -51,7 +56,7 @@ def find_images(folder: Path) -> list[Path]:
 
     found = []
     for parent, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
+        folders[:] = filter(is_data_folder, folders)
         found += [Path(parent, name) for name in names if is_image_name(name)]
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 

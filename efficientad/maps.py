@@ -10,6 +10,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 JPG_QUALITY = 90
+_SMALLEST_SOFTNESS = 1e-6
 
 
 def resize_map(anomaly_map: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -25,10 +26,9 @@ def heat_levels(anomaly_map: np.ndarray, threshold: float) -> np.ndarray:
 
     0.5 is the threshold, 0.05 is nothing; a threshold of 0 gives a step.
     """
-    softness = max(threshold / 3, np.finfo(np.float32).tiny)
-    with np.errstate(over="ignore"):  # +-inf is what a step means to tanh
-        # tanh saturates where the exp of the textbook's formula overflows
-        return 0.5 + 0.5 * np.tanh((anomaly_map - np.float32(threshold)) / np.float32(2 * softness))
+    softness = max(threshold / 3, _SMALLEST_SOFTNESS)
+    # tanh saturates where the exp of the textbook's formula overflows
+    return 0.5 + 0.5 * np.tanh((anomaly_map - np.float32(threshold)) / np.float32(2 * softness))
 
 
 def jet(levels: np.ndarray) -> np.ndarray:

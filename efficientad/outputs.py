@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from efficientad.datasets import Sample
-from efficientad.errors import UserError, list_files
+from efficientad.errors import UserError
 
 FILE_LIST = "written_files.json"  # what the last evaluation wrote here, so that the next one may remove it
 
@@ -47,8 +47,8 @@ def claim_files(folder: Path, names: Sequence[str]) -> set[str]:
     foreign = [name for name in names if name not in earlier and (folder / name).exists()]
     if foreign:
         raise UserError(
-            f"{folder} holds files that eval.py did not write and will not replace; "
-            f"move them away or choose another --output_dir:{list_files(foreign, limit=5)}"
+            f"{folder} holds {len(foreign)} files that eval.py did not write and will not replace, "
+            f"{foreign[0]} for one; move them away or choose another --output_dir"
         )
     for parent in {(folder / name).parent for name in names}:
         parent.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from efficientad.images import to_unit_range
 from efficientad.networks import FEATURE_CHANNELS, EfficientAD
 
 HARD_QUANTILE = 0.999  # section 3.2
+NATURAL_GRAY_SHARE = 0.3  # of the penalty images
 LR_DECAY_AT = 0.95  # of the steps; then the learning rate is a tenth
 LOG_EVERY = 10  # steps; reading a loss makes a GPU wait, so not every step is read
 
@@ -166,7 +167,7 @@ def train(
             natural = None
             if natural_batches is not None:
                 natural = to_unit_range(next(natural_batches)[: len(images)].to(device, non_blocking=True))
-                natural = randomly_gray(natural, 0.3, generator)
+                natural = randomly_gray(natural, NATURAL_GRAY_SHARE, generator)
             with autocast(device, plan.precision):
                 losses = compute_losses(model, images, augment(images, generator), natural)
             optimizer.zero_grad(set_to_none=True)

@@ -123,14 +123,15 @@ def test_truncated_image_is_refused(tmp_path):
 
 
 def test_all_bad_images_are_named_at_once(tmp_path):
-    paths = [tmp_path / f"{index}.png" for index in range(5)]
+    paths = [tmp_path / f"{index}.png" for index in range(60)]
     for index, path in enumerate(paths):
         if index % 2:
             path.write_text("text")
         else:
             Image.new("RGB", (4, 4)).save(path)
-    with pytest.raises(UserError, match=r"cannot read 2 images(.|\n)*1\.png(.|\n)*3\.png"):
-        load_images([*paths, tmp_path / "0.png"], 8, 2)
+    with pytest.raises(UserError, match="cannot read 30 images") as raised:
+        load_images(paths, 8, 2)
+    assert all(str(path) in str(raised.value) for path in paths[1::2])
 
 
 def test_loaded_images_are_resized_rgb(tmp_path):

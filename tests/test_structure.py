@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A module imports only from the layers above its own line.
 LAYERS = [
-    ["errors"],
-    ["arguments", "device", "images", "metrics", "maps", "networks"],
+    ["errors", "arguments"],
+    ["device", "images", "metrics", "maps", "networks"],
     ["datasets", "natural", "normalization", "checkpoint"],
     ["outputs", "report", "training", "inference"],
 ]

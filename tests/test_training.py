@@ -16,6 +16,7 @@ from efficientad.training import (
     compute_losses,
     hard_feature_count,
     hard_feature_loss,
+    randomly_gray,
     shuffled_batches,
     train,
 )
@@ -117,6 +118,16 @@ def test_augmentation_is_one_of_three_for_each_image():
     assert set(kinds) == {0, 1, 2}
     assert len({round(factor, 6) for factor in factors}) == 60
     assert min(factors) < 0.84 and max(factors) > 1.16
+
+
+def test_natural_images_turn_gray_one_by_one():
+    image = torch.rand(3, 8, 8)
+    batch = randomly_gray(image.repeat(400, 1, 1, 1), 0.3, torch.Generator().manual_seed(0))
+    gray = [bool((result[0] == result[1]).all()) for result in batch]
+    assert 0.2 < sum(gray) / len(gray) < 0.4
+    for result, is_gray in zip(batch, gray, strict=True):
+        expected = tv.rgb_to_grayscale(image, 3) if is_gray else image
+        torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_learning_rate_falls_by_steps(tiny_model, tmp_path, monkeypatch):
