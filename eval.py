@@ -69,8 +69,8 @@ def main(args: argparse.Namespace) -> None:
 
     from efficientad import checkpoint, device, inference, outputs, report
     from efficientad.datasets import find_test_samples, open_dataset
-    from efficientad.images import parallel_map
     from efficientad.maps import resize_map, write_side_by_side, write_tiff
+    from efficientad.parallel import parallel_map
 
     dataset = open_dataset(args.dataset, arguments.dataset_path(args), args.subdataset)
     samples = find_test_samples(dataset)

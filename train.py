@@ -106,7 +106,7 @@ def main(args: argparse.Namespace) -> None:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
     import torch
 
-    from efficientad import checkpoint, device, images, natural, normalization, training
+    from efficientad import checkpoint, device, natural, normalization, tensors, training
     from efficientad.datasets import find_training_images, open_dataset
     from efficientad.networks import EfficientAD
 
@@ -142,7 +142,7 @@ def main(args: argparse.Namespace) -> None:
     report_start(dataset.name, args, facts)
 
     size = model.image_size
-    pixels = images.load_images([*split.train, *split.validation], size, args.num_workers)
+    pixels = tensors.load_images([*split.train, *split.validation], size, args.num_workers)
     train_pixels, held_out = pixels.split([len(split.train), len(split.validation)])
     natural_batches = None
     if stored:

@@ -1,31 +1,29 @@
-"""Images from disk: one way to read them for training and evaluation, in parallel.
+"""Images from disk: one way to find, read and resize them for every command. Imports no torch.
 
-Knows nothing of data sets and classes. Pixels leave this module as RGB uint8.
+Knows nothing of data sets and classes. Pixels leave this module as upright RGB uint8.
 """
 
 from __future__ import annotations
 
 import io
-import itertools
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
-from tqdm import tqdm
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from efficientad.errors import UserError, list_files
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif"})
 
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
+_TURNS = {
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class UnreadableImageError(Exception):
@@ -106,6 +104,44 @@ def _from_unit_range(gray: np.ndarray) -> Image.Image:
     return Image.fromarray(levels).convert("RGB")
 
 
+@dataclass(frozen=True)
+class ImageHeader:
+    """What a file says of its image before any pixel is decoded; sizes are width and height."""
+
+    stored_size: tuple[int, int]
+    orientation: int  # EXIF's, 1 to 8; from 5 on the upright image has width and height exchanged
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        return self.stored_size[::-1] if self.orientation > 4 else self.stored_size
+
+
+def read_header(data: bytes, name: str) -> ImageHeader:
+    """The header of an image file's bytes; far cheaper than decoding, so damage further on goes unseen.
+
+    Raises:
+        UnreadableImageError: not an image.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            # Pillow decodes a whole PNG to look for EXIF data behind the pixels
+            may_have_exif = opened.format != "PNG" or b"eXIf" in data or b"exif" in data
+            orientation = opened.getexif().get(ExifTags.Base.Orientation, 1) if may_have_exif else 1
+            return ImageHeader(opened.size, orientation if orientation in range(1, 9) else 1)
+    except Exception as error:  # Pillow's plugins raise almost any type on damaged files
+        raise UnreadableImageError(f"{name}: {_reason(data, error)}") from error
+
+
+def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
+    """The image as EXIF orientation 5 to 8, which exchange width and height, wants it to be seen."""
+    return image.transpose(_TURNS[orientation])
+
+
+def turn_back(image: Image.Image, orientation: int) -> Image.Image:
+    """Undo turn_upright."""
+    return image.transpose(_TURNS[{6: 8, 8: 6}.get(orientation, orientation)])
+
+
 def read_image(path: Path) -> Image.Image:
     """Read a file as upright 8-bit RGB; see decode_image.
 
@@ -126,62 +162,6 @@ def read_bytes(path: Path) -> bytes:
 def resize_image(image: Image.Image, size: int) -> Image.Image:
     """Resize to size x size, bilinear with antialiasing; the aspect ratio is ignored, as in the paper."""
     return image.resize((size, size), Image.Resampling.BILINEAR)
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """RGB image -> uint8 tensor 3 x H x W."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def to_unit_range(pixels: Tensor) -> Tensor:
-    """uint8 images N x 3 x H x W -> float32 in [0, 1], in the channels_last order the networks prefer."""
-    return pixels.to(torch.float32, memory_format=torch.channels_last) / 255
-
-
-def parallel_map(function: Callable[[_Item], _Result], items: Iterable[_Item], workers: int) -> Iterator[_Result]:
-    """map() with `workers` threads, in order, never more than a few results ahead of the consumer.
-
-    0 workers means no threads. `items` may be endless. An exception of `function` is raised in its turn.
-    """
-    if workers == 0:
-        yield from map(function, items)
-        return
-    remaining = iter(items)
-    with ThreadPoolExecutor(workers) as pool:
-        ahead = deque(pool.submit(function, item) for item in itertools.islice(remaining, 2 * workers))
-        try:
-            while ahead:
-                result = ahead.popleft().result()
-                ahead.extend(pool.submit(function, item) for item in itertools.islice(remaining, 1))
-                yield result
-        finally:  # the consumer may stop early
-            for future in ahead:
-                future.cancel()
-
-
-def load_images(paths: Sequence[Path], size: int, workers: int) -> Tensor:
-    """Decode and resize every image, once: uint8 tensor N x 3 x size x size.
-
-    Raises:
-        UserError: naming every file that cannot be read, not only the first.
-    """
-
-    def load(path: Path) -> Tensor | str:
-        try:
-            return to_tensor(resize_image(read_image(path), size))
-        except UnreadableImageError as error:
-            return str(error)
-
-    pixels = torch.empty((len(paths), 3, size, size), dtype=torch.uint8)
-    unreadable = []
-    loaded = tqdm(parallel_map(load, paths, workers), desc="Reading images", total=len(paths), unit="image")
-    for index, image in enumerate(loaded):
-        if isinstance(image, str):
-            unreadable.append(image)
-        else:
-            pixels[index] = image
-    raise_if_unreadable(unreadable)
-    return pixels
 
 
 def raise_if_unreadable(problems: Sequence[str]) -> None:

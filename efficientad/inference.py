@@ -17,14 +17,13 @@ from efficientad.errors import UserError
 from efficientad.images import (
     UnreadableImageError,
     decode_image,
-    parallel_map,
     raise_if_unreadable,
     read_bytes,
     resize_image,
-    to_tensor,
-    to_unit_range,
 )
 from efficientad.networks import EfficientAD, anomaly_score
+from efficientad.parallel import parallel_map
+from efficientad.tensors import to_tensor, to_unit_range
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from efficientad.images import (
     decode_image,
     find_images,
     is_image_name,
-    parallel_map,
     read_image,
-    to_tensor,
 )
+from efficientad.parallel import parallel_map
+from efficientad.tensors import to_tensor
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from efficientad.device import autocast
 from efficientad.errors import UserError
-from efficientad.images import to_unit_range
 from efficientad.networks import EfficientAD, RawMaps
+from efficientad.tensors import to_unit_range
 
 QUANTILES = (0.9, 0.995)  # mapped to 0 and 0.1 (section 3.4)
 _BATCH_SIZE = 16  # only a matter of speed and memory

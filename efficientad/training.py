@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from efficientad.device import autocast
 from efficientad.errors import UserError
-from efficientad.images import to_unit_range
 from efficientad.networks import FEATURE_CHANNELS, EfficientAD
+from efficientad.tensors import to_unit_range
 
 HARD_QUANTILE = 0.999  # section 3.2
 NATURAL_GRAY_SHARE = 0.3  # of the penalty images

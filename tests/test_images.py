@@ -1,23 +1,15 @@
 import io
-import threading
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from efficientad.errors import UserError
 from efficientad.images import (
     UnreadableImageError,
     decode_image,
     find_images,
     is_image_name,
-    load_images,
-    parallel_map,
     read_image,
-    resize_image,
-    to_tensor,
-    to_unit_range,
 )
 
 
@@ -122,32 +114,6 @@ def test_truncated_image_is_refused(tmp_path):
         read_image(path)
 
 
-def test_all_bad_images_are_named_at_once(tmp_path):
-    paths = [tmp_path / f"{index}.png" for index in range(60)]
-    for index, path in enumerate(paths):
-        if index % 2:
-            path.write_text("text")
-        else:
-            Image.new("RGB", (4, 4)).save(path)
-    with pytest.raises(UserError, match="cannot read 30 images") as raised:
-        load_images(paths, 8, 2)
-    assert all(str(path) in str(raised.value) for path in paths[1::2])
-
-
-def test_loaded_images_are_resized_rgb(tmp_path):
-    Image.fromarray(GRADIENT).save(tmp_path / "a.png")
-    pixels = load_images([tmp_path / "a.png"], 8, 0)
-    assert pixels.shape == (1, 3, 8, 8) and pixels.dtype == torch.uint8
-    expected = np.asarray(Image.fromarray(GRADIENT).resize((8, 8), Image.Resampling.BILINEAR))
-    assert (pixels[0, 0].numpy() == expected).all()
-
-
-def test_unit_range():
-    pixels = to_unit_range(to_tensor(resize_image(Image.new("RGB", (3, 5), (255, 0, 51)), 2))[None])
-    assert pixels[0, :, 0, 0].tolist() == pytest.approx([1.0, 0.0, 0.2])
-    assert pixels.dtype == torch.float32
-
-
 def test_image_names():
     assert all(map(is_image_name, ["a.PNG", "a.b.JpEg", "x.tif", "ü.webp"]))
     assert not any(map(is_image_name, ["a.txt", "png", ".hidden.png", "._a.jpg", "Thumbs.db", ".DS_Store"]))
@@ -164,33 +130,3 @@ def test_images_are_found_in_a_fixed_order(tmp_path):
 def test_folder_that_cannot_be_listed_is_not_taken_as_empty(tmp_path):
     with pytest.raises(OSError, match="nowhere"):
         find_images(tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize("workers", [0, 1, 3])
-def test_parallel_map_keeps_the_order(workers):
-    assert list(parallel_map(lambda x: x * x, range(50), workers)) == [x * x for x in range(50)]
-
-
-def test_parallel_map_stays_close_to_its_consumer():
-    """An endless source must not fill the memory."""
-    taken = []
-
-    def source():
-        number = 0
-        while True:
-            taken.append(number)
-            yield number
-            number += 1
-
-    results = parallel_map(lambda x: x, source(), 2)
-    assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
-    assert len(taken) <= 5 + 2 * 2
-    results.close()
-    assert threading.active_count() < 10
-
-
-def test_parallel_map_raises_what_the_function_raises():
-    results = parallel_map(lambda x: 1 // x, [1, 0, 1], 2)
-    assert next(results) == 1
-    with pytest.raises(ZeroDivisionError):
-        next(results)

@@ -8,8 +8,9 @@ import plain
 from conftest import make_dataset
 from efficientad.datasets import find_test_samples, open_dataset
 from efficientad.errors import UserError
-from efficientad.images import read_image, resize_image, to_tensor
+from efficientad.images import read_image, resize_image
 from efficientad.inference import predict
+from efficientad.tensors import to_tensor
 
 CPU = torch.device("cpu")
 

@@ -4,9 +4,9 @@ import torch
 
 import plain
 from efficientad.errors import UserError
-from efficientad.images import to_unit_range
 from efficientad.networks import EfficientAD, RawMaps
 from efficientad.normalization import fit_map_quantiles, fit_teacher_statistics, map_quantiles
+from efficientad.tensors import to_unit_range
 
 CPU = torch.device("cpu")
 

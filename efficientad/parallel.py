@@ -1,0 +1,33 @@
+"""map() over threads, for work that waits for the disk or decodes images."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def parallel_map(function: Callable[[_Item], _Result], items: Iterable[_Item], workers: int) -> Iterator[_Result]:
+    """map() with `workers` threads, in order, never more than a few results ahead of the consumer.
+
+    0 workers means no threads. `items` may be endless. An exception of `function` is raised in its turn.
+    """
+    if workers == 0:
+        yield from map(function, items)
+        return
+    remaining = iter(items)
+    with ThreadPoolExecutor(workers) as pool:
+        ahead = deque(pool.submit(function, item) for item in itertools.islice(remaining, 2 * workers))
+        try:
+            while ahead:
+                result = ahead.popleft().result()
+                ahead.extend(pool.submit(function, item) for item in itertools.islice(remaining, 1))
+                yield result
+        finally:  # the consumer may stop early
+            for future in ahead:
+                future.cancel()
