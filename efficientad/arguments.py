@@ -39,9 +39,16 @@ def positive_float(text: str) -> float:
     return value
 
 
+def ratio(text: str) -> float:
+    value = positive_float(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, not {text}")
+    return value
+
+
 # argparse names these in "invalid ... value"
 positive_int.__name__ = non_negative_int.__name__ = "whole number"
-positive_float.__name__ = non_negative_float.__name__ = "number"
+positive_float.__name__ = non_negative_float.__name__ = ratio.__name__ = "number"
 
 
 def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,6 +125,11 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the networks' arithmetic; auto takes bf16 where the hardware has it and fp32 elsewhere "
         "(default: %(default)s)",
     )
+    add_workers_argument(group)
+
+
+def add_workers_argument(group: argparse._ArgumentGroup) -> None:
+    """--num_workers."""
     group.add_argument(
         "--num_workers",
         type=non_negative_int,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+_LISTED = 10
 
 
 class UserError(Exception):
@@ -16,13 +19,24 @@ class UserError(Exception):
 
 
 def list_files(problems: Sequence[str]) -> str:
-    """The problems, one per line, indented."""
-    return "".join(f"\n  {problem}" for problem in problems)
+    """The problems, one per line, indented; line breaks and the like in file names are written as escapes."""
+    return "".join(f"\n  {_escape(problem)}" for problem in problems)
+
+
+def _escape(text: str) -> str:
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def list_some(problems: Sequence[str]) -> str:
+    """The first ten problems, one per line, indented, and how many more there are."""
+    more = len(problems) - _LISTED
+    return list_files([*problems[:_LISTED], *([f"... and {more} more"] if more > 0 else [])])
 
 
 def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
     """Parse the command line, run main(args), and exit: 0 done, 2 user error, 130 interrupted."""
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is half-made is cleared away, as on Ctrl-C
     try:
         main(args)
     except UserError as error:

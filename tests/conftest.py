@@ -1,5 +1,6 @@
 """Generated images, data sets of every layout, and a tiny detector that trains in milliseconds."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from efficientad import networks
+from efficientad.errors import run_command
 from efficientad.networks import EfficientAD
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -47,6 +49,17 @@ def make_dataset(root, train=10, test=None):
     for number, (name, count) in enumerate(test.items(), start=1):
         fill_folder(root / "test" / name, count, seed=1000 * number, defective=name != "good")
     return root
+
+
+def fail(monkeypatch, capsys, script, *words):
+    """Run the command to its exit status 2 and return the one line that it prints."""
+    monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, words)])
+    with pytest.raises(SystemExit) as raised:
+        run_command(script.main, script.get_parser())
+    assert raised.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error[error.index("error: ") :]
 
 
 @pytest.fixture

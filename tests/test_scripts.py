@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -12,9 +11,8 @@ from PIL import Image
 
 import eval as eval_script
 import train as train_script
-from conftest import fill_folder, make_dataset, write_six_files
+from conftest import fail, fill_folder, make_dataset, write_six_files
 from efficientad.checkpoint import load_teacher_weights, save_model
-from efficientad.errors import run_command
 from efficientad.networks import EfficientAD
 
 
@@ -31,17 +29,6 @@ def output(tmp_path, dataset_folder, tiny_teacher):
     """A trained output folder of the custom set `dataset_folder`."""
     train("-d", "custom", "-c", dataset_folder, "-o", tmp_path / "out", "-w", tiny_teacher, "-e", 1, "-b", 5)
     return tmp_path / "out"
-
-
-def fail(monkeypatch, capsys, script, *words):
-    """Run the command to its exit status 2 and return the one line that it prints."""
-    monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, words)])
-    with pytest.raises(SystemExit) as raised:
-        run_command(script.main, script.get_parser())
-    assert raised.value.code == 2
-    error = capsys.readouterr().err
-    assert "Traceback" not in error
-    return error[error.index("error: ") :]
 
 
 def test_training_says_what_it_does_and_what_to_do_next(tmp_path, dataset_folder, tiny_teacher, capsys):

@@ -1,0 +1,243 @@
+"""From source images to a data set: who goes where, then all of it at once on disk. Imports no torch.
+
+train/good  test/good  test/<defect class>  ground_truth/<defect class>/<image>_mask.png
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import random
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+from tqdm import tqdm
+
+from efficientad.coco import draw_mask
+from efficientad.errors import UserError, list_some
+from efficientad.images import (
+    ImageHeader,
+    UnreadableImageError,
+    raise_if_unreadable,
+    read_bytes,
+    read_header,
+    turn_upright,
+)
+from efficientad.parallel import parallel_map
+from efficientad.sources import SourceImage
+from efficientad.staging import COUNTS_FILE, ManifestRow, mask_name, write_manifest, write_rows
+
+TRAIN_GOOD, TEST_GOOD = "train/good", "test/good"
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What is known of a source file after one look."""
+
+    sha256: str
+    header: ImageHeader
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A source image and every place it goes to, below the output folder."""
+
+    source: SourceImage
+    facts: FileFacts
+    destinations: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that will be written, and what the user should be told of it."""
+
+    placements: list[Placement]
+    notes: list[str]
+
+    def counts(self) -> dict[str, int]:
+        """Images in each folder, train/good and test/good first."""
+        counts = Counter(
+            PurePosixPath(name).parent.as_posix() for item in self.placements for name in item.destinations
+        )
+        first = {folder: counts.pop(folder, 0) for folder in (TRAIN_GOOD, TEST_GOOD)}
+        return first | {folder: counts[folder] for folder in sorted(counts, key=_natural_order)}
+
+
+def look_at_files(sources: Sequence[SourceImage], workers: int) -> list[FileFacts]:
+    """Read every source once for its hash and header.
+
+    Raises:
+        UserError: naming every file that cannot be read or is no image.
+    """
+
+    def look(source: SourceImage) -> FileFacts | str:
+        try:
+            data = read_bytes(source.path)
+            return FileFacts(hashlib.sha256(data).hexdigest(), read_header(data, str(source.path)))
+        except UnreadableImageError as error:
+            return str(error)
+
+    looks = tqdm(parallel_map(look, sources, workers), desc="Reading", total=len(sources), unit="image")
+    facts = list(looks)
+    raise_if_unreadable([problem for problem in facts if isinstance(problem, str)])
+    return facts
+
+
+def make_plan(sources: Sequence[SourceImage], facts: Sequence[FileFacts], train_ratio: float, seed: int) -> Plan:
+    """Split the good images, and give every image its place and a name of its own there.
+
+    Byte-identical good images stay on one side of the split. A good image that is byte-identical to a
+    defective one is a contradiction, and no good one to learn from: it is left out.
+
+    Args:
+        sources: good and defective images; their order and the seed decide the split, nothing else does.
+        train_ratio: share of the good images for train/good, in (0, 1].
+
+    Raises:
+        UserError: no good image is left.
+    """
+    notes: list[str] = []
+    good = _usable_good(sources, facts, notes)
+    training = _choose_training([facts[index].sha256 for index in good], train_ratio, seed)
+    members: dict[str, list[int]] = defaultdict(list)
+    for index in good:
+        members[TRAIN_GOOD if facts[index].sha256 in training else TEST_GOOD].append(index)
+    for index, source in enumerate(sources):
+        for class_name in source.classes:
+            members[f"test/{class_name}"].append(index)
+    destinations: dict[int, list[str]] = defaultdict(list)
+    for folder, inside in members.items():
+        names = distinct_names([PurePosixPath(sources[index].name).name for index in inside])
+        for index, name in zip(inside, names, strict=True):
+            destinations[index].append(f"{folder}/{name}")
+    placements = [Placement(sources[index], facts[index], tuple(names)) for index, names in destinations.items()]
+    return Plan(placements, notes)
+
+
+def _usable_good(sources: Sequence[SourceImage], facts: Sequence[FileFacts], notes: list[str]) -> list[int]:
+    """Which of the sources are the good images of the data set; `notes` gains what was odd."""
+    defective = {fact.sha256: source.path for source, fact in zip(sources, facts, strict=True) if source.classes}
+    good: dict[str, int] = {}  # by real path: a file may be annotated as good and lie among the good ones, too
+    contradictions = []
+    for index, source in enumerate(sources):
+        if source.classes:
+            continue
+        if facts[index].sha256 in defective:
+            contradictions.append(f"{source.path} is {defective[facts[index].sha256]}")
+        else:
+            good.setdefault(os.path.realpath(source.path), index)
+    if contradictions:
+        notes.append(
+            f"{len(contradictions)} images are good and defective at once, byte for byte; they count as defective "
+            f"only:{list_some(contradictions)}"
+        )
+    if not good:
+        raise UserError("there are no good images, and training needs them; name them with --unlabeled_dir")
+    copies = len(good) - len({facts[index].sha256 for index in good.values()})
+    if copies:
+        notes.append(f"{copies} good images are byte-identical copies; copies stay on one side of the split")
+    return list(good.values())
+
+
+def _choose_training(digests: Sequence[str], train_ratio: float, seed: int) -> set[str]:
+    """The digests of the images for train/good: as near to the ratio as copies allow, at least one."""
+    copies = Counter(digests)
+    order = list(copies)  # by first appearance
+    random.Random(seed).shuffle(order)
+    target = max(1, round(train_ratio * len(digests)))
+    chosen: set[str] = set()
+    taken = 0
+    for digest in order:
+        if taken + copies[digest] <= target or not chosen:
+            chosen.add(digest)
+            taken += copies[digest]
+    return chosen
+
+
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """The names, changed where two would collide in one folder: a.jpg, a_2.jpg.
+
+    Stems differ too, in every letter case, since masks and anomaly maps are named by them. A name that no
+    other wants stays as it is.
+    """
+    stems = Counter(PurePosixPath(name).stem.casefold() for name in names)
+    taken = set(stems)
+    used: set[str] = set()
+    result = []
+    for name in names:
+        path = PurePosixPath(name)
+        stem, number = path.stem, 1
+        if stem.casefold() in used:
+            while f"{stem}_{number}".casefold() in taken or number == 1:
+                number += 1
+            stem = f"{stem}_{number}"
+            taken.add(stem.casefold())
+        used.add(stem.casefold())
+        result.append(stem + path.suffix)
+    return result
+
+
+def write_plan(plan: Plan, folder: Path, link: bool, workers: int) -> None:
+    """Fill the empty `folder` with the images, masks, manifest.csv and image_counts.csv.
+
+    Args:
+        link: hard-link the images and not copy them.
+
+    Raises:
+        UserError: hard links are not possible there.
+    """
+    images = [name for item in plan.placements for name in item.destinations]
+    masks = [mask_name(name) for item in plan.placements if item.source.defects for name in item.destinations]
+    for parent in {PurePosixPath(name).parent for name in (*images, *masks)}:
+        (folder / parent).mkdir(parents=True, exist_ok=True)
+
+    def write(item: Placement) -> None:
+        for name in item.destinations:
+            (_link if link else shutil.copyfile)(item.source.path, folder / name)
+        if item.source.defects:
+            mask = _encode_mask(item.source, item.facts.header)
+            for name in item.destinations:
+                (folder / mask_name(name)).write_bytes(mask)
+
+    done = parallel_map(write, plan.placements, workers)
+    for _ in tqdm(done, desc="Linking" if link else "Copying", total=len(plan.placements), unit="image"):
+        pass
+    rows = [
+        ManifestRow(item.source.path.absolute(), name, item.facts.sha256)
+        for item in plan.placements
+        for name in item.destinations
+    ]
+    write_manifest(folder, rows)
+    write_rows(folder / COUNTS_FILE, ["directory", "count"], plan.counts().items())
+
+
+def _link(source: Path, destination: Path) -> None:
+    try:
+        os.link(os.path.realpath(source), destination)
+    except OSError as error:
+        raise UserError(f"cannot hard-link {source} ({error.strerror}); leave out --link to copy") from error
+
+
+def _encode_mask(source: SourceImage, header: ImageHeader) -> bytes:
+    """The PNG of the source's defects, at the size of its upright image."""
+    annotated_size = source.annotated_size or header.upright_size
+    mask = Image.fromarray(draw_mask(source.defects, *annotated_size))
+    if mask.size != header.upright_size:
+        if mask.size == header.stored_size:  # annotated without regard to the EXIF rotation
+            mask = turn_upright(mask, header.orientation)
+        else:  # annotated on a copy of another size
+            mask = mask.resize(header.upright_size, Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    mask.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _natural_order(folder: str) -> list:
+    """defect_type_2 before defect_type_10."""
+    head, _, number = folder.rpartition("_")
+    return [head, int(number)] if number.isdecimal() else [folder, -1]

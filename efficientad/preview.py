@@ -1,0 +1,95 @@
+"""Annotations drawn on their images, to check labels by eye. Imports no torch."""
+
+from __future__ import annotations
+
+import colorsys
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+from efficientad.coco import annotation_box, annotation_polygons
+from efficientad.images import decode_image, read_bytes, read_header, turn_back, turn_upright
+from efficientad.parallel import parallel_map
+from efficientad.prepare import distinct_names
+from efficientad.sources import SourceImage
+from efficientad.staging import ManifestRow, write_manifest
+
+_JPG_QUALITY = 90
+_GOLDEN_RATIO = 0.618  # steps of hue that stay far apart, however many there are
+
+
+def category_colours(categories: dict[int, str]) -> dict[int, tuple[int, int, int]]:
+    """An RGB colour for each category id, far from those of its neighbours."""
+    return {
+        key: tuple(round(255 * part) for part in colorsys.hsv_to_rgb(number * _GOLDEN_RATIO % 1, 0.9, 1.0))
+        for number, key in enumerate(sorted(categories))
+    }
+
+
+def draw_annotations(source: SourceImage, categories: dict[int, str]) -> Image.Image:
+    """The source's upright RGB image with box, outline and category name of each of its annotations.
+
+    Raises:
+        UnreadableImageError
+    """
+    data = read_bytes(source.path)
+    image, header = decode_image(data, str(source.path)), read_header(data, str(source.path))
+    annotated_size = source.annotated_size or image.size
+    turned = annotated_size != image.size and annotated_size == header.stored_size
+    if turned:  # annotated without regard to the EXIF rotation
+        image = turn_back(image, header.orientation)
+    scale = (image.width / annotated_size[0], image.height / annotated_size[1])
+    pen = ImageDraw.Draw(image)
+    line_width = max(1, round(min(image.size) / 300))
+    font = ImageFont.load_default(size=max(10, min(image.size) / 32))
+    colours = category_colours(categories)
+    for annotation in source.annotations:
+        key = annotation["category_id"]
+        for points in annotation_polygons(annotation):
+            outline = [(x * scale[0], y * scale[1]) for x, y in zip(points[::2], points[1::2], strict=True)]
+            pen.line([*outline, outline[0]], fill=colours[key], width=line_width)
+        if box := annotation_box(annotation, *annotated_size):
+            corners = tuple(value * scale[side % 2] for side, value in enumerate(box))
+            pen.rectangle(corners, outline=colours[key], width=line_width)
+            _write_name(pen, corners, categories[key], font, colours[key])
+    return turn_upright(image, header.orientation) if turned else image
+
+
+def _write_name(
+    pen: ImageDraw.ImageDraw,
+    box: tuple[float, ...],
+    name: str,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    colour: tuple[int, int, int],
+) -> None:
+    """The name on a patch of its colour, above the box or, at the image's edge, within it."""
+    x, y = round(box[0]), round(box[1])
+    _, _, right, bottom = pen.textbbox((x, y), name, font=font)
+    height = bottom - y + 2
+    y = y - height if y >= height else y
+    pen.rectangle((x, y, right + 2, y + height), fill=colour)
+    luma = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2]
+    pen.text((x + 1, y), name, font=font, fill=(0, 0, 0) if luma > 128 else (255, 255, 255))
+
+
+def write_previews(sources: Sequence[SourceImage], categories: dict[int, str], folder: Path, workers: int) -> None:
+    """A JPG of every annotated source in the empty `folder`, and a manifest.csv of them.
+
+    Raises:
+        UnreadableImageError
+    """
+    annotated = [source for source in sources if source.annotations]
+    names = distinct_names([PurePosixPath(source.name).name for source in annotated])
+
+    def write(item: tuple[SourceImage, str]) -> ManifestRow:
+        source, name = item
+        path = folder / PurePosixPath(name).with_suffix(".jpg")
+        draw_annotations(source, categories).save(path, quality=_JPG_QUALITY)
+        return ManifestRow(source.path.absolute(), path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+
+    done = parallel_map(write, list(zip(annotated, names, strict=True)), workers)
+    rows = list(tqdm(done, desc="Drawing annotations", total=len(annotated), unit="image"))
+    write_manifest(folder, rows)

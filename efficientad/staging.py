@@ -1,0 +1,132 @@
+"""Folders that appear whole or not at all, and are replaced only if all in them is ours. Imports no torch."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from efficientad.errors import UserError
+
+MANIFEST_FILE = "manifest.csv"
+COUNTS_FILE = "image_counts.csv"
+_MANIFEST_HEADER = ["source", "destination", "sha256"]
+
+
+@dataclass(frozen=True)
+class ManifestRow:
+    """One written image: where it came from, where it is below the folder (with "/"), SHA-256 of its bytes."""
+
+    source: Path
+    destination: str
+    sha256: str
+
+
+def mask_name(destination: str) -> str | None:
+    """The place of the mask of test/<class>/<image>: ground_truth/<class>/<stem>_mask.png; None elsewhere."""
+    path = PurePosixPath(destination)
+    if path.parts[0] != "test":
+        return None
+    return f"ground_truth/{path.parent.relative_to('test').as_posix()}/{path.stem}_mask.png"
+
+
+def write_manifest(folder: Path, rows: Iterable[ManifestRow]) -> None:
+    """manifest.csv of a finished folder."""
+    write_rows(
+        folder / MANIFEST_FILE, _MANIFEST_HEADER, ([row.source, row.destination, row.sha256] for row in rows)
+    )
+
+
+def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
+    """A CSV file."""
+    # surrogateescape: a file name need not be valid UTF-8
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def require_replaceable(folder: Path, overwrite: bool, flag: str) -> None:
+    """Make sure that the folder is missing, empty, or to be overwritten and wholly this toolkit's.
+
+    Raises:
+        UserError: it is not, so nothing may be written there.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file; choose another {flag}")
+    if not any(folder.iterdir()):
+        return
+    if not overwrite:
+        raise UserError(f"{folder} is not empty; choose another {flag}, or --overwrite if this tool made it")
+    own = _own_files(folder)
+    if own is None:
+        raise UserError(f"{folder} was not made by this tool and is not overwritten; choose another {flag}")
+    files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    foreign = sorted({path.relative_to(folder).as_posix() for path in files} - own)
+    if foreign:
+        raise UserError(
+            f"{folder} is not overwritten: this tool did not write {len(foreign)} of its files, {foreign[0]} for "
+            f"one; move them away or choose another {flag}"
+        )
+
+
+def require_apart(folder: Path, flag: str, inputs: Iterable[Path | None]) -> None:
+    """Make sure that the folder is in none of the input folders and none of them is in it.
+
+    Raises:
+        UserError: else results would be taken for inputs the next time, or inputs be replaced.
+    """
+    output = Path(os.path.realpath(folder))
+    for path in filter(None, inputs):
+        given = Path(os.path.realpath(path))
+        if output.is_relative_to(given) or given.is_relative_to(output):
+            raise UserError(f"{flag} {folder} and {path} are one in the other; choose a {flag} outside")
+
+
+def _own_files(folder: Path) -> set[str] | None:
+    """What the folder's manifest accounts for; None where there is no manifest."""
+    try:
+        with (folder / MANIFEST_FILE).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = list(csv.reader(file))
+    except (OSError, csv.Error):
+        return None
+    if not rows or rows[0] != _MANIFEST_HEADER or any(len(row) != len(_MANIFEST_HEADER) for row in rows):
+        return None
+    images = {row[1] for row in rows[1:]}
+    return {*images, *filter(None, map(mask_name, images)), MANIFEST_FILE, COUNTS_FILE}
+
+
+@contextmanager
+def staged_folder(folder: Path, overwrite: bool, flag: str) -> Iterator[Path]:
+    """A new folder beside `folder`, to be filled; it takes that name when the block ends without an exception.
+
+    After an exception (Ctrl-C too) everything is as it was before. A replaced folder is removed last.
+
+    Raises:
+        UserError: see require_replaceable.
+    """
+    final = Path(os.path.realpath(folder))
+    final.parent.mkdir(parents=True, exist_ok=True)
+    staging = final.with_name(f".{final.name}.unfinished-{os.getpid()}")
+    replaced = final.with_name(f".{final.name}.replaced-{os.getpid()}")
+    staging.mkdir()
+    try:
+        yield staging
+        require_replaceable(final, overwrite, flag)  # again: filling may have taken long
+        if final.exists():
+            final.rename(replaced)
+        try:
+            staging.rename(final)
+        except BaseException:
+            if replaced.exists():
+                replaced.rename(final)
+            raise
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

@@ -1,0 +1,174 @@
+"""Make a data set for train.py and eval.py from COCO annotations (or from folders) and images of good parts."""
+
+import argparse
+import shlex
+from pathlib import Path
+
+from efficientad import arguments
+from efficientad.errors import UserError, run_command
+
+NONE = Path("none")
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="prepare_dataset.py",
+        description=__doc__,
+        epilog="An image goes to test/defect_type_<id> for every kind of defect that it has; good images are split "
+        "into train/good and test/good.",
+    )
+    group = parser.add_argument_group("images")
+    group.add_argument(
+        "--annotations",
+        type=Path,
+        default=Path("dataset/original/annotations/instance.json"),
+        metavar="FILE",
+        help="COCO file; none: there is none, take --unlabeled_dir and --defect_dir (default: %(default)s)",
+    )
+    group.add_argument(
+        "--labeled_dir",
+        type=Path,
+        default=Path("dataset/original/images/"),
+        metavar="DIR",
+        help="what the file names of the COCO file start from (default: %(default)s)",
+    )
+    group.add_argument(
+        "--unlabeled_dir",
+        type=Path,
+        default=Path("dataset/original/normal/B/"),
+        metavar="DIR",
+        help="good images, at any depth; none: those of the COCO file are all (default: %(default)s)",
+    )
+    group.add_argument(
+        "--defect_dir",
+        type=Path,
+        metavar="DIR",
+        help="with --annotations none: defective images, one folder per class or all in one (default: none)",
+    )
+    group = parser.add_argument_group("annotations")
+    group.add_argument(
+        "--normal_categories",
+        nargs="*",
+        metavar="NAME_OR_ID",
+        help="categories that label the part and are no defect (default: those named good, normal, ok, led or "
+        "marked, in any letter case)",
+    )
+    group.add_argument(
+        "--unannotated",
+        choices=("skip", "good"),
+        default="skip",
+        help="what an image of the COCO file without any annotation is (default: %(default)s)",
+    )
+    group.add_argument("--skip_missing", action="store_true", help="leave out annotated images that are not there")
+    group = parser.add_argument_group("data set")
+    group.add_argument(
+        "--train_ratio",
+        type=arguments.ratio,
+        default=0.8,
+        metavar="X",
+        help="share of the good images for training, above 0, at most 1 (default: %(default)s)",
+    )
+    group.add_argument(
+        "--seed",
+        type=arguments.non_negative_int,
+        default=42,
+        metavar="N",
+        help="of the split of the good images (default: %(default)s)",
+    )
+    group.add_argument(
+        "--folder_names",
+        choices=("id", "name"),
+        default="id",
+        help="defect folders: defect_type_<category id>, or the category's name (default: %(default)s)",
+    )
+    group.add_argument("--link", action="store_true", help="hard-link the images instead of copying them")
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "-o",
+        "--output_dir",
+        type=Path,
+        default=Path("dataset/leddd"),
+        metavar="DIR",
+        help="the data set, a new or empty folder (default: %(default)s)",
+    )
+    group.add_argument(
+        "--preview",
+        type=Path,
+        metavar="DIR",
+        help="also draw the annotations on their images, into this new or empty folder (default: off)",
+    )
+    group.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace an output folder that this tool made and nobody added to (default: refuse)",
+    )
+    arguments.add_workers_argument(group)
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    # Imports after parsing: --help and a wrong flag answer at once.
+    from efficientad import prepare, preview, sources, staging
+    from efficientad.coco import read_coco
+
+    check_flags(args)
+    targets = {"--output_dir": args.output_dir} | ({"--preview": args.preview} if args.preview else {})
+    for flag, folder in targets.items():
+        staging.require_apart(folder, flag, [args.labeled_dir, args.unlabeled_dir, args.defect_dir])
+        staging.require_replaceable(folder, args.overwrite, flag)
+    class_names: dict[str, str] = {}
+    found: list[sources.SourceImage] = []
+    if args.annotations != NONE:
+        coco = read_coco(args.annotations)
+        annotated = sources.find_annotated(
+            coco,
+            args.labeled_dir,
+            args.normal_categories,
+            use_names=args.folder_names == "name",
+            take_unannotated=args.unannotated == "good",
+            skip_missing=args.skip_missing,
+        )
+        found, class_names = annotated.images, annotated.class_names
+        print("\n".join(annotated.notes))
+    if args.unlabeled_dir != NONE:
+        found = found + sources.find_good(args.unlabeled_dir)
+    if args.defect_dir:
+        found = found + sources.find_defective(args.defect_dir)
+
+    plan = prepare.make_plan(found, prepare.look_at_files(found, args.num_workers), args.train_ratio, args.seed)
+    print("".join(f"{note}\n" for note in plan.notes), end="", flush=True)
+    with staging.staged_folder(args.output_dir, args.overwrite, "--output_dir") as folder:
+        prepare.write_plan(plan, folder, args.link, args.num_workers)
+    if args.preview:
+        with staging.staged_folder(args.preview, args.overwrite, "--preview") as folder:
+            preview.write_previews(found, coco.categories, folder, args.num_workers)
+    report(args, plan.counts(), class_names)
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Refuse flags that contradict each other."""
+    if args.annotations == NONE and args.preview:
+        raise UserError("--preview draws annotations and there are none; give --annotations FILE")
+    if args.annotations == NONE and args.unlabeled_dir == NONE:
+        raise UserError("--annotations none needs good images in --unlabeled_dir")
+    if args.annotations != NONE and args.defect_dir:
+        raise UserError("--defect_dir takes the place of COCO annotations; add --annotations none")
+
+
+def report(args: argparse.Namespace, counts: dict[str, int], class_names: dict[str, str]) -> None:
+    """Print the folders and how many images each has, and the command that comes next."""
+    from tabulate import tabulate
+
+    from efficientad.staging import MANIFEST_FILE
+
+    rows = [(folder, count, class_names.get(folder.removeprefix("test/"), "")) for folder, count in counts.items()]
+    table = tabulate(rows, headers=["Directory", "Count", "Category"])
+    print(f"\n{table}\n\nWrote {args.output_dir}; {MANIFEST_FILE} in it says where each image comes from")
+    if args.preview:
+        print(f"The annotations are drawn in {args.preview}")
+    path = shlex.quote(str(args.output_dir))
+    print(f"Train with: python train.py --dataset custom --custom_dataset_path {path}")
+
+
+if __name__ == "__main__":
+    run_command(main, get_parser())

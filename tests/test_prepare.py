@@ -1,0 +1,499 @@
+"""prepare_dataset.py, called as a user calls it."""
+
+import csv
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import prepare_dataset
+from conftest import draw_part, fail
+from efficientad.datasets import find_test_samples, find_training_images, open_dataset
+from efficientad.prepare import distinct_names
+from efficientad.sources import find_normal_categories, name_class_folders
+
+ROOT = Path(__file__).resolve().parents[1]
+BOX = [10, 8, 12, 6]
+
+
+def prepare(*words):
+    prepare_dataset.main(prepare_dataset.get_parser().parse_args([str(word) for word in words]))
+
+
+class Originals:
+    """A COCO file, annotated images and good images, made entry by entry."""
+
+    def __init__(self, root):
+        self.root = root
+        self.coco = {
+            "images": [],
+            "annotations": [],
+            "categories": [{"id": key, "name": name} for key, name in ((1, "LED"), (3, "dust"), (12, "bent"))],
+        }
+        (root / "images").mkdir(parents=True)
+        (root / "normal").mkdir()
+
+    def image(self, path, seed, size=(60, 40)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_part(seed, size=size).save(path)
+        return path
+
+    def annotated(self, name, *categories, seed=None, size=(60, 40), **annotation):
+        number = len(self.coco["images"]) + 1
+        self.image(self.root / "images" / name, 500 + number if seed is None else seed, size)
+        entry = {"id": number, "file_name": name, "width": size[0], "height": size[1]}
+        self.coco["images"].append(entry)
+        for category in categories:
+            self.coco["annotations"].append(
+                {
+                    "id": len(self.coco["annotations"]) + 1,
+                    "image_id": number,
+                    "category_id": category,
+                    "bbox": BOX,
+                    **annotation,
+                }
+            )
+        return entry
+
+    def good(self, *names):
+        for name in names:
+            self.image(self.root / "normal" / name, int(hashlib.sha256(name.encode()).hexdigest()[:8], 16))
+
+    def flags(self, output="set"):
+        (self.root / "instance.json").write_text(json.dumps(self.coco))
+        return [
+            *("--annotations", self.root / "instance.json", "--labeled_dir", self.root / "images"),
+            *("--unlabeled_dir", self.root / "normal", "--output_dir", self.root / output),
+        ]
+
+
+@pytest.fixture
+def originals(tmp_path):
+    """Three annotated images, one of them good, and ten good ones."""
+    made = Originals(tmp_path / "original")
+    made.annotated("a.png", 1, 3)
+    made.annotated("sub/b.png", 3, 12, 12)
+    made.annotated("c.png", 1, 1)
+    made.good(*(f"lot/{number}.png" for number in range(9)), "deep/er/x.PNG")
+    return made
+
+
+def tree(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+
+
+def read_csv(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_images_go_to_a_folder_for_each_kind_of_defect(originals, capsys):
+    prepare(*originals.flags())
+    output = originals.root / "set"
+    names = tree(output)
+    assert [name for name in names if "good" not in name] == [
+        "ground_truth/defect_type_12/b_mask.png",
+        "ground_truth/defect_type_3/a_mask.png",
+        "ground_truth/defect_type_3/b_mask.png",
+        "image_counts.csv",
+        "manifest.csv",
+        "test/defect_type_12/b.png",
+        "test/defect_type_3/a.png",
+        "test/defect_type_3/b.png",
+    ]
+    assert sum(name.startswith("train/good/") for name in names) == 9  # 0.8 of ten and the annotated good one
+    assert sum(name.startswith("test/good/") for name in names) == 2
+    assert {"c.png", "x.PNG"} <= {Path(name).name for name in names if "good" in name}
+    printed = capsys.readouterr().out
+    assert "Categories that count as normal, not as defects: LED (1)" in printed
+    assert "test/defect_type_12        1  bent" in printed
+    assert f"--custom_dataset_path {output}" in printed
+    counts = {row["directory"]: int(row["count"]) for row in read_csv(output / "image_counts.csv")}
+    assert counts == {"train/good": 9, "test/good": 2, "test/defect_type_3": 2, "test/defect_type_12": 1}
+    dataset = open_dataset("custom", output, "")
+    assert len(find_training_images(dataset, 0).train) == 8
+    assert len(find_test_samples(dataset)) == 5
+
+
+def test_manifest_says_where_everything_comes_from(originals):
+    prepare(*originals.flags())
+    output = originals.root / "set"
+    rows = read_csv(output / "manifest.csv")
+    assert {row["destination"] for row in rows} == {name for name in tree(output) if name[:4] in ("trai", "test")}
+    for row in rows:
+        data = (output / row["destination"]).read_bytes()
+        assert Path(row["source"]).read_bytes() == data
+        assert row["sha256"] == hashlib.sha256(data).hexdigest()
+
+
+def test_masks_are_the_union_of_all_defects_and_of_nothing_else(originals):
+    """b.png has a second defect, elsewhere; a.png has an LED all over it."""
+    originals.coco["annotations"][2]["bbox"] = [40, 20, 5, 5]
+    originals.coco["annotations"][0]["bbox"] = [0, 0, 60, 40]
+    prepare(*originals.flags())
+    expected = np.zeros((40, 60), dtype=np.uint8)
+    expected[8:14, 10:22] = 255
+    folder = originals.root / "set" / "ground_truth"
+    with Image.open(folder / "defect_type_3" / "a_mask.png") as mask:
+        assert mask.mode == "L" and (np.asarray(mask) == expected).all()
+    expected[20:25, 40:45] = 255
+    for name in ("defect_type_3", "defect_type_12"):
+        with Image.open(folder / name / "b_mask.png") as mask:
+            assert (np.asarray(mask) == expected).all()
+
+
+@pytest.mark.parametrize("stated", ["upright", "as stored", "not at all"])
+def test_masks_fit_the_upright_image(tmp_path, stated):
+    """A camera on its side: 60 x 40 are stored and 40 x 60 shown; annotation tools differ."""
+    made = Originals(tmp_path / "original")
+    made.good("1.png", "2.png")
+    entry = made.annotated("turned.jpg", 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    draw_part(1).save(made.root / "images" / "turned.jpg", exif=exif)
+    entry["width"], entry["height"] = {"upright": (40, 60), "as stored": (60, 40), "not at all": (None, None)}[
+        stated
+    ]
+    prepare(*made.flags())
+    with Image.open(made.root / "set/ground_truth/defect_type_3/turned_mask.png") as mask:
+        found = np.asarray(mask)
+    expected = np.zeros((60, 40), dtype=np.uint8)
+    if stated == "as stored":
+        stored = np.zeros((40, 60), dtype=np.uint8)
+        stored[8:14, 10:22] = 255
+        expected = np.rot90(stored, -1)
+    else:
+        expected[8:14, 10:22] = 255
+    assert (found == expected).all()
+
+
+def test_masks_of_annotations_on_a_smaller_copy_are_enlarged(tmp_path):
+    made = Originals(tmp_path / "original")
+    made.good("1.png", "2.png")
+    entry = made.annotated("big.png", 3, size=(120, 80))
+    entry["width"], entry["height"] = 60, 40
+    prepare(*made.flags())
+    with Image.open(made.root / "set/ground_truth/defect_type_3/big_mask.png") as mask:
+        assert mask.size == (120, 80) and mask.getbbox() == (20, 16, 44, 28)
+
+
+def test_split_depends_on_seed_and_names_alone(originals, monkeypatch):
+    prepare(*originals.flags("one"))
+    walk = os.walk
+
+    def reversed_walk(top, **options):
+        for parent, folders, names in walk(top, **options):
+            yield parent, folders, sorted(names, reverse=True)
+
+    monkeypatch.setattr(os, "walk", reversed_walk)
+    originals.coco["images"].reverse()
+    moved = originals.root.with_name("moved")
+    originals.root.rename(moved)
+    originals.root = moved
+    prepare(*originals.flags("two"))
+    prepare(*originals.flags("three"), "--seed", 7)
+    one, two, three = (tree(moved / name) for name in ("one", "two", "three"))
+    assert one == two != three
+
+
+@pytest.mark.parametrize(("ratio", "train"), [(1, 11), (0.5, 6), (0.01, 1)])
+def test_train_ratio(originals, ratio, train):
+    prepare(*originals.flags(), "--train_ratio", ratio)
+    assert len(list((originals.root / "set" / "train" / "good").iterdir())) == train
+
+
+def test_copies_stay_on_one_side(originals, capsys):
+    for number in range(5):
+        (originals.root / "normal" / f"copy_{number}.png").write_bytes(
+            (originals.root / "normal" / "lot" / "3.png").read_bytes()
+        )
+    for seed in range(4):
+        prepare(*originals.flags(f"set{seed}"), "--train_ratio", 0.5, "--seed", seed)
+        rows = read_csv(originals.root / f"set{seed}" / "manifest.csv")
+        assert len(rows) == 16 + 3
+        sides = {
+            side: {row["sha256"] for row in rows if row["destination"].startswith(side)}
+            for side in ("train", "test")
+        }
+        assert sides["train"] and sides["test"] and not sides["train"] & sides["test"]
+    assert "5 good images are byte-identical copies" in capsys.readouterr().out
+
+
+def test_good_and_defective_at_once_is_told_and_not_learnt_from(originals, capsys):
+    bad = originals.root / "images" / "a.png"
+    (originals.root / "normal" / "secretly.png").write_bytes(bad.read_bytes())
+    prepare(*originals.flags())
+    assert "1 images are good and defective at once" in (printed := capsys.readouterr().out)
+    assert f"secretly.png is {bad}" in printed
+    assert not any("secretly" in name for name in tree(originals.root / "set"))
+
+
+def test_file_that_is_annotated_good_and_lies_among_the_good_ones_comes_once(originals):
+    flags = originals.flags()
+    flags[5] = originals.root / "images"  # the good ones are in the same folder
+    prepare(*flags)
+    good = [name for name in tree(originals.root / "set") if "/good/" in name]
+    assert [Path(name).name for name in good] == ["c.png"]
+
+
+def test_two_images_of_one_name_both_arrive(originals):
+    originals.good("other/3.png", "other/3.jpg")
+    originals.annotated("other/a.png", 3)
+    prepare(*originals.flags(), "--train_ratio", 1)
+    names = tree(originals.root / "set")
+    assert {f"train/good/{name}" for name in ("3.png", "3_2.jpg", "3_3.png")} <= set(names)
+    assert {f"test/defect_type_3/{name}" for name in ("a.png", "a_2.png")} <= set(names)
+    assert {f"ground_truth/defect_type_3/{name}" for name in ("a_mask.png", "a_2_mask.png")} <= set(names)
+    assert len([name for name in names if name.startswith("train/good/")]) == 13
+
+
+def test_distinct_names_leave_wanted_names_alone():
+    assert distinct_names(["a.png", "A.jpg", "a_2.png", "b.1.png", "b.2.png"]) == [
+        "a.png",
+        "A_3.jpg",
+        "a_2.png",
+        "b.1.png",
+        "b.2.png",
+    ]
+
+
+def test_normal_categories():
+    categories = {1: "LED", 2: "Marked", 3: "dust", 4: "OK", 5: "good as new"}
+    assert find_normal_categories(categories, None) == {1, 2, 4}
+    assert find_normal_categories(categories, ["DUST", "5"]) == {3, 5}
+    assert find_normal_categories(categories, []) == set()
+
+
+def test_chosen_normal_categories(originals, monkeypatch, capsys):
+    prepare(*originals.flags(), "--normal_categories", "dust", "1")
+    assert {name.split("/")[1] for name in tree(originals.root / "set") if name.startswith("test/")} == {
+        "good",
+        "defect_type_12",
+    }
+    message = fail(monkeypatch, capsys, prepare_dataset, *originals.flags("other"), "--normal_categories", "sun")
+    assert "no such category; choose from LED (1), dust (3), bent (12)" in message
+
+
+def test_category_on_nearly_every_image_is_suspected(originals, capsys):
+    for number in range(12):
+        originals.annotated(f"{number}.png", 3)
+    prepare(*originals.flags())
+    printed = capsys.readouterr().out
+    assert (
+        "14 of the 15 annotated images have the category dust (3)" in printed and "--normal_categories" in printed
+    )
+    assert "have the category bent" not in printed
+
+
+@pytest.mark.parametrize(("choice", "good"), [("skip", 11), ("good", 12)])
+def test_images_without_annotations(originals, choice, good, capsys):
+    originals.annotated("bare.png")
+    prepare(*originals.flags(), "--unannotated", choice)
+    assert len([name for name in tree(originals.root / "set") if "/good/" in name]) == good
+    assert "1 images have no annotations: " in capsys.readouterr().out
+
+
+def test_folder_names():
+    categories = {1: "dust", 2: "a/b: c", 3: "../..", 4: "Dust", 5: "good", 6: "__MACOSX", 7: "", 8: ".", 9: "бит"}
+    assert name_class_folders(categories, use_names=False)[3] == "defect_type_3"
+    folders = name_class_folders(categories, use_names=True)
+    assert folders[2] == "a_b_ c" and folders[5] == "good_5" and folders[9] == "бит"
+    assert len({name.casefold() for name in folders.values()}) == len(categories)
+    for name in folders.values():
+        assert name and "/" not in name and name[0] != "." and name.casefold() != "good"
+
+
+def test_folders_by_name(originals):
+    prepare(*originals.flags(), "--folder_names", "name")
+    assert {name.split("/")[1] for name in tree(originals.root / "set") if name.startswith("test/")} == {
+        "good",
+        "dust",
+        "bent",
+    }
+
+
+def test_links(originals):
+    prepare(*originals.flags(), "--link")
+    for row in read_csv(originals.root / "set" / "manifest.csv"):
+        assert (originals.root / "set" / row["destination"]).samefile(row["source"])
+
+
+def test_without_coco(originals, capsys):
+    defects = originals.root / "defects"
+    for name in ("dent/1.png", "dent/deep/1.png", "dust/1.JPG", "loose.png"):
+        originals.image(defects / name, len(name))
+    flags = ["--annotations", "none", "--unlabeled_dir", originals.root / "normal"]
+    prepare(*flags, "--defect_dir", defects, "--output_dir", originals.root / "set")
+    names = tree(originals.root / "set")
+    assert [name for name in names if "/good/" not in name] == [
+        "image_counts.csv",
+        "manifest.csv",
+        "test/defect/loose.png",
+        "test/dent/1.png",
+        "test/dent/1_2.png",
+        "test/dust/1.JPG",
+    ]
+    assert sum("/good/" in name for name in names) == 10
+
+
+def test_good_images_from_the_coco_file_alone(originals):
+    flags = originals.flags()
+    flags[5] = "none"
+    prepare(*flags)
+    assert [name for name in tree(originals.root / "set") if "/good/" in name] == ["train/good/c.png"]
+
+
+def test_entries_of_one_file_are_taken_together(originals):
+    entry = dict(originals.coco["images"][0], id=50)
+    originals.coco["images"].append(entry)
+    originals.coco["annotations"].append({"id": 90, "image_id": 50, "category_id": 12, "bbox": BOX})
+    prepare(*originals.flags())
+    assert {"test/defect_type_3/a.png", "test/defect_type_12/a.png"} <= set(tree(originals.root / "set"))
+
+
+def test_paths_annotated_on_windows(originals):
+    originals.coco["images"][1]["file_name"] = "sub\\b.png"
+    prepare(*originals.flags())
+    assert "test/defect_type_12/b.png" in tree(originals.root / "set")
+
+
+@pytest.mark.parametrize("way", ["..", "..\\", "absolute", "link"])
+def test_file_names_that_leave_the_folder_are_refused(originals, monkeypatch, capsys, way):
+    outside = originals.image(originals.root / "secret.png", 1)
+    if way == "link":
+        (originals.root / "images" / "link").symlink_to(originals.root)
+    names = {"..": "../secret.png", "..\\": "..\\secret.png", "absolute": str(outside), "link": "link/secret.png"}
+    originals.coco["images"][0]["file_name"] = names[way]
+    message = fail(monkeypatch, capsys, prepare_dataset, *originals.flags(), "--skip_missing")
+    assert "1 file_name is outside" in message and repr(names[way]) in message
+    assert not (originals.root / "set").exists()
+
+
+def test_missing_images_are_listed_and_nothing_is_written(originals, monkeypatch, capsys):
+    for name in ("x\0y.png", "\ud800.png", "n" * 300 + ".png", "https://example.org/a.png"):
+        originals.annotated("spare.png", 3)["file_name"] = name
+    for number in range(20):
+        originals.annotated(f"{number}.png", 3)
+        (originals.root / "images" / f"{number}.png").unlink()
+    message = fail(monkeypatch, capsys, prepare_dataset, *originals.flags())
+    assert "24 annotated images are missing" in message and "--skip_missing" in message
+    assert "... and 14 more" in message and len(message.splitlines()) == 12
+    assert [path.name for path in originals.root.iterdir() if "set" in path.name] == []
+    prepare(*originals.flags(), "--skip_missing")
+    assert "24 annotated images are missing and left out" in capsys.readouterr().out
+    assert "test/defect_type_3/a.png" in tree(originals.root / "set")
+
+
+def test_wrong_commands(originals, monkeypatch, capsys):
+    def error(*words, **changes):
+        flags = dict(zip(*[iter(map(str, originals.flags()))] * 2, strict=True))
+        flags.update({f"--{key}": str(value) for key, value in changes.items()})
+        return fail(
+            monkeypatch, capsys, prepare_dataset, *(word for pair in flags.items() for word in pair), *words
+        )
+
+    nowhere = originals.root / "nowhere"
+    for ratio in ("0", "1.5", "-1", "nan"):
+        assert "must be" in error(train_ratio=ratio)
+    assert "--annotations" in error(annotations=nowhere)
+    assert "--labeled_dir" in error(labeled_dir=nowhere)
+    assert "--unlabeled_dir" in error(unlabeled_dir=nowhere)
+    (originals.root / "empty").mkdir()
+    assert "holds no images" in error(unlabeled_dir=originals.root / "empty")
+    assert "are one in the other" in error(output_dir=originals.root / "normal" / "set")
+    assert "are one in the other" in error(output_dir=originals.root)
+    assert "add --annotations none" in error("--defect_dir", nowhere)
+    assert "--defect_dir" in error("--defect_dir", nowhere, annotations="none")
+    assert "--preview draws annotations" in error(annotations="none", preview=nowhere)
+    assert "needs good images" in error(annotations="none", unlabeled_dir="none")
+    originals.coco["annotations"][3]["category_id"] = 3
+    originals.coco["annotations"].append({"id": 99, "image_id": 3, "category_id": 3})
+    assert "there are no good images" in error(unlabeled_dir="none")
+    (originals.root / "normal" / "text.png").write_text("text")
+    (originals.root / "normal" / "empty.png").touch()
+    assert "cannot read 2 images" in (message := error()) and "text.png" in message and "empty file" in message
+    originals.image(originals.root / "defects" / "good" / "1.png", 1)
+    assert "is among the defects" in error("--defect_dir", originals.root / "defects", annotations="none")
+    assert not (originals.root / "set").exists()
+
+
+def test_output_that_is_not_empty_is_refused_and_foreign_files_survive(originals, monkeypatch, capsys):
+    output = originals.root / "set"
+    prepare(*originals.flags())
+    before = tree(output)
+    assert "is not empty" in fail(monkeypatch, capsys, prepare_dataset, *originals.flags())
+    (output / "test" / "good" / "mine.txt").write_text("mine")
+    message = fail(monkeypatch, capsys, prepare_dataset, *originals.flags(), "--overwrite")
+    assert "test/good/mine.txt for one" in message
+    (output / "test" / "good" / "mine.txt").unlink()
+    prepare(*originals.flags(), "--overwrite", "--folder_names", "name")
+    assert tree(output) != before and (output / "test" / "dust" / "a.png").is_file()
+    other = originals.root / "photos"
+    originals.image(other / "holiday.png", 3)
+    message = fail(monkeypatch, capsys, prepare_dataset, *originals.flags("photos"), "--overwrite")
+    assert "was not made by this tool" in message and tree(other) == ["holiday.png"]
+    (originals.root / "file").write_text("mine")
+    assert "is a file" in fail(monkeypatch, capsys, prepare_dataset, *originals.flags("file"), "--overwrite")
+    (originals.root / "empty").mkdir()
+    prepare(*originals.flags("empty"))
+    assert not [path for path in originals.root.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_interrupt_leaves_everything_as_it_was(originals, monkeypatch, exists):
+    if exists:
+        prepare(*originals.flags())
+    originals.flags()
+    before = tree(originals.root)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("efficientad.prepare.write_manifest", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(*originals.flags(), "--overwrite", "--seed", 3)
+    assert tree(originals.root) == before
+
+
+def test_preview(originals, capsys):
+    prepare(*originals.flags(), "--preview", originals.root / "preview")
+    assert tree(originals.root / "preview") == ["a.jpg", "b.jpg", "c.jpg", "manifest.csv"]
+    with (
+        Image.open(originals.root / "preview" / "a.jpg") as drawn,
+        Image.open(originals.root / "images/a.png") as image,
+    ):
+        difference = np.abs(np.asarray(drawn).astype(int) - np.asarray(image)).max(axis=2)
+    x, y, width, height = BOX
+    assert difference[y + height, x : x + width].min() > 60  # the lower edge of the box
+    assert difference[30:, 45:].max() < 60
+    prepare(*originals.flags(), "--preview", originals.root / "preview", "--overwrite")
+
+
+def test_works_from_any_folder_without_torch(originals, tmp_path):
+    """And hash, split and names survive a run with other threads."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import prepare_dataset as p\n"
+        "p.main(p.get_parser().parse_args())\n"
+        "assert not {'torch', 'sklearn'} & set(sys.modules), 'heavy import'\n"
+    )
+    words = [*map(str, originals.flags("one")), "--num_workers", "0"]
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    prepare(*originals.flags("two"), "--num_workers", 3)
+    assert tree(originals.root / "one") == tree(originals.root / "two")
+
+
+def test_deeppcb(shared_data, tmp_path, capsys):
+    data = shared_data / "deeppcb"
+    flags = ["--annotations", data / "annotations/instance.json", "--labeled_dir", data / "images"]
+    prepare(*flags, "--unlabeled_dir", data / "normal" / "B", "--output_dir", tmp_path / "set")
+    counts = {row["directory"]: int(row["count"]) for row in read_csv(tmp_path / "set" / "image_counts.csv")}
+    assert (counts["train/good"], counts["test/good"], counts["test/defect_type_1"]) == (180, 45, 86)
+    with Image.open(tmp_path / "set/ground_truth/defect_type_3/20085000_test_mask.png") as mask:
+        assert mask.size == (640, 640) and mask.crop((409, 394, 435, 422)).getextrema() == (255, 255)
