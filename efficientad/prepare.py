@@ -145,11 +145,13 @@ def _usable_good(sources: Sequence[SourceImage], facts: Sequence[FileFacts], not
 
 
 def _choose_training(digests: Sequence[str], train_ratio: float, seed: int) -> set[str]:
-    """The digests of the images for train/good: as near to the ratio as copies allow, at least one."""
+    """The digests of the images for train/good: as near to the ratio as copies allow, at least one image."""
     copies = Counter(digests)
     order = list(copies)  # by first appearance
     random.Random(seed).shuffle(order)
-    target = max(1, round(train_ratio * len(digests)))
+    target = round(train_ratio * len(digests))
+    if train_ratio < 1:
+        target = min(target, len(digests) - 1)  # one to test with
     chosen: set[str] = set()
     taken = 0
     for digest in order:

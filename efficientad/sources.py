@@ -170,10 +170,10 @@ def _locate(coco: CocoSet, folder: Path, skip_missing: bool, notes: list[str]) -
         if "\\" in name and not _exists(folder / name):
             name = name.replace("\\", "/")  # annotated on Windows
         path = folder / name
-        if not _exists(path):
-            missing.append(str(path))
-        elif not Path(os.path.realpath(path)).is_relative_to(root):
+        if _leaves(path, root):
             outside.append(repr(image.file_name))
+        elif not _exists(path):
+            missing.append(str(path))
         elif not is_image_name(path.name):
             unusual.append(str(path))
         else:
@@ -195,6 +195,13 @@ def _locate(coco: CocoSet, folder: Path, skip_missing: bool, notes: list[str]) -
     if not located:
         raise UserError(f"{folder} holds none of the annotated images; check --labeled_dir")
     return located
+
+
+def _leaves(path: Path, root: str) -> bool:
+    try:
+        return not Path(os.path.realpath(path)).is_relative_to(root)
+    except ValueError:  # not a name that a file can have
+        return False
 
 
 def _exists(path: Path) -> bool:
@@ -223,5 +230,5 @@ def _suspect_part_labels(coco: CocoSet, normal: set[int]) -> list[str]:
         f"Note: {count} of the {annotated} annotated images have the category {coco.categories[key]} ({key}); "
         f"if it labels the part and not a defect, give --normal_categories with its name"
         for key, count in sorted(counts.items())
-        if count >= NEARLY_EVERY * annotated
+        if annotated > 1 and count >= NEARLY_EVERY * annotated
     ]

@@ -202,7 +202,7 @@ def test_split_depends_on_seed_and_names_alone(originals, monkeypatch):
     assert one == two != three
 
 
-@pytest.mark.parametrize(("ratio", "train"), [(1, 11), (0.5, 6), (0.01, 1)])
+@pytest.mark.parametrize(("ratio", "train"), [(1, 11), (0.99, 10), (0.5, 6), (0.01, 1)])
 def test_train_ratio(originals, ratio, train):
     prepare(*originals.flags(), "--train_ratio", ratio)
     assert len(list((originals.root / "set" / "train" / "good").iterdir())) == train
@@ -368,7 +368,7 @@ def test_file_names_that_leave_the_folder_are_refused(originals, monkeypatch, ca
     outside = originals.image(originals.root / "secret.png", 1)
     if way == "link":
         (originals.root / "images" / "link").symlink_to(originals.root)
-    names = {"..": "../secret.png", "..\\": "..\\secret.png", "absolute": str(outside), "link": "link/secret.png"}
+    names = {"..": "../nowhere.png", "..\\": "..\\secret.png", "absolute": str(outside), "link": "link/secret.png"}
     originals.coco["images"][0]["file_name"] = names[way]
     message = fail(monkeypatch, capsys, prepare_dataset, *originals.flags(), "--skip_missing")
     assert "1 file_name is outside" in message and repr(names[way]) in message

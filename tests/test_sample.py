@@ -1,7 +1,6 @@
 """The drawn sample: repeatable, annotated where its defects are, and not to be solved by a global statistic."""
 
 import csv
-import importlib.util
 import json
 from pathlib import Path
 
@@ -9,20 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import make_sample
 import prepare_dataset
 from efficientad.metrics import image_auroc
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def load_make_sample():
-    spec = importlib.util.spec_from_file_location("make_sample", ROOT / "dataset" / "make_sample.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-make_sample = load_make_sample()
 
 
 def draw(folder, *words):
