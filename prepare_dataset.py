@@ -112,10 +112,10 @@ def main(args: argparse.Namespace) -> None:
     from efficientad.coco import read_coco
 
     check_flags(args)
-    targets = {"--output_dir": args.output_dir} | ({"--preview": args.preview} if args.preview else {})
-    for flag, folder in targets.items():
-        staging.require_apart(folder, flag, [args.labeled_dir, args.unlabeled_dir, args.defect_dir])
-        staging.require_replaceable(folder, args.overwrite, flag)
+    inputs = [args.labeled_dir, args.unlabeled_dir, args.defect_dir]
+    staging.require_free(args.output_dir, args.overwrite, "--output_dir", inputs)
+    if args.preview:
+        staging.require_free(args.preview, args.overwrite, "--preview", [*inputs, args.output_dir])
     class_names: dict[str, str] = {}
     found: list[sources.SourceImage] = []
     if args.annotations != NONE:
@@ -139,9 +139,9 @@ def main(args: argparse.Namespace) -> None:
     print("".join(f"{note}\n" for note in plan.notes), end="", flush=True)
     with staging.staged_folder(args.output_dir, args.overwrite, "--output_dir") as folder:
         prepare.write_plan(plan, folder, args.link, args.num_workers)
-    if args.preview:
-        with staging.staged_folder(args.preview, args.overwrite, "--preview") as folder:
-            preview.write_previews(found, coco.categories, folder, args.num_workers)
+        if args.preview:
+            with staging.staged_folder(args.preview, args.overwrite, "--preview") as drawn:
+                preview.write_previews(found, coco.categories, drawn, args.num_workers)
     report(args, plan.counts(), class_names)
 
 

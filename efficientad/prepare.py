@@ -19,6 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from efficientad.coco import draw_mask
+from efficientad.csv_file import write_csv
 from efficientad.errors import UserError, list_some
 from efficientad.images import (
     ImageHeader,
@@ -30,7 +31,7 @@ from efficientad.images import (
 )
 from efficientad.parallel import parallel_map
 from efficientad.sources import SourceImage
-from efficientad.staging import COUNTS_FILE, ManifestRow, mask_name, write_manifest, write_rows
+from efficientad.staging import COUNTS_FILE, ManifestRow, mask_name, write_manifest
 
 TRAIN_GOOD, TEST_GOOD = "train/good", "test/good"
 
@@ -167,19 +168,18 @@ def distinct_names(names: Sequence[str]) -> list[str]:
     Stems differ too, in every letter case, since masks and anomaly maps are named by them. A name that no
     other wants stays as it is.
     """
-    stems = Counter(PurePosixPath(name).stem.casefold() for name in names)
-    taken = set(stems)
-    used: set[str] = set()
+    taken = {PurePosixPath(name).stem.casefold() for name in names}
+    next_number: dict[str, int] = {}  # by stem, of those that have been given away
     result = []
     for name in names:
         path = PurePosixPath(name)
-        stem, number = path.stem, 1
-        if stem.casefold() in used:
-            while f"{stem}_{number}".casefold() in taken or number == 1:
-                number += 1
-            stem = f"{stem}_{number}"
+        stem, key = path.stem, path.stem.casefold()
+        if key in next_number:
+            while f"{key}_{next_number[key]}" in taken:
+                next_number[key] += 1
+            stem = f"{stem}_{next_number[key]}"
             taken.add(stem.casefold())
-        used.add(stem.casefold())
+        next_number.setdefault(key, 2)
         result.append(stem + path.suffix)
     return result
 
@@ -215,7 +215,7 @@ def write_plan(plan: Plan, folder: Path, link: bool, workers: int) -> None:
         for name in item.destinations
     ]
     write_manifest(folder, rows)
-    write_rows(folder / COUNTS_FILE, ["directory", "count"], plan.counts().items())
+    write_csv(folder / COUNTS_FILE, ["directory", "count"], plan.counts().items())
 
 
 def _link(source: Path, destination: Path) -> None:

@@ -11,7 +11,15 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from efficientad.coco import annotation_box, annotation_polygons
-from efficientad.images import decode_image, read_bytes, read_header, turn_back, turn_upright
+from efficientad.images import (
+    UnreadableImageError,
+    decode_image,
+    raise_if_unreadable,
+    read_bytes,
+    read_header,
+    turn_back,
+    turn_upright,
+)
 from efficientad.parallel import parallel_map
 from efficientad.prepare import distinct_names
 from efficientad.sources import SourceImage
@@ -79,17 +87,21 @@ def write_previews(sources: Sequence[SourceImage], categories: dict[int, str], f
     """A JPG of every annotated source in the empty `folder`, and a manifest.csv of them.
 
     Raises:
-        UnreadableImageError
+        UserError: naming every image that cannot be decoded.
     """
     annotated = [source for source in sources if source.annotations]
     names = distinct_names([PurePosixPath(source.name).name for source in annotated])
 
-    def write(item: tuple[SourceImage, str]) -> ManifestRow:
+    def write(item: tuple[SourceImage, str]) -> ManifestRow | str:
         source, name = item
         path = folder / PurePosixPath(name).with_suffix(".jpg")
-        draw_annotations(source, categories).save(path, quality=_JPG_QUALITY)
+        try:
+            draw_annotations(source, categories).save(path, quality=_JPG_QUALITY)
+        except UnreadableImageError as error:
+            return str(error)
         return ManifestRow(source.path.absolute(), path.name, hashlib.sha256(path.read_bytes()).hexdigest())
 
     done = parallel_map(write, list(zip(annotated, names, strict=True)), workers)
     rows = list(tqdm(done, desc="Drawing annotations", total=len(annotated), unit="image"))
+    raise_if_unreadable([problem for problem in rows if isinstance(problem, str)])
     write_manifest(folder, rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
+from efficientad.csv_file import write_csv
 from efficientad.datasets import Sample
 from efficientad.metrics import Row, class_rows, merge_copies, overall_row
 
@@ -100,7 +100,7 @@ def _auc_line(evaluation: Evaluation) -> str:
 def write_scores(path: Path, scored: Iterable[ScoredSample], threshold: float) -> None:
     """A line for every image, in the order of the classes."""
     header = ["defect_class", "image_name", "y_score", "y_true", "y_pred", "path", "threshold", "sha256"]
-    _write_csv(
+    write_csv(
         path,
         header,
         (
@@ -134,7 +134,7 @@ def write_mismatches(path: Path, scored: Iterable[ScoredSample], threshold: floa
         ]
         for item in mismatches
     )
-    _write_csv(path, ["defect_class", "image_name", "y_score", "path", "threshold", "margin"], rows)
+    write_csv(path, ["defect_class", "image_name", "y_score", "path", "threshold", "margin"], rows)
     return len(mismatches)
 
 
@@ -142,14 +142,6 @@ def write_metrics(path: Path, evaluation: Evaluation, facts: dict) -> None:
     """Everything of the tables and the run's facts as JSON; an undefined value is null."""
     contents = {**facts, **asdict(evaluation)}
     path.write_text(json.dumps(_without_nan(contents), indent=2) + "\n", encoding="utf-8")
-
-
-def _write_csv(path: Path, header: list[str], rows: Iterable[list]) -> None:
-    # surrogateescape: a file name need not be valid UTF-8
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
 
 
 def _exact(value: float) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from efficientad.csv_file import write_csv
 from efficientad.errors import UserError
 
 MANIFEST_FILE = "manifest.csv"
@@ -36,26 +37,25 @@ def mask_name(destination: str) -> str | None:
 
 def write_manifest(folder: Path, rows: Iterable[ManifestRow]) -> None:
     """manifest.csv of a finished folder."""
-    write_rows(
-        folder / MANIFEST_FILE, _MANIFEST_HEADER, ([row.source, row.destination, row.sha256] for row in rows)
-    )
+    lines = ([row.source, row.destination, row.sha256] for row in rows)
+    write_csv(folder / MANIFEST_FILE, _MANIFEST_HEADER, lines)
 
 
-def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
-    """A CSV file."""
-    # surrogateescape: a file name need not be valid UTF-8
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
-
-
-def require_replaceable(folder: Path, overwrite: bool, flag: str) -> None:
+def require_free(folder: Path, overwrite: bool, flag: str, apart_from: Iterable[Path | None] = ()) -> None:
     """Make sure that the folder is missing, empty, or to be overwritten and wholly this toolkit's.
+
+    Args:
+        flag: what the user chose the folder with, for the message.
+        apart_from: other folders in use, which may not contain the folder or be within it.
 
     Raises:
         UserError: it is not, so nothing may be written there.
     """
+    output = Path(os.path.realpath(folder))
+    for path in filter(None, apart_from):
+        other = Path(os.path.realpath(path))
+        if output.is_relative_to(other) or other.is_relative_to(output):
+            raise UserError(f"{flag} {folder} and {path} are one in the other; choose a {flag} outside")
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -74,19 +74,6 @@ def require_replaceable(folder: Path, overwrite: bool, flag: str) -> None:
             f"{folder} is not overwritten: this tool did not write {len(foreign)} of its files, {foreign[0]} for "
             f"one; move them away or choose another {flag}"
         )
-
-
-def require_apart(folder: Path, flag: str, inputs: Iterable[Path | None]) -> None:
-    """Make sure that the folder is in none of the input folders and none of them is in it.
-
-    Raises:
-        UserError: else results would be taken for inputs the next time, or inputs be replaced.
-    """
-    output = Path(os.path.realpath(folder))
-    for path in filter(None, inputs):
-        given = Path(os.path.realpath(path))
-        if output.is_relative_to(given) or given.is_relative_to(output):
-            raise UserError(f"{flag} {folder} and {path} are one in the other; choose a {flag} outside")
 
 
 def _own_files(folder: Path) -> set[str] | None:
@@ -109,7 +96,7 @@ def staged_folder(folder: Path, overwrite: bool, flag: str) -> Iterator[Path]:
     After an exception (Ctrl-C too) everything is as it was before. A replaced folder is removed last.
 
     Raises:
-        UserError: see require_replaceable.
+        UserError: see require_free.
     """
     final = Path(os.path.realpath(folder))
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +105,7 @@ def staged_folder(folder: Path, overwrite: bool, flag: str) -> Iterator[Path]:
     staging.mkdir()
     try:
         yield staging
-        require_replaceable(final, overwrite, flag)  # again: filling may have taken long
+        require_free(final, overwrite, flag)  # again: filling may have taken long
         if final.exists():
             final.rename(replaced)
         try:

@@ -254,6 +254,7 @@ def test_two_images_of_one_name_both_arrive(originals):
 
 
 def test_distinct_names_leave_wanted_names_alone():
+    assert distinct_names(["x.png"] * 3) == ["x.png", "x_2.png", "x_3.png"]
     assert distinct_names(["a.png", "A.jpg", "a_2.png", "b.1.png", "b.2.png"]) == [
         "a.png",
         "A_3.jpg",
@@ -473,6 +474,17 @@ def test_preview(originals, capsys):
     assert difference[y + height, x : x + width].min() > 60  # the lower edge of the box
     assert difference[30:, 45:].max() < 60
     prepare(*originals.flags(), "--preview", originals.root / "preview", "--overwrite")
+
+
+def test_preview_of_a_damaged_image_is_an_error_and_nothing_is_written(originals, monkeypatch, capsys):
+    damaged = originals.root / "images" / "a.png"
+    damaged.write_bytes(damaged.read_bytes()[:400])
+    words = [*originals.flags(), "--preview", originals.root / "preview"]
+    assert "cannot read 1 image" in (message := fail(monkeypatch, capsys, prepare_dataset, *words))
+    assert str(damaged) in message
+    assert not (originals.root / "set").exists() and not (originals.root / "preview").exists()
+    words[-1] = originals.root / "set" / "preview"
+    assert "are one in the other" in fail(monkeypatch, capsys, prepare_dataset, *words)
 
 
 def test_works_from_any_folder_without_torch(originals, tmp_path):

@@ -18,7 +18,7 @@ SCRIPTS = {"prepare_dataset": prepare_script, "train": train_script, "eval": eva
 
 # A module imports only from the layers above its own line.
 LAYERS = [
-    ["errors", "arguments", "parallel"],
+    ["errors", "arguments", "parallel", "csv_file"],
     ["device", "images", "metrics", "maps", "networks", "coco", "staging"],
     ["tensors", "datasets", "checkpoint", "sources"],
     ["natural", "normalization", "prepare"],
