@@ -9,7 +9,10 @@ from efficientad.images import (
     decode_image,
     find_images,
     is_image_name,
+    read_header,
     read_image,
+    turn_back,
+    turn_upright,
 )
 
 
@@ -130,3 +133,36 @@ def test_images_are_found_in_a_fixed_order(tmp_path):
 def test_folder_that_cannot_be_listed_is_not_taken_as_empty(tmp_path):
     with pytest.raises(OSError, match="nowhere"):
         find_images(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_header_tells_the_upright_size(file_format, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    Image.new("RGB", (30, 20)).save(buffer, file_format, exif=exif)
+    header = read_header(buffer.getvalue(), "test")
+    assert (header.stored_size, header.orientation) == ((30, 20), orientation)
+    assert header.upright_size == decode_image(buffer.getvalue(), "test").size
+
+
+def test_header_of_a_damaged_file():
+    buffer = io.BytesIO()
+    Image.new("RGB", (30, 20)).save(buffer, "PNG")
+    assert read_header(buffer.getvalue()[:60], "test").upright_size == (30, 20)  # the pixels are not looked at
+    for data in (b"", b"text", buffer.getvalue()[:20]):
+        with pytest.raises(UnreadableImageError, match="test: "):
+            read_header(data, "test")
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_turning_upright_and_back(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3))
+    buffer = io.BytesIO()
+    stored.save(buffer, "PNG", exif=exif)
+    upright = decode_image(buffer.getvalue(), "test")
+    assert turn_upright(stored, orientation).tobytes() == upright.tobytes()
+    assert turn_back(upright, orientation).tobytes() == stored.tobytes()
