@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import math
+import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from efficientad.errors import UserError
+from efficientad.errors import UserError, printable
 
 _LARGEST_IMAGE = 178_956_970  # pixels; Pillow refuses to decode more
 _FARTHEST = 1e9  # a coordinate beyond it is as broken as nan and inf
@@ -60,13 +61,14 @@ def read_coco(path: Path) -> CocoSet:
     for number, annotation in enumerate(annotations):
         annotation.setdefault("id", number + 1)  # the index needs one, nothing else here does
         category, image = annotation.get("category_id"), annotation.get("image_id")
+        name = f"annotation {reprlib.repr(annotation['id'])}"
         if not (_is_integer(category) and category in categories):
             raise UserError(
-                f"{path}: annotation {annotation['id']} has the category_id {category!r}, which is none of the "
-                "file's categories; correct the annotations"
+                f"{path}: {name} has the category_id {reprlib.repr(category)}, which is none of the file's "
+                "categories; correct the annotations"
             )
         if not isinstance(image, (int, str)):
-            raise UserError(f"{path}: annotation {annotation['id']} has no valid image_id; correct the annotations")
+            raise UserError(f"{path}: {name} has no valid image_id; correct the annotations")
     coco = COCO()
     coco.dataset = {**contents, "annotations": annotations}
     try:
@@ -82,7 +84,7 @@ def read_coco(path: Path) -> CocoSet:
         notes.append(f"{strays} annotations belong to no image of {path} and are passed over")
     return CocoSet(
         [CocoImage(entry["file_name"], _size(entry), coco.imgToAnns.get(key, [])) for key, entry in images.items()],
-        {key: str(entry.get("name") or key) for key, entry in categories.items()},
+        {key: printable(str(entry.get("name") or key)) for key, entry in categories.items()},
         notes,
     )
 

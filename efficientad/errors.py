@@ -20,10 +20,11 @@ class UserError(Exception):
 
 def list_files(problems: Sequence[str]) -> str:
     """The problems, one per line, indented; line breaks and the like in file names are written as escapes."""
-    return "".join(f"\n  {_escape(problem)}" for problem in problems)
+    return "".join(f"\n  {printable(problem)}" for problem in problems)
 
 
-def _escape(text: str) -> str:
+def printable(text: str) -> str:
+    """The text with line breaks, control characters and broken Unicode as escapes."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
@@ -36,6 +37,7 @@ def list_some(problems: Sequence[str]) -> str:
 def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
     """Parse the command line, run main(args), and exit: 0 done, 2 user error, 130 interrupted."""
     args = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be valid Unicode
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is half-made is cleared away, as on Ctrl-C
     try:
         main(args)

@@ -15,6 +15,7 @@ from efficientad.images import IMAGE_SUFFIXES, find_images, is_data_folder, is_i
 
 NORMAL_NAMES = ("good", "normal", "ok", "led", "marked")  # categories that label the part and not a defect
 NEARLY_EVERY = 0.9  # share of the annotated images from which on a category may well label the part
+_LONGEST_FOLDER_NAME = 60  # characters, of up to four bytes each
 GOOD_FOLDER, SINGLE_DEFECT_FOLDER = "good", "defect"
 
 
@@ -115,7 +116,10 @@ def name_class_folders(categories: dict[int, str], use_names: bool) -> dict[int,
     by_id = {key: f"defect_type_{key}" for key in categories}
     if not use_names:
         return by_id
-    cleaned = {key: re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', "_", name).strip(" .") for key, name in categories.items()}
+    cleaned = {
+        key: re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', "_", name)[:_LONGEST_FOLDER_NAME].strip(" .")
+        for key, name in categories.items()
+    }
     uses = Counter(name.casefold() for name in cleaned.values())
     return {
         key: name

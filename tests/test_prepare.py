@@ -301,13 +301,24 @@ def test_images_without_annotations(originals, choice, good, capsys):
 
 
 def test_folder_names():
-    categories = {1: "dust", 2: "a/b: c", 3: "../..", 4: "Dust", 5: "good", 6: "__MACOSX", 7: "", 8: ".", 9: "бит"}
+    categories = {
+        1: "dust",
+        2: "a/b: c",
+        3: "../..",
+        4: "Dust",
+        5: "good",
+        6: "__MACOSX",
+        7: "",
+        8: ".",
+        9: "бит",
+        10: "x" * 999,
+    }
     assert name_class_folders(categories, use_names=False)[3] == "defect_type_3"
     folders = name_class_folders(categories, use_names=True)
     assert folders[2] == "a_b_ c" and folders[5] == "good_5" and folders[9] == "бит"
     assert len({name.casefold() for name in folders.values()}) == len(categories)
     for name in folders.values():
-        assert name and "/" not in name and name[0] != "." and name.casefold() != "good"
+        assert 0 < len(name) < 70 and "/" not in name and name[0] != "." and name.casefold() != "good"
 
 
 def test_folders_by_name(originals):
