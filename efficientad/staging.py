@@ -99,6 +99,7 @@ def staged_folder(folder: Path, overwrite: bool, flag: str) -> Iterator[Path]:
         UserError: see require_free.
     """
     final = Path(os.path.realpath(folder))
+    new_parents = [parent for parent in final.parents if not parent.exists()]
     final.parent.mkdir(parents=True, exist_ok=True)
     staging = final.with_name(f".{final.name}.unfinished-{os.getpid()}")
     replaced = final.with_name(f".{final.name}.replaced-{os.getpid()}")
@@ -106,9 +107,9 @@ def staged_folder(folder: Path, overwrite: bool, flag: str) -> Iterator[Path]:
     try:
         yield staging
         require_free(final, overwrite, flag)  # again: filling may have taken long
-        if final.exists():
-            final.rename(replaced)
         try:
+            if final.exists():
+                final.rename(replaced)
             staging.rename(final)
         except BaseException:
             if replaced.exists():
@@ -117,3 +118,6 @@ def staged_folder(folder: Path, overwrite: bool, flag: str) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        for parent in new_parents:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()

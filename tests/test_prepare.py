@@ -459,18 +459,18 @@ def test_output_that_is_not_empty_is_refused_and_foreign_files_survive(originals
 
 @pytest.mark.parametrize("exists", [False, True])
 def test_interrupt_leaves_everything_as_it_was(originals, monkeypatch, exists):
+    flags = originals.flags("new/folder/set")
     if exists:
-        prepare(*originals.flags())
-    originals.flags()
-    before = tree(originals.root)
+        prepare(*flags)
+    before = sorted(originals.root.rglob("*"))
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("efficientad.prepare.write_manifest", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        prepare(*originals.flags(), "--overwrite", "--seed", 3)
-    assert tree(originals.root) == before
+        prepare(*flags, "--overwrite", "--seed", 3)
+    assert sorted(originals.root.rglob("*")) == before
 
 
 def test_preview(originals, capsys):
