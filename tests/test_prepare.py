@@ -184,6 +184,8 @@ def test_masks_of_annotations_on_a_smaller_copy_are_enlarged(tmp_path):
 
 
 def test_split_depends_on_seed_and_names_alone(originals, monkeypatch):
+    for name in ("p.png", "q.png", "r.png"):
+        originals.annotated(name, 1)
     prepare(*originals.flags("one"))
     walk = os.walk
 
@@ -470,6 +472,22 @@ def test_interrupt_leaves_everything_as_it_was(originals, monkeypatch, exists):
     monkeypatch.setattr("efficientad.prepare.write_manifest", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare(*flags, "--overwrite", "--seed", 3)
+    assert sorted(originals.root.rglob("*")) == before
+
+
+def test_replaced_folder_comes_back_when_the_new_one_cannot_take_its_place(originals, monkeypatch):
+    prepare(*originals.flags())
+    before = sorted(originals.root.rglob("*"))
+    rename = Path.rename
+
+    def fail_for_the_new_one(path, target):
+        if "unfinished" in path.name:
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
+    with pytest.raises(OSError, match="Input/output error"):
+        prepare(*originals.flags(), "--overwrite", "--folder_names", "name")
     assert sorted(originals.root.rglob("*")) == before
 
 
