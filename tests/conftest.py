@@ -116,3 +116,16 @@ def shared_data():
     if not SHARED_DATA.is_dir():
         pytest.skip("the shared data sets are not here")
     return SHARED_DATA
+
+
+@pytest.fixture
+def originals(tmp_path):
+    """Three annotated images, one of them good, and ten good ones."""
+    from originals import Originals  # imports this module
+
+    made = Originals(tmp_path / "original")
+    made.annotated("a.png", 1, 3)
+    made.annotated("sub/b.png", 3, 12, 12)
+    made.annotated("c.png", 1, 1)
+    made.good(*(f"lot/{number}.png" for number in range(9)), "deep/er/x.PNG")
+    return made

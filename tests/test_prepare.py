@@ -1,8 +1,6 @@
-"""prepare_dataset.py, called as a user calls it."""
+"""prepare_dataset.py, called as a user calls it: what it makes."""
 
-import csv
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -17,80 +15,9 @@ from conftest import draw_part, fail
 from efficientad.datasets import find_test_samples, find_training_images, open_dataset
 from efficientad.prepare import distinct_names
 from efficientad.sources import find_normal_categories, name_class_folders
+from originals import BOX, Originals, prepare, read_csv, tree
 
 ROOT = Path(__file__).resolve().parents[1]
-BOX = [10, 8, 12, 6]
-
-
-def prepare(*words):
-    prepare_dataset.main(prepare_dataset.get_parser().parse_args([str(word) for word in words]))
-
-
-class Originals:
-    """A COCO file, annotated images and good images, made entry by entry."""
-
-    def __init__(self, root):
-        self.root = root
-        self.coco = {
-            "images": [],
-            "annotations": [],
-            "categories": [{"id": key, "name": name} for key, name in ((1, "LED"), (3, "dust"), (12, "bent"))],
-        }
-        (root / "images").mkdir(parents=True)
-        (root / "normal").mkdir()
-
-    def image(self, path, seed, size=(60, 40)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draw_part(seed, size=size).save(path)
-        return path
-
-    def annotated(self, name, *categories, seed=None, size=(60, 40), **annotation):
-        number = len(self.coco["images"]) + 1
-        self.image(self.root / "images" / name, 500 + number if seed is None else seed, size)
-        entry = {"id": number, "file_name": name, "width": size[0], "height": size[1]}
-        self.coco["images"].append(entry)
-        for category in categories:
-            self.coco["annotations"].append(
-                {
-                    "id": len(self.coco["annotations"]) + 1,
-                    "image_id": number,
-                    "category_id": category,
-                    "bbox": BOX,
-                    **annotation,
-                }
-            )
-        return entry
-
-    def good(self, *names):
-        for name in names:
-            self.image(self.root / "normal" / name, int(hashlib.sha256(name.encode()).hexdigest()[:8], 16))
-
-    def flags(self, output="set"):
-        (self.root / "instance.json").write_text(json.dumps(self.coco))
-        return [
-            *("--annotations", self.root / "instance.json", "--labeled_dir", self.root / "images"),
-            *("--unlabeled_dir", self.root / "normal", "--output_dir", self.root / output),
-        ]
-
-
-@pytest.fixture
-def originals(tmp_path):
-    """Three annotated images, one of them good, and ten good ones."""
-    made = Originals(tmp_path / "original")
-    made.annotated("a.png", 1, 3)
-    made.annotated("sub/b.png", 3, 12, 12)
-    made.annotated("c.png", 1, 1)
-    made.good(*(f"lot/{number}.png" for number in range(9)), "deep/er/x.PNG")
-    return made
-
-
-def tree(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
-
-
-def read_csv(path):
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def test_images_go_to_a_folder_for_each_kind_of_defect(originals, capsys):
@@ -377,120 +304,6 @@ def test_paths_annotated_on_windows(originals):
     assert "test/defect_type_12/b.png" in tree(originals.root / "set")
 
 
-@pytest.mark.parametrize("way", ["..", "..\\", "absolute", "link"])
-def test_file_names_that_leave_the_folder_are_refused(originals, monkeypatch, capsys, way):
-    outside = originals.image(originals.root / "secret.png", 1)
-    if way == "link":
-        (originals.root / "images" / "link").symlink_to(originals.root)
-    names = {"..": "../nowhere.png", "..\\": "..\\secret.png", "absolute": str(outside), "link": "link/secret.png"}
-    originals.coco["images"][0]["file_name"] = names[way]
-    message = fail(monkeypatch, capsys, prepare_dataset, *originals.flags(), "--skip_missing")
-    assert "1 file_name is outside" in message and repr(names[way]) in message
-    assert not (originals.root / "set").exists()
-
-
-def test_missing_images_are_listed_and_nothing_is_written(originals, monkeypatch, capsys):
-    for name in ("x\0y.png", "\ud800.png", "n" * 300 + ".png", "https://example.org/a.png"):
-        originals.annotated("spare.png", 3)["file_name"] = name
-    for number in range(20):
-        originals.annotated(f"{number}.png", 3)
-        (originals.root / "images" / f"{number}.png").unlink()
-    message = fail(monkeypatch, capsys, prepare_dataset, *originals.flags())
-    assert "24 annotated images are missing" in message and "--skip_missing" in message
-    assert "... and 14 more" in message and len(message.splitlines()) == 12
-    assert [path.name for path in originals.root.iterdir() if "set" in path.name] == []
-    prepare(*originals.flags(), "--skip_missing")
-    assert "24 annotated images are missing and left out" in capsys.readouterr().out
-    assert "test/defect_type_3/a.png" in tree(originals.root / "set")
-
-
-def test_wrong_commands(originals, monkeypatch, capsys):
-    def error(*words, **changes):
-        flags = dict(zip(*[iter(map(str, originals.flags()))] * 2, strict=True))
-        flags.update({f"--{key}": str(value) for key, value in changes.items()})
-        return fail(
-            monkeypatch, capsys, prepare_dataset, *(word for pair in flags.items() for word in pair), *words
-        )
-
-    nowhere = originals.root / "nowhere"
-    for ratio in ("0", "1.5", "-1", "nan"):
-        assert "must be" in error(train_ratio=ratio)
-    assert "--annotations" in error(annotations=nowhere)
-    assert "--labeled_dir" in error(labeled_dir=nowhere)
-    assert "--unlabeled_dir" in error(unlabeled_dir=nowhere)
-    (originals.root / "empty").mkdir()
-    assert "holds no images" in error(unlabeled_dir=originals.root / "empty")
-    assert "are one in the other" in error(output_dir=originals.root / "normal" / "set")
-    assert "are one in the other" in error(output_dir=originals.root)
-    assert "add --annotations none" in error("--defect_dir", nowhere)
-    assert "--defect_dir" in error("--defect_dir", nowhere, annotations="none")
-    assert "--preview draws annotations" in error(annotations="none", preview=nowhere)
-    assert "needs good images" in error(annotations="none", unlabeled_dir="none")
-    originals.coco["annotations"][3]["category_id"] = 3
-    originals.coco["annotations"].append({"id": 99, "image_id": 3, "category_id": 3})
-    assert "there are no good images" in error(unlabeled_dir="none")
-    (originals.root / "normal" / "text.png").write_text("text")
-    (originals.root / "normal" / "empty.png").touch()
-    assert "cannot read 2 images" in (message := error()) and "text.png" in message and "empty file" in message
-    originals.image(originals.root / "defects" / "good" / "1.png", 1)
-    assert "is among the defects" in error("--defect_dir", originals.root / "defects", annotations="none")
-    assert not (originals.root / "set").exists()
-
-
-def test_output_that_is_not_empty_is_refused_and_foreign_files_survive(originals, monkeypatch, capsys):
-    output = originals.root / "set"
-    prepare(*originals.flags())
-    before = tree(output)
-    assert "is not empty" in fail(monkeypatch, capsys, prepare_dataset, *originals.flags())
-    (output / "test" / "good" / "mine.txt").write_text("mine")
-    message = fail(monkeypatch, capsys, prepare_dataset, *originals.flags(), "--overwrite")
-    assert "test/good/mine.txt for one" in message
-    (output / "test" / "good" / "mine.txt").unlink()
-    prepare(*originals.flags(), "--overwrite", "--folder_names", "name")
-    assert tree(output) != before and (output / "test" / "dust" / "a.png").is_file()
-    other = originals.root / "photos"
-    originals.image(other / "holiday.png", 3)
-    message = fail(monkeypatch, capsys, prepare_dataset, *originals.flags("photos"), "--overwrite")
-    assert "was not made by this tool" in message and tree(other) == ["holiday.png"]
-    (originals.root / "file").write_text("mine")
-    assert "is a file" in fail(monkeypatch, capsys, prepare_dataset, *originals.flags("file"), "--overwrite")
-    (originals.root / "empty").mkdir()
-    prepare(*originals.flags("empty"))
-    assert not [path for path in originals.root.iterdir() if path.name.startswith(".")]
-
-
-@pytest.mark.parametrize("exists", [False, True])
-def test_interrupt_leaves_everything_as_it_was(originals, monkeypatch, exists):
-    flags = originals.flags("new/folder/set")
-    if exists:
-        prepare(*flags)
-    before = sorted(originals.root.rglob("*"))
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("efficientad.prepare.write_manifest", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(*flags, "--overwrite", "--seed", 3)
-    assert sorted(originals.root.rglob("*")) == before
-
-
-def test_replaced_folder_comes_back_when_the_new_one_cannot_take_its_place(originals, monkeypatch):
-    prepare(*originals.flags())
-    before = sorted(originals.root.rglob("*"))
-    rename = Path.rename
-
-    def fail_for_the_new_one(path, target):
-        if "unfinished" in path.name:
-            raise OSError(5, "Input/output error")
-        return rename(path, target)
-
-    monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
-    with pytest.raises(OSError, match="Input/output error"):
-        prepare(*originals.flags(), "--overwrite", "--folder_names", "name")
-    assert sorted(originals.root.rglob("*")) == before
-
-
 def test_preview(originals, capsys):
     prepare(*originals.flags(), "--preview", originals.root / "preview")
     assert tree(originals.root / "preview") == ["a.jpg", "b.jpg", "c.jpg", "manifest.csv"]
@@ -503,17 +316,6 @@ def test_preview(originals, capsys):
     assert difference[y + height, x : x + width].min() > 60  # the lower edge of the box
     assert difference[30:, 45:].max() < 60
     prepare(*originals.flags(), "--preview", originals.root / "preview", "--overwrite")
-
-
-def test_preview_of_a_damaged_image_is_an_error_and_nothing_is_written(originals, monkeypatch, capsys):
-    damaged = originals.root / "images" / "a.png"
-    damaged.write_bytes(damaged.read_bytes()[:400])
-    words = [*originals.flags(), "--preview", originals.root / "preview"]
-    assert "cannot read 1 image" in (message := fail(monkeypatch, capsys, prepare_dataset, *words))
-    assert str(damaged) in message
-    assert not (originals.root / "set").exists() and not (originals.root / "preview").exists()
-    words[-1] = originals.root / "set" / "preview"
-    assert "are one in the other" in fail(monkeypatch, capsys, prepare_dataset, *words)
 
 
 def test_works_from_any_folder_without_torch(originals, tmp_path):
