@@ -117,7 +117,7 @@ def _unique(path: Path, key: str, contents: dict[str, Any], id_type: type | tupl
     by_id: dict[Any, dict[str, Any]] = {}
     for entry in entries:
         if not isinstance(entry.get("id"), id_type) or isinstance(entry["id"], bool):
-            raise UserError(f"{path}: one of its {key} has no id, or one that is not a whole number")
+            raise UserError(f"{path}: one of its {key} has no valid id; correct the annotations")
         if by_id.setdefault(entry["id"], entry) is not entry:
             raise UserError(f"{path}: two of its {key} have the id {entry['id']}; correct the annotations")
     return by_id

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from efficientad.arguments import path_argument
-from efficientad.errors import UserError
+from efficientad.errors import UserError, require_folder
 from efficientad.images import find_images, is_data_folder, is_image_name
 
 GOOD = "good"  # the one class name that is not anomalous
@@ -62,9 +62,7 @@ def open_dataset(layout: str, path: Path, subdataset: str) -> Dataset:
         UserError: the folder or the category is missing; the message lists the categories there are.
     """
     flag = f"--{path_argument(layout)}"
-    if not path.is_dir():
-        problem = "is not a folder" if path.exists() else "does not exist"
-        raise UserError(f"{path} {problem}; give the data set's folder with {flag}, or choose another --dataset")
+    require_folder(path, f"give the data set's folder with {flag}, or choose another --dataset")
     if layout == "custom":
         return Dataset(layout, path)
     root = path / subdataset

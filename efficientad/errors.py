@@ -18,6 +18,12 @@ class UserError(Exception):
     """
 
 
+def require_folder(path: Path, advice: str) -> None:
+    """Raise a UserError with the advice unless `path` is a folder."""
+    if not path.is_dir():
+        raise UserError(f"{path} {'is not a folder' if path.exists() else 'does not exist'}; {advice}")
+
+
 def list_files(problems: Sequence[str]) -> str:
     """The problems, one per line, indented; line breaks and the like in file names are written as escapes."""
     return "".join(f"\n  {printable(problem)}" for problem in problems)

@@ -115,6 +115,10 @@ class ImageHeader:
     def upright_size(self) -> tuple[int, int]:
         return self.stored_size[::-1] if self.orientation > 4 else self.stored_size
 
+    def is_sideways(self, size: tuple[int, int]) -> bool:
+        """Whether something of this size fits the image as it is stored, but not as it is seen upright."""
+        return size == self.stored_size != self.upright_size
+
 
 def read_header(data: bytes, name: str) -> ImageHeader:
     """The header of an image file's bytes; far cheaper than decoding, so damage further on goes unseen.
@@ -137,9 +141,11 @@ def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_TURNS[orientation])
 
 
-def turn_back(image: Image.Image, orientation: int) -> Image.Image:
-    """Undo turn_upright."""
-    return image.transpose(_TURNS[{6: 8, 8: 6}.get(orientation, orientation)])
+def turn_point_upright(x: float, y: float, header: ImageHeader) -> tuple[float, float]:
+    """Where turn_upright takes a point of the stored image, both from the upper left corner."""
+    width, height = header.stored_size
+    turned = {5: (y, x), 6: (height - y, x), 7: (height - y, width - x), 8: (y, width - x)}
+    return turned[header.orientation]
 
 
 def read_image(path: Path) -> Image.Image:

@@ -229,11 +229,10 @@ def _encode_mask(source: SourceImage, header: ImageHeader) -> bytes:
     """The PNG of the source's defects, at the size of its upright image."""
     annotated_size = source.annotated_size or header.upright_size
     mask = Image.fromarray(draw_mask(source.defects, *annotated_size))
-    if mask.size != header.upright_size:
-        if mask.size == header.stored_size:  # annotated without regard to the EXIF rotation
-            mask = turn_upright(mask, header.orientation)
-        else:  # annotated on a copy of another size
-            mask = mask.resize(header.upright_size, Image.Resampling.NEAREST)
+    if header.is_sideways(mask.size):  # annotated without regard to the EXIF rotation
+        mask = turn_upright(mask, header.orientation)
+    elif mask.size != header.upright_size:  # annotated on a copy of another size
+        mask = mask.resize(header.upright_size, Image.Resampling.NEAREST)
     buffer = io.BytesIO()
     mask.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

@@ -17,8 +17,7 @@ from efficientad.images import (
     raise_if_unreadable,
     read_bytes,
     read_header,
-    turn_back,
-    turn_upright,
+    turn_point_upright,
 )
 from efficientad.parallel import parallel_map
 from efficientad.prepare import distinct_names
@@ -46,10 +45,14 @@ def draw_annotations(source: SourceImage, categories: dict[int, str]) -> Image.I
     data = read_bytes(source.path)
     image, header = decode_image(data, str(source.path)), read_header(data, str(source.path))
     annotated_size = source.annotated_size or image.size
-    turned = annotated_size != image.size and annotated_size == header.stored_size
-    if turned:  # annotated without regard to the EXIF rotation
-        image = turn_back(image, header.orientation)
-    scale = (image.width / annotated_size[0], image.height / annotated_size[1])
+    sideways = header.is_sideways(annotated_size)  # annotated without regard to the EXIF rotation
+    full_size = header.stored_size if sideways else image.size
+    scale = (full_size[0] / annotated_size[0], full_size[1] / annotated_size[1])
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        point = (x * scale[0], y * scale[1])
+        return turn_point_upright(*point, header) if sideways else point
+
     pen = ImageDraw.Draw(image)
     line_width = max(1, round(min(image.size) / 300))
     font = ImageFont.load_default(size=max(10, min(image.size) / 32))
@@ -57,24 +60,25 @@ def draw_annotations(source: SourceImage, categories: dict[int, str]) -> Image.I
     for annotation in source.annotations:
         key = annotation["category_id"]
         for points in annotation_polygons(annotation):
-            outline = [(x * scale[0], y * scale[1]) for x, y in zip(points[::2], points[1::2], strict=True)]
+            outline = [place(x, y) for x, y in zip(points[::2], points[1::2], strict=True)]
             pen.line([*outline, outline[0]], fill=colours[key], width=line_width)
         if box := annotation_box(annotation, *annotated_size):
-            corners = tuple(value * scale[side % 2] for side, value in enumerate(box))
-            pen.rectangle(corners, outline=colours[key], width=line_width)
-            _write_name(pen, corners, categories[key], font, colours[key])
-    return turn_upright(image, header.orientation) if turned else image
+            (left, right), (top, bottom) = map(sorted, zip(place(*box[:2]), place(*box[2:]), strict=True))
+            pen.rectangle((left, top, right, bottom), outline=colours[key], width=line_width)
+            _write_name(pen, left, top, categories[key], font, colours[key])
+    return image
 
 
 def _write_name(
     pen: ImageDraw.ImageDraw,
-    box: tuple[float, ...],
+    left: float,
+    top: float,
     name: str,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     colour: tuple[int, int, int],
 ) -> None:
-    """The name on a patch of its colour, above the box or, at the image's edge, within it."""
-    x, y = round(box[0]), round(box[1])
+    """The name on a patch of its colour, above the upper left corner of a box or, at the image's edge, in it."""
+    x, y = round(left), round(top)
     _, _, right, bottom = pen.textbbox((x, y), name, font=font)
     height = bottom - y + 2
     y = y - height if y >= height else y

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from efficientad.coco import Annotation, CocoImage, CocoSet
-from efficientad.errors import UserError, list_some
+from efficientad.errors import UserError, list_some, require_folder
 from efficientad.images import IMAGE_SUFFIXES, find_images, is_data_folder, is_image_name
 
 NORMAL_NAMES = ("good", "normal", "ok", "led", "marked")  # categories that label the part and not a defect
@@ -60,9 +60,7 @@ def find_annotated(
     Raises:
         UserError: no such folder or category, images that are missing or lie outside the folder.
     """
-    if not folder.is_dir():
-        problem = "is not a folder" if folder.exists() else "does not exist"
-        raise UserError(f"{folder} {problem}; name the folder of the annotated images with --labeled_dir")
+    require_folder(folder, "name the folder of the annotated images with --labeled_dir")
     normal = find_normal_categories(coco.categories, normal_categories)
     defects = [key for key in coco.categories if key not in normal]
     folders = name_class_folders({key: coco.categories[key] for key in defects}, use_names)
@@ -156,9 +154,7 @@ def find_defective(folder: Path) -> list[SourceImage]:
 
 
 def _find_below(folder: Path, flag: str) -> list[Path]:
-    if not folder.is_dir():
-        problem = "is not a folder" if folder.exists() else "does not exist"
-        raise UserError(f"{folder} {problem}; name the folder of images with {flag}")
+    require_folder(folder, f"name the folder of images with {flag}")
     images = find_images(folder)
     if not images:
         raise UserError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); check {flag}")

@@ -11,7 +11,7 @@ from efficientad.images import (
     is_image_name,
     read_header,
     read_image,
-    turn_back,
+    turn_point_upright,
     turn_upright,
 )
 
@@ -157,12 +157,16 @@ def test_header_of_a_damaged_file():
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-def test_turning_upright_and_back(orientation):
+def test_turning_images_and_points_upright(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = Image.fromarray(np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3))
     buffer = io.BytesIO()
     stored.save(buffer, "PNG", exif=exif)
-    upright = decode_image(buffer.getvalue(), "test")
+    upright, header = decode_image(buffer.getvalue(), "test"), read_header(buffer.getvalue(), "test")
     assert turn_upright(stored, orientation).tobytes() == upright.tobytes()
-    assert turn_back(upright, orientation).tobytes() == stored.tobytes()
+    assert header.is_sideways((4, 6)) and not header.is_sideways((6, 4)) and not header.is_sideways((8, 12))
+    for x in range(4):
+        for y in range(6):
+            left, top = turn_point_upright(x + 0.5, y + 0.5, header)  # the middle of a pixel
+            assert upright.getpixel((int(left), int(top))) == stored.getpixel((x, y))

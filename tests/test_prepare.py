@@ -340,3 +340,22 @@ def test_deeppcb(shared_data, tmp_path, capsys):
     assert (counts["train/good"], counts["test/good"], counts["test/defect_type_1"]) == (180, 45, 86)
     with Image.open(tmp_path / "set/ground_truth/defect_type_3/20085000_test_mask.png") as mask:
         assert mask.size == (640, 640) and mask.crop((409, 394, 435, 422)).getextrema() == (255, 255)
+
+
+@pytest.mark.parametrize(("size", "box"), [((40, 60), (10, 20, 22, 26)), ((60, 40), (26, 10, 32, 22))])
+def test_preview_of_a_turned_image(tmp_path, size, box):
+    """Upright it is 40 x 60; annotations that refer to 60 x 40 turn with the picture."""
+    made = Originals(tmp_path / "original")
+    made.good("1.png", "2.png")
+    entry = made.annotated("turned.jpg", 3, bbox=[10, 20, 12, 6] if size == (40, 60) else BOX)
+    entry["width"], entry["height"] = size
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 40), "white").save(made.root / "images" / "turned.jpg", exif=exif)
+    prepare(*made.flags(), "--preview", made.root / "preview")
+    with Image.open(made.root / "preview" / "turned.jpg") as drawn:
+        assert drawn.size == (40, 60)
+        pixels = np.asarray(drawn).min(axis=2)
+    left, top, right, bottom = box
+    assert (pixels[top : bottom + 1, [left, right]] < 128).all()
+    assert (pixels[[top, bottom], left : right + 1] < 128).all()
