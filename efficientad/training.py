@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from efficientad.augmentation import augment, randomly_gray
 from efficientad.device import autocast
 from efficientad.errors import UserError
 from efficientad.networks import FEATURE_CHANNELS, EfficientAD
@@ -93,38 +94,6 @@ def compute_losses(model: EfficientAD, images: Tensor, augmented: Tensor, natura
 
 def _last_layer(layer: nn.Conv2d, hidden: Tensor, channels: slice) -> Tensor:
     return F.conv2d(hidden, layer.weight[channels], layer.bias[channels]).float()
-
-
-def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Brightness, contrast or saturation of each image by its own factor from U(0.8, 1.2) (section 3.3).
-
-    All three blend the image with another one: black, its mean gray, or its gray version. The result is clamped
-    to [0, 1] as torchvision's adjust_brightness, adjust_contrast and adjust_saturation do.
-
-    Args:
-        images: N x 3 x S x S, float32 in [0, 1].
-        generator: on the CPU, so that a seed means the same on every device.
-    """
-    count = len(images)
-    kind = torch.randint(0, 3, (count, 1, 1, 1), generator=generator).to(images.device, non_blocking=True)
-    factor = torch.empty(count, 1, 1, 1).uniform_(0.8, 1.2, generator=generator)
-    factor = factor.to(images.device, non_blocking=True)
-    gray = _grayscale(images)
-    mean_gray = gray.mean(dim=(1, 2, 3), keepdim=True)
-    other = torch.where(kind == 0, torch.zeros_like(gray), torch.where(kind == 1, mean_gray, gray))
-    return (factor * images + (1 - factor) * other).clamp(0, 1)
-
-
-def randomly_gray(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Each image of N x 3 x S x S replaced by its gray version with the given probability."""
-    chosen = torch.rand(len(images), 1, 1, 1, generator=generator) < probability
-    return torch.where(chosen.to(images.device, non_blocking=True), _grayscale(images), images)
-
-
-def _grayscale(images: Tensor) -> Tensor:
-    """Luma as torchvision computes it: N x 3 x S x S -> N x 1 x S x S."""
-    red, green, blue = images.unbind(dim=1)
-    return (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
 
 
 def shuffled_batches(count: int, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -7,16 +7,15 @@ from torchvision.transforms import functional as tv
 
 import plain
 from efficientad import training
+from efficientad.augmentation import augment, randomly_gray
 from efficientad.device import autocast
 from efficientad.errors import UserError
 from efficientad.networks import EfficientAD
 from efficientad.training import (
     TrainingPlan,
-    augment,
     compute_losses,
     hard_feature_count,
     hard_feature_loss,
-    randomly_gray,
     shuffled_batches,
     train,
 )

@@ -1,0 +1,82 @@
+"""Random changes of images, in batches, on the device that they are on."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Brightness, contrast or saturation of each image by its own factor from U(0.8, 1.2) (section 3.3).
+
+    All three blend the image with another one: black, its mean gray, or its gray version. The result is clamped
+    to [0, 1] as torchvision's adjust_brightness, adjust_contrast and adjust_saturation do.
+
+    Args:
+        images: N x 3 x S x S, float32 in [0, 1].
+        generator: on the CPU, so that a seed means the same on every device.
+    """
+    count = len(images)
+    kind = torch.randint(0, 3, (count, 1, 1, 1), generator=generator).to(images.device, non_blocking=True)
+    factor = torch.empty(count, 1, 1, 1).uniform_(0.8, 1.2, generator=generator)
+    factor = factor.to(images.device, non_blocking=True)
+    gray = _grayscale(images)
+    mean_gray = gray.mean(dim=(1, 2, 3), keepdim=True)
+    other = torch.where(kind == 0, torch.zeros_like(gray), torch.where(kind == 1, mean_gray, gray))
+    return (factor * images + (1 - factor) * other).clamp(0, 1)
+
+
+def randomly_gray(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Each image of N x 3 x S x S replaced by its gray version with the given probability."""
+    return where_gray(images, torch.rand(len(images), generator=generator) < probability)
+
+
+def where_gray(images: Tensor, chosen: Tensor) -> Tensor:
+    """N x 3 x S x S with the chosen images (N booleans) replaced by their gray versions."""
+    chosen = chosen.view(-1, 1, 1, 1).to(images.device, non_blocking=True)
+    return torch.where(chosen, _grayscale(images), images)
+
+
+def _grayscale(images: Tensor) -> Tensor:
+    """Luma as torchvision computes it: N x 3 x S x S -> N x 1 x S x S."""
+    red, green, blue = images.unbind(dim=1)
+    return (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
+
+
+def random_crops(
+    pixels: Tensor, smallest: float, sizes: tuple[int, ...], generator: torch.Generator
+) -> list[Tensor]:
+    """A random part of each image, of another shape and mirrored half of the time, resized to each of `sizes`.
+
+    As torchvision's RandomResizedCrop: area from U(smallest, 1), aspect ratio from 3:4 to 4:3, antialiased.
+
+    Args:
+        pixels: N x 3 x S x S, uint8.
+        smallest: share of the area; 1: the whole images, as they are.
+        generator: on the CPU.
+
+    Returns:
+        for each size N x 3 x size x size, float32 in [0, 1]: the same parts.
+    """
+    side = pixels.shape[-1]
+    crops = []
+    for image in pixels:
+        if smallest < 1:
+            area, shape, x, y, mirror = torch.rand(5, generator=generator).tolist()
+            area = smallest + area * (1 - smallest)
+            ratio = math.exp((2 * shape - 1) * math.log(4 / 3) / 2)  # width = side * sqrt(area) * ratio
+            width, height = (min(side, round(side * math.sqrt(area) * part)) for part in (ratio, 1 / ratio))
+            left, top = round(x * (side - width)), round(y * (side - height))
+            image = image[:, top : top + height, left : left + width]
+            image = image.flip(2) if mirror < 0.5 else image
+        crops.append(image[None].float() / 255)
+    return [torch.cat([_resize(crop, size) for crop in crops]) for size in sizes]
+
+
+def _resize(images: Tensor, size: int) -> Tensor:
+    if images.shape[-2:] == (size, size):
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
