@@ -47,6 +47,11 @@ def save_model(model: EfficientAD, path: Path, training: Mapping[str, Any]) -> N
         "training": dict(training),
         "versions": {"efficientad": efficientad.__version__, "torch": str(torch.__version__)},
     }
+    write_atomically(contents, path)
+
+
+def write_atomically(contents: Any, path: Path) -> None:
+    """torch.save to `path`, which appears complete or not at all."""
     part = path.with_name(f"{path.name}.part")
     try:
         with part.open("wb") as file:
@@ -105,8 +110,21 @@ def load_teacher_weights(model: EfficientAD, path: Path | None) -> Path:
     return path
 
 
+def teacher_size(path: Path) -> str:
+    """Whether a file holds a small or a medium teacher.
+
+    Raises:
+        UserError: the file is missing, pickled, or holds neither.
+    """
+    state = _read_state_dict(path)
+    size = infer_model_size({"0.weight": state.get("0.weight", state.get("conv1.weight", torch.empty(0)))})
+    if size is None:
+        raise UserError(f"{path} holds no small or medium teacher")
+    return size
+
+
 def _load_own(path: Path) -> EfficientAD:
-    contents = _read(path)
+    contents = read_torch_file(path)
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         raise UserError(f"{path} is not a detector saved by train.py")
     if contents.get("version", 0) > FORMAT_VERSION:
@@ -132,7 +150,7 @@ def _load_six_files(folder: Path) -> EfficientAD:
     for name, state in states.items():
         _load_state(model.get_submodule(name), state, folder / _NETWORK_FILES[name], f"{size} {name}")
     for name in ("teacher_mean", "teacher_std"):
-        statistics = _read(folder / f"{name}.pt")
+        statistics = read_torch_file(folder / f"{name}.pt")
         if not isinstance(statistics, Tensor) or statistics.shape != (1, FEATURE_CHANNELS, 1, 1):
             raise UserError(f"{folder / f'{name}.pt'} is not a tensor of shape 1 x {FEATURE_CHANNELS} x 1 x 1")
         model.get_buffer(name).copy_(statistics)
@@ -141,7 +159,7 @@ def _load_six_files(folder: Path) -> EfficientAD:
 
 
 def _read_quantiles(path: Path) -> Tensor:
-    quantiles = _read(path)
+    quantiles = read_torch_file(path)
     keys = [key for pair in _QUANTILE_KEYS for key in pair]
     if not isinstance(quantiles, dict) or any(key not in quantiles for key in keys):
         raise UserError(f"{path} does not hold {', '.join(keys)}")
@@ -149,7 +167,7 @@ def _read_quantiles(path: Path) -> Tensor:
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    state = _read(path)
+    state = read_torch_file(path)
     if not isinstance(state, dict) or not state:
         raise UserError(f"{path} holds no state_dict of a network")
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
@@ -157,7 +175,7 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _read(path: Path) -> Any:
+def read_torch_file(path: Path) -> Any:
     """torch.load on the CPU that never runs code from the file, with a line for each way to fail."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)

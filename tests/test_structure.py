@@ -9,20 +9,25 @@ from pathlib import Path
 
 import pytest
 
+import efficientad.pretrain as pretrain_module
 import eval as eval_script
 import prepare_dataset as prepare_script
 import train as train_script
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {"prepare_dataset": prepare_script, "train": train_script, "eval": eval_script}
+COMMANDS = {**SCRIPTS, "pretrain": pretrain_module}
 
 # A module imports only from the layers above its own line.
 LAYERS = [
-    ["errors", "arguments", "parallel", "csv_file"],
+    ["errors", "arguments", "parallel", "csv_file", "augmentation", "distributed", "initialization"],
     ["device", "images", "metrics", "maps", "networks", "coco", "staging"],
-    ["tensors", "datasets", "checkpoint", "sources"],
-    ["natural", "normalization", "prepare"],
-    ["outputs", "report", "training", "inference", "preview"],
+    ["tensors", "datasets", "checkpoint", "sources", "backbones"],
+    ["natural", "normalization", "prepare", "distillation"],
+    ["outputs", "report", "training", "inference", "preview", "image_cache"],
+    ["pretraining_data"],
+    ["pretraining"],
+    ["pretrain"],
 ]
 
 
@@ -51,11 +56,12 @@ def test_modules_stay_readable():
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 320, path
 
 
-@pytest.mark.parametrize("script", ["train.py", "eval.py", "prepare_dataset.py"])
+@pytest.mark.parametrize("script", ["train.py", "eval.py", "prepare_dataset.py", "efficientad/pretrain.py"])
 def test_help_and_flag_errors_import_nothing_heavy(script):
     code = (
         "import runpy, sys\n"
         f"sys.argv = [{script!r}, *sys.argv[1:]]\n"
+        "sys.path.insert(0, '.')\n"
         "try:\n"
         f"    runpy.run_path({str(ROOT / script)!r}, run_name='__main__')\n"
         "except SystemExit as end:\n"
@@ -66,21 +72,23 @@ def test_help_and_flag_errors_import_nothing_heavy(script):
     for flag, status in (("--help", 0), ("--no_such_flag", 2)):
         done = subprocess.run([sys.executable, "-c", code, flag], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == status, done.stderr
-        assert "usage: " + script in done.stdout + done.stderr
+        name = script if "/" not in script else "python -m efficientad.pretrain"
+        assert "usage: " + name in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("page", ["README.md", "dataset/README.md"])
 def test_commands_in_the_readme_are_understood(page):
     text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
-    commands = re.findall(r"^    python (\w+)\.py +(.+)$", text, flags=re.MULTILINE)
-    assert {"train", "eval"} <= {name for name, _ in commands} <= set(SCRIPTS)
+    commands = re.findall(r"^    python (?:-m efficientad\.)?(\w+)(?:\.py)? +(.+)$", text, flags=re.MULTILINE)
+    assert {"train", "eval"} <= {name for name, _ in commands} <= set(COMMANDS)
     for name, words in commands:
-        SCRIPTS[name].get_parser().parse_args(shlex.split(words))
+        COMMANDS[name].get_parser().parse_args(shlex.split(words))
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_flags_that_the_readme_explains_exist(script):
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split(f"### The flags of {script}.py")[1]
-    flags = set(re.findall(r"`(--?[a-z_A-Z]+)`", section.split("###")[0].split("`--help`")[0]))
-    known = {option for action in SCRIPTS[script].get_parser()._actions for option in action.option_strings}
+@pytest.mark.parametrize("command", COMMANDS)
+def test_flags_that_the_readme_explains_exist(command):
+    name = f"{command}.py" if command in SCRIPTS else command
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split(f"### The flags of {name} ")[1]
+    flags = set(re.findall(r"`(--?[a-z_A-Z]+)`", section.split("\n## ")[0].split("\n### ")[0].split("`--help`")[0]))
+    known = {option for action in COMMANDS[command].get_parser()._actions for option in action.option_strings}
     assert flags and flags <= known

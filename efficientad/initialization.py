@@ -1,0 +1,39 @@
+"""Weights for a teacher to begin its pretraining with."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+_KEPT_ABOVE = 3.0  # standard deviations of a normalized feature: what lies lower is cut off, once in a thousand
+
+
+def initialize_pdn(pdn: nn.Sequential) -> None:
+    """He initialization, under which the variance neither grows nor shrinks from layer to layer."""
+    for layer in pdn:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+
+
+@torch.no_grad()
+def widen_pdn(small: nn.Sequential, medium: nn.Sequential) -> None:
+    """Make an initialized medium PDN answer as a small one does; its further channels stay random and unused.
+
+    Its two further 1x1 convolutions begin as identities. Before the last one stands a ReLU, through which features
+    of both signs pass raised by a constant, which the last bias takes away again.
+    """
+    for convolution in (3, 6, 8, 10, 12):
+        old = {3: 128, 6: 256, 8: 256, 10: 256, 12: 384}[convolution]
+        new = {3: 256, 6: 256, 8: 256, 10: 384, 12: 384}[convolution]
+        medium[convolution].weight[:new].zero_()
+        medium[convolution].bias[:new].zero_()
+        if medium[convolution].kernel_size == (1, 1):
+            medium[convolution].weight[:new, :old, 0, 0] = torch.eye(new)
+    for source, place in ((0, 0), (3, 3), (6, 8), (8, 10)):
+        weight = small[source].weight
+        medium[place].weight[: weight.shape[0], : weight.shape[1]] = weight
+        medium[place].bias[: weight.shape[0]] = small[source].bias
+    medium[10].bias += _KEPT_ABOVE
+    medium[12].bias.fill_(0)
+    medium[12].bias -= _KEPT_ABOVE

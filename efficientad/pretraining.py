@@ -1,0 +1,253 @@
+"""The distillation of a teacher from an ImageNet network (paper, section 3.1 and algorithm 3): loop and state."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from efficientad.checkpoint import write_atomically
+from efficientad.device import autocast
+from efficientad.distillation import DistillationTarget
+from efficientad.distributed import from_first_rank, sum_over_ranks
+from efficientad.errors import UserError
+from efficientad.networks import FEATURE_CHANNELS
+from efficientad.pretraining_data import Batches, DistillationPlan, random_windows
+
+EVALUATIONS = 20  # in the course of a run; the state is saved after each
+STATE_SECONDS = 300  # and at least this often
+_WARM_UP_STEPS = 50  # of the cosine schedule
+_LOG_FIELDS = ("step", "minutes", "images", "loss", "explained_variance", "lr", "images_per_s")
+_RIDGE = 0.05  # of the variance of a hidden value; the bias is not held back
+_ROWS_PER_WEIGHT = 16  # patches for each weight of an output channel, when the output layer is solved
+_PATCHES_PER_IMAGE = 256
+_FEWEST_IMAGES = 256  # patches of one image are alike
+
+
+@torch.inference_mode()
+def explained_variance(
+    pdn: nn.Module, pairs: list[tuple[Tensor, Tensor]], device: torch.device, precision: str
+) -> float:
+    """1 - mean squared error / variance of the targets, over all channels; 1 is perfect, 0 a constant answer.
+
+    Args:
+        pairs: (N x 3 x S x S images, N x 384 x P x P targets) of this rank; every rank gets the same answer.
+    """
+    error, squares, count = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(3))
+    total = torch.zeros(FEATURE_CHANNELS, dtype=torch.float64, device=device)
+    for images, targets in pairs:
+        targets = targets.to(device).float()
+        with autocast(device, precision):
+            answers = pdn(images.to(device))
+        error = error + (answers.float() - targets).square().sum(dtype=torch.float64)
+        total = total + targets.sum(dim=(0, 2, 3), dtype=torch.float64)
+        squares = squares + targets.square().sum(dtype=torch.float64)
+        count = count + targets.numel() / targets.shape[1]
+    error, total, squares, count = (sum_over_ranks(value) for value in (error, total, squares, count))
+    variance = squares - total.square().sum() / count
+    return float(1 - error / variance)
+
+
+@torch.inference_mode()
+def solve_output_layer(
+    pdn: nn.Sequential,
+    target: DistillationTarget,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    plan: DistillationPlan,
+    trained: bool,
+) -> None:
+    """Set the last convolution to what ridge regression on the hidden layers gives. Not in the paper.
+
+    For given hidden layers the best output layer has a closed form, which thousands of steps only approach.
+
+    Args:
+        batches: as Batches.from_step gives them; as many are taken as the number of weights needs.
+        trained: the ridge pulls towards the present weights, which have learnt this target, and not towards zero.
+    """
+    layer = pdn[-1]
+    inputs = layer.weight[0].numel() + 1  # with a 1 for the bias
+    images = max(_FEWEST_IMAGES, math.ceil(_ROWS_PER_WEIGHT * inputs / _PATCHES_PER_IMAGE))
+    steps = math.ceil(images / (plan.batch_size * plan.ranks))
+    squares = torch.zeros(inputs, inputs, dtype=torch.float64, device=plan.device)
+    products = torch.zeros(inputs, layer.out_channels, dtype=torch.float64, device=plan.device)
+    generator = torch.Generator().manual_seed(plan.seed)
+    bar = tqdm(total=steps, desc="Solving the output layer", unit="step", disable=plan.rank > 0)
+    with bar:
+        for _, (large, small) in zip(range(steps), batches, strict=False):
+            answers = target(large, plan.precision).flatten(2)
+            with autocast(plan.device, plan.precision):
+                hidden = pdn[:-1](small).float()
+            rows = F.unfold(hidden, layer.kernel_size)
+            chosen = torch.randperm(rows.shape[2], generator=generator)[:_PATCHES_PER_IMAGE].to(rows.device)
+            rows = rows[:, :, chosen].transpose(1, 2).flatten(0, 1)
+            answers = answers[:, :, chosen].transpose(1, 2).flatten(0, 1)
+            rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+            squares += rows.T @ rows
+            products += rows.T @ answers
+            bar.update()
+    sum_over_ranks(squares)
+    sum_over_ranks(products)
+    present = torch.cat([layer.weight.flatten(1).T, layer.bias[None]]).double() * trained
+    products -= squares @ present  # what the present weights leave to explain
+    count = squares[-1, -1]
+    variance = (squares.diagonal() / count - (squares[-1] / count).square())[:-1].mean()
+    squares.diagonal()[:-1] += _RIDGE * count * variance
+    solution = from_first_rank((present + torch.linalg.solve(squares, products)).float())
+    layer.weight.copy_(solution[:-1].T.reshape(layer.weight.shape))
+    layer.bias.copy_(solution[-1])
+
+
+class Distillation:
+    """One run: the teacher, its optimizer and how far it has come; saved and resumed as a whole."""
+
+    def __init__(
+        self,
+        pdn: nn.Sequential,
+        target: DistillationTarget,
+        batches: Batches,
+        plan: DistillationPlan,
+        output: Path,
+        settings: dict[str, str],
+    ) -> None:
+        """
+        Args:
+            output: file of the best weights; the log and the state go beside it.
+            settings: kept in the state, for whoever resumes.
+        """
+        self.settings = settings
+        self.pdn, self.target, self.batches, self.plan, self.output = pdn, target, batches, plan, output
+        self.optimizer = torch.optim.Adam(pdn.parameters(), lr=plan.lr, weight_decay=plan.weight_decay, fused=True)
+        self.step = 0
+        self.seconds = 0.0
+        self.best = -math.inf
+        self.state_file = output.with_name(f"{output.name}.state")
+        self.log_file = output.with_name(f"{output.name}.csv")
+
+    def progress(self) -> float:
+        """From 0 to 1, in steps or in minutes, whichever is further; the same on every rank."""
+        plan = self.plan
+        by_steps = self.step / plan.steps if plan.steps else 0.0
+        by_time = self.seconds / 60 / plan.minutes if plan.minutes else 0.0
+        if plan.minutes and plan.ranks > 1:
+            by_time = float(from_first_rank(torch.tensor(by_time, dtype=torch.float64, device=plan.device)))
+        return min(1.0, max(by_steps, by_time))
+
+    def learning_rate(self) -> float:
+        """Of the step to come."""
+        if self.plan.schedule == "constant":
+            return self.plan.lr
+        annealed = 0.5 * (1 + math.cos(math.pi * self.progress()))
+        return self.plan.lr * annealed * min(1.0, (self.step + 1) / _WARM_UP_STEPS)
+
+    def run(self, held_out: list[tuple[Tensor, Tensor]], solve: bool) -> float:
+        """Train to the end of the plan; returns the best explained variance of the held-out images.
+
+        Args:
+            held_out: this rank's pairs of images for the teacher and targets.
+            solve: begin and end with solve_output_layer.
+
+        Raises:
+            UserError: the loss is no longer finite; the best weights so far stay.
+        """
+        plan = self.plan
+        if solve and self.step == 0:
+            self._solve(trained=False)
+        network = DistributedDataParallel(self.pdn) if plan.ranks > 1 else self.pdn
+        if self.step == 0:
+            self._evaluate(held_out, math.nan, math.nan)
+        progress = self.progress()
+        loss_sum, since, images = torch.zeros((), device=plan.device), self.step, 0
+        start = last = saved = time.perf_counter()
+        with tqdm(total=1000, initial=int(1000 * progress), desc="Distilling", disable=plan.rank > 0) as bar:
+            for large, small in self.batches.from_step(self.step):
+                if progress >= 1:
+                    break
+                loss_sum += self._train_on(network, large, small)
+                self.step += 1
+                images += len(small) * plan.ranks
+                now = time.perf_counter()
+                self.seconds += now - last
+                last = now
+                before, progress = progress, self.progress()
+                bar.update(int(1000 * progress) - bar.n)
+                if int(EVALUATIONS * before) < int(EVALUATIONS * progress):
+                    self._evaluate(held_out, float(loss_sum) / (self.step - since), images / (now - start))
+                    loss_sum, since, images = torch.zeros_like(loss_sum), self.step, 0
+                    start = last = time.perf_counter()
+                    saved = -math.inf  # now
+                if last - saved > STATE_SECONDS:
+                    self._save_state()
+                    saved = last
+        if solve:
+            self._solve(trained=True)
+            self._evaluate(held_out, math.nan, math.nan)
+        return self.best
+
+    def _train_on(self, network: nn.Module, large: Tensor, small: Tensor) -> Tensor:
+        plan = self.plan
+        generator = torch.Generator().manual_seed((plan.seed * 1_000_003 + self.step) * plan.ranks + plan.rank)
+        images, targets = random_windows(small, self.target(large, plan.precision), plan.window, generator)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        with autocast(plan.device, plan.precision):
+            answers = network(images)
+        loss = F.mse_loss(answers.float(), targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def _solve(self, trained: bool) -> None:
+        solve_output_layer(self.pdn, self.target, self.batches.from_step(self.step), self.plan, trained)
+
+    def _evaluate(self, held_out: list[tuple[Tensor, Tensor]], loss: float, speed: float) -> None:
+        share = explained_variance(self.pdn, held_out, self.plan.device, self.plan.precision)
+        lr = self.learning_rate()  # asked for on every rank, since they agree on the time
+        if self.plan.rank == 0:
+            seen = self.step * self.plan.batch_size * self.plan.ranks
+            row = (self.step, f"{self.seconds / 60:.2f}", seen, f"{loss:.5f}", f"{share:.5f}")
+            self._log(*row, f"{lr:.3g}", f"{speed:.2f}")
+            tqdm.write(f"step {self.step}: loss {loss:.4f}, explained variance {share:.4f} of held-out images")
+            if share > self.best:
+                weights = {key: value.cpu().half().contiguous() for key, value in self.pdn.state_dict().items()}
+                write_atomically(weights, self.output)
+        if not math.isfinite(share):
+            raise UserError("the teacher's answers are not finite; try a smaller --lr, or --precision fp32")
+        self.best = max(self.best, share)
+
+    def _log(self, *row: object) -> None:
+        new = self.step == 0 or not self.log_file.exists()
+        with self.log_file.open("w" if new else "a", newline="") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(_LOG_FIELDS)
+            writer.writerow(row)
+
+    def _save_state(self) -> None:
+        if self.plan.rank > 0:
+            return
+        state = {
+            "settings": self.settings,
+            "pdn": self.pdn.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "target": self.target.fitted(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+        }
+        write_atomically(state, self.state_file)
+
+    def resume(self, state: dict) -> None:
+        """Go on from what _save_state wrote."""
+        self.pdn.load_state_dict(state["pdn"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.target.restore(state["target"])
+        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]

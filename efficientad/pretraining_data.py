@@ -1,0 +1,125 @@
+"""The images of a distillation, augmented, and the same for the same seed however often a run is resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from efficientad.augmentation import random_crops, where_gray
+from efficientad.image_cache import ImageCache
+from efficientad.networks import IMAGENET_MEAN, IMAGENET_STD, PATCH_SIZE, PATCH_STRIDE
+from efficientad.parallel import parallel_map
+
+GRAY_SHARE = 0.1  # of the images; shown gray to both networks (algorithm 3)
+
+
+@dataclass(frozen=True)
+class DistillationPlan:
+    """What the loop needs to know beside the networks and the images."""
+
+    steps: int | None  # at least one of steps and minutes
+    minutes: float | None
+    batch_size: int  # of each process
+    lr: float
+    weight_decay: float
+    schedule: str  # of the learning rate: constant or cosine
+    crop_scale: float  # smallest area of the random crops; 1: whole images
+    window: int  # side of the part of each image that the teacher sees in a step, in pixels
+    device: torch.device
+    precision: str  # resolved
+    seed: int
+    workers: int
+    rank: int = 0
+    ranks: int = 1
+
+
+class Batches:
+    """Augmented batches of a plan's training images, the same for the same seed whenever they are asked for."""
+
+    def __init__(
+        self, images: ImageCache, indices: list[int], plan: DistillationPlan, sizes: tuple[int, int]
+    ) -> None:
+        """
+        Args:
+            indices: of the training images in `images`.
+            sizes: of the images for the backbone and for the teacher, in pixels.
+        """
+        self._images, self._indices, self._plan, self._sizes = images, indices, plan, sizes
+        self._mean, self._std = (
+            torch.tensor(values, device=plan.device).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD)
+        )
+
+    def from_step(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Endless pairs of the same images on the plan's device, float32, this rank's share.
+
+        Each pair: N x 3 x B x B in [0, 1] for the backbone and N x 3 x S x S, ImageNet-normalized, for the teacher.
+        """
+        plan = self._plan
+        read = parallel_map(self._read, self._order(start), plan.workers)
+        for step, pixels in enumerate(read, start):
+            generator = torch.Generator().manual_seed((plan.seed * 1_000_003 + step) * plan.ranks + plan.rank)
+            pixels = pixels.to(plan.device, non_blocking=True)
+            large, small = random_crops(pixels, plan.crop_scale, self._sizes, generator)
+            gray = torch.rand(len(pixels), generator=generator) < GRAY_SHARE
+            yield where_gray(large, gray), self._normalize(where_gray(small, gray))
+
+    def whole(
+        self, indices: list[int], report: Callable[[int], object] = lambda count: None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """As from_step, of given images, once, without augmentation; `report` is told how many each time."""
+        batches = [indices[i : i + self._plan.batch_size] for i in range(0, len(indices), self._plan.batch_size)]
+        for pixels in parallel_map(self._read, batches, self._plan.workers):
+            large, small = random_crops(pixels.to(self._plan.device), 1.0, self._sizes, torch.Generator())
+            yield large, self._normalize(small)
+            report(len(pixels))
+
+    def _normalize(self, images: Tensor) -> Tensor:
+        return (images - self._mean) / self._std
+
+    def _read(self, indices: list[int]) -> Tensor:
+        return torch.stack([self._images[index] for index in indices])
+
+    def _order(self, start: int) -> Iterator[list[int]]:
+        plan, count = self._plan, len(self._indices)
+        at = (start * plan.ranks + plan.rank) * plan.batch_size
+        epoch, order = -1, []
+        while True:
+            batch = []
+            for position in range(at, at + plan.batch_size):
+                if position // count != epoch:
+                    epoch = position // count
+                    generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + epoch)
+                    order = torch.randperm(count, generator=generator).tolist()
+                batch.append(self._indices[order[position % count]])
+            yield batch
+            at += plan.ranks * plan.batch_size
+
+
+def random_windows(
+    images: Tensor, targets: Tensor, window: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """A random square of each image, and the targets of the patches that lie wholly within.
+
+    Args:
+        images: N x 3 x S x S.
+        targets: N x C x P x P, of every patch of the images.
+        window: side in pixels, 33 + 4k; at least S: everything.
+    """
+    if window >= images.shape[-1]:
+        return images, targets
+    patches = patches_within(window)
+    corners = torch.randint(0, targets.shape[-1] - patches + 1, (len(images), 2), generator=generator).tolist()
+    parts, answers = [], []
+    for image, target, (y, x) in zip(images, targets, corners, strict=True):
+        top, left = PATCH_STRIDE * y, PATCH_STRIDE * x
+        parts.append(image[:, top : top + window, left : left + window])
+        answers.append(target[:, y : y + patches, x : x + patches])
+    return torch.stack(parts), torch.stack(answers)
+
+
+def patches_within(window: int) -> int:
+    """How many patches of the PDN lie side by side in `window` pixels."""
+    return (window - PATCH_SIZE) // PATCH_STRIDE + 1

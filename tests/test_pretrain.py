@@ -1,0 +1,128 @@
+"""python -m efficientad.pretrain, as a user calls it."""
+
+import csv
+import re
+import sys
+
+import pytest
+import torch
+
+from conftest import fail, fill_folder
+from efficientad import backbones, checkpoint, pretrain, pretraining
+from efficientad.networks import EfficientAD, build_pdn
+from stubs import random_backbone
+
+
+@pytest.fixture
+def natural(tmp_path):
+    fill_folder(tmp_path / "natural" / "deep", 6)
+    return tmp_path / "natural"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tiny_networks, natural, tmp_path):
+    """Runs the command with tiny networks; returns what it prints."""
+    monkeypatch.setattr(backbones, "load_backbone", random_backbone)
+
+    def run(*words):
+        standard = [
+            "--images",
+            natural,
+            "--output",
+            tmp_path / "new" / "teacher.pth",
+            "--steps",
+            2,
+            "--window",
+            133,
+        ]
+        arguments = [*standard, "--batch_size", 2, "--device", "cpu", "--num_workers", 0, *words]
+        pretrain.main(pretrain.get_parser().parse_args([str(word) for word in arguments]))
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_the_result_is_a_teacher_for_train(run, tmp_path):
+    said = run("--solve_output", "--projection", "pca")
+    teacher = tmp_path / "new" / "teacher.pth"
+    assert "5 natural images, 1 more held out" in said and "At most 2 steps of batch size 2" in said
+    assert f"train.py --model_size small --weights {teacher}" in said
+    assert sorted(path.name for path in teacher.parent.iterdir()) == ["teacher.pth", "teacher.pth.csv"]
+    checkpoint.load_teacher_weights(EfficientAD(), teacher)
+    rows = list(csv.DictReader((tmp_path / "new" / "teacher.pth.csv").open()))
+    assert [row["step"] for row in rows] == ["0", "1", "2", "2"]  # the last one after solving again
+    assert float(rows[0]["explained_variance"]) > 0.2
+
+
+def test_nothing_is_replaced_unasked(run, tmp_path, natural, monkeypatch, capsys):
+    run()
+    output = tmp_path / "new" / "teacher.pth"
+    before = output.read_bytes()
+    error = fail(monkeypatch, capsys, pretrain, "--images", natural, "--output", output)
+    assert f"{output} exists; continue that run with --resume, replace it with --overwrite" in error
+    assert output.read_bytes() == before
+    run("--overwrite", "--seed", 7)
+    assert output.read_bytes() != before
+
+
+def test_interrupted_and_resumed(run, tmp_path, natural, monkeypatch, capsys):
+    learn = pretraining.Distillation._train_on
+
+    def learn_once(self, *args):
+        if self.step == 1:
+            raise KeyboardInterrupt
+        return learn(self, *args)
+
+    monkeypatch.setattr(pretraining.Distillation, "_train_on", learn_once)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    monkeypatch.setattr(pretraining.Distillation, "_train_on", learn)
+    output = tmp_path / "new" / "teacher.pth"
+    words = ["--images", natural, "--output", output, "--resume", "--steps", 2, "--window", 133, "--batch_size", 2]
+    error = fail(monkeypatch, capsys, pretrain, *words, "--lr", 1e-3)
+    assert "other flags (--lr 0.0001); give the same ones with --resume" in error
+    assert "Resuming after 1 steps" in run("--resume")
+    error = fail(monkeypatch, capsys, pretrain, *words)
+    assert "teacher.pth.state does not exist, so there is nothing to resume" in error
+
+
+def test_bad_arguments_are_one_line(natural, tmp_path, monkeypatch, capsys):
+    (tmp_path / "empty").mkdir()
+    output = ["--output", tmp_path / "teacher.pth"]
+    for words, message in (
+        (["--images", tmp_path / "missing"], "missing: no such file or folder"),
+        (["--images", tmp_path / "empty"], "empty: holds no images"),
+        (["--images", natural, "--window", 134], "--window 134.*take 133"),
+        (["--images", natural, "--backbone", "resnet1"], "resnet1: no such classification network"),
+        (["--images", natural, "--init_weights", tmp_path / "no.pth"], "no.pth does not exist"),
+    ):
+        error = fail(monkeypatch, capsys, pretrain, *words, *output)
+        assert error.count("\n") == 1
+        assert re.search(message, error), error
+    error = fail(monkeypatch, capsys, pretrain, "--images", natural, "--output", tmp_path)
+    assert "is a folder; name a file with --output" in error
+    state = tmp_path / "other.pth.state"
+    torch.save([1], state)
+    error = fail(monkeypatch, capsys, pretrain, "--images", natural, "--output", tmp_path / "other.pth", "--resume")
+    assert "other.pth.state is not the state of a pretraining" in error
+
+
+def test_a_medium_teacher_does_not_start_a_small_one(natural, tmp_path, monkeypatch, capsys):
+    torch.save(build_pdn("medium", 384).state_dict(), tmp_path / "medium.pth")
+    words = ["--images", natural, "--output", tmp_path / "teacher.pth", "--init_weights", tmp_path / "medium.pth"]
+    assert "a medium teacher and does not fit into a small one" in fail(monkeypatch, capsys, pretrain, *words)
+    assert checkpoint.teacher_size(tmp_path / "medium.pth") == "medium"
+
+
+def test_one_image_is_too_few(tmp_path, monkeypatch, capsys):
+    fill_folder(tmp_path / "one", 1)
+    monkeypatch.setattr(backbones, "load_backbone", random_backbone)
+    words = ["--images", tmp_path / "one", "--output", tmp_path / "teacher.pth"]
+    assert "1 natural images are too few" in fail(monkeypatch, capsys, pretrain, *words)
+
+
+def test_the_command_is_named_in_its_errors(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pretrain.py"])
+    with pytest.raises(SystemExit):
+        pretrain.get_parser().parse_args([])
+    assert "python -m efficientad.pretrain: error: the following arguments are required" in capsys.readouterr().err
