@@ -24,38 +24,39 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def build_pdn(model_size: str, out_channels: int, padding: bool = False) -> nn.Sequential:
-    """The patch description network (paper, tables 5 and 6): 33x33 receptive field, stride 4.
+def build_pdn(model_size: str, out_channels: int) -> nn.Sequential:
+    """The patch description network (paper, tables 5 and 6): 33x33 receptive field, stride 4, no padding.
+
+    The paper pads it while a teacher is pretrained. Here the patches that lie wholly within the image learn the
+    same without, and the others, which see made-up zeros, would not be asked later.
 
     Args:
         model_size: "small" or "medium".
         out_channels: 384 for a teacher, 768 for a student.
-        padding: pad so that 256x256 gives 64x64 and not 56x56; only for pretraining a teacher.
     """
-    pad = 1 if padding else 0
     if model_size == "small":
         return nn.Sequential(
-            nn.Conv2d(3, 128, 4, padding=3 * pad),
+            nn.Conv2d(3, 128, 4),
             nn.ReLU(inplace=True),
-            nn.AvgPool2d(2, 2, padding=pad),
-            nn.Conv2d(128, 256, 4, padding=3 * pad),
+            nn.AvgPool2d(2, 2),
+            nn.Conv2d(128, 256, 4),
             nn.ReLU(inplace=True),
-            nn.AvgPool2d(2, 2, padding=pad),
-            nn.Conv2d(256, 256, 3, padding=pad),
+            nn.AvgPool2d(2, 2),
+            nn.Conv2d(256, 256, 3),
             nn.ReLU(inplace=True),
             nn.Conv2d(256, out_channels, 4),
         )
     if model_size == "medium":
         return nn.Sequential(
-            nn.Conv2d(3, 256, 4, padding=3 * pad),
+            nn.Conv2d(3, 256, 4),
             nn.ReLU(inplace=True),
-            nn.AvgPool2d(2, 2, padding=pad),
-            nn.Conv2d(256, 512, 4, padding=3 * pad),
+            nn.AvgPool2d(2, 2),
+            nn.Conv2d(256, 512, 4),
             nn.ReLU(inplace=True),
-            nn.AvgPool2d(2, 2, padding=pad),
+            nn.AvgPool2d(2, 2),
             nn.Conv2d(512, 512, 1),
             nn.ReLU(inplace=True),
-            nn.Conv2d(512, 512, 3, padding=pad),
+            nn.Conv2d(512, 512, 3),
             nn.ReLU(inplace=True),
             nn.Conv2d(512, out_channels, 4),
             nn.ReLU(inplace=True),

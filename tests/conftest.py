@@ -79,7 +79,7 @@ def write_six_files(model, folder):
     torch.save(quantiles, folder / "quantiles.pt")
 
 
-def tiny_pdn(model_size, out_channels, padding=False):
+def tiny_pdn(model_size, out_channels):
     """Same input, output size, stride and last layer as a PDN, without its work."""
     if model_size not in ("small", "medium"):
         raise ValueError(model_size)

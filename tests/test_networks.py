@@ -39,11 +39,6 @@ def test_pdn_has_the_papers_size(size):
         assert multiply_adds / 1e9 == pytest.approx(giga, abs=0.006)
 
 
-@pytest.mark.parametrize("size", ["small", "medium"])
-def test_padded_pdn_gives_64(size):
-    assert run_on_meta(build_pdn(size, 384, padding=True))[0] == (1, 384, 64, 64)
-
-
 def test_autoencoder_has_the_papers_size():
     network = build_autoencoder()
     assert count_parameters(network) == 1_096_320
