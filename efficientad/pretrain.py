@@ -68,7 +68,7 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--solve_output",
         action="store_true",
-        help="begin and end with the output layer solved by least squares; much for short runs (default: no)",
+        help="begin and end with the output layer solved by least squares, for short runs (default: no)",
     )
     group = parser.add_argument_group("training")
     group.add_argument(

@@ -162,7 +162,7 @@ class Distillation:
             self._solve(trained=False)
         network = DistributedDataParallel(self.pdn) if plan.ranks > 1 else self.pdn
         if self.step == 0:
-            self._evaluate(held_out, math.nan, math.nan)
+            self._evaluate(held_out)
         progress = self.progress()
         loss_sum, since, images = torch.zeros((), device=plan.device), self.step, 0
         start = last = saved = time.perf_counter()
@@ -188,7 +188,7 @@ class Distillation:
                     saved = last
         if solve:
             self._solve(trained=True)
-            self._evaluate(held_out, math.nan, math.nan)
+            self._evaluate(held_out)
         return self.best
 
     def _train_on(self, network: nn.Module, large: Tensor, small: Tensor) -> Tensor:
@@ -208,14 +208,19 @@ class Distillation:
     def _solve(self, trained: bool) -> None:
         solve_output_layer(self.pdn, self.target, self.batches.from_step(self.step), self.plan, trained)
 
-    def _evaluate(self, held_out: list[tuple[Tensor, Tensor]], loss: float, speed: float) -> None:
+    def _evaluate(
+        self, held_out: list[tuple[Tensor, Tensor]], loss: float | None = None, speed: float = 0.0
+    ) -> None:
         share = explained_variance(self.pdn, held_out, self.plan.device, self.plan.precision)
         lr = self.learning_rate()  # asked for on every rank, since they agree on the time
         if self.plan.rank == 0:
             seen = self.step * self.plan.batch_size * self.plan.ranks
-            row = (self.step, f"{self.seconds / 60:.2f}", seen, f"{loss:.5f}", f"{share:.5f}")
-            self._log(*row, f"{lr:.3g}", f"{speed:.2f}")
-            tqdm.write(f"step {self.step}: loss {loss:.4f}, explained variance {share:.4f} of held-out images")
+            # No steps, no loss: before the first one, and after the output layer was solved.
+            loss_text, speed_text = ("", "") if loss is None else (f"{loss:.5f}", f"{speed:.2f}")
+            row = (self.step, f"{self.seconds / 60:.2f}", seen, loss_text, f"{share:.5f}", f"{lr:.3g}", speed_text)
+            self._log(*row)
+            shown = f"loss {loss_text}, " if loss_text else ""
+            tqdm.write(f"step {self.step}: {shown}explained variance {share:.4f} of held-out images")
             if share > self.best:
                 weights = {key: value.cpu().half().contiguous() for key, value in self.pdn.state_dict().items()}
                 write_atomically(weights, self.output)
