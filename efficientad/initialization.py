@@ -9,11 +9,15 @@ _KEPT_ABOVE = 3.0  # standard deviations of a normalized feature: what lies lowe
 
 
 def initialize_pdn(pdn: nn.Sequential) -> None:
-    """He initialization, under which the variance neither grows nor shrinks from layer to layer."""
+    """He initialization, under which the variance neither grows nor shrinks from layer to layer; the last is zero.
+
+    Zero is the mean of the normalized features, the best of all constant answers; random answers are worse.
+    """
     for layer in pdn:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
+    nn.init.zeros_(pdn[-1].weight)
 
 
 @torch.no_grad()

@@ -163,6 +163,7 @@ def test_a_widened_teacher_answers_as_the_small_one():
     small, medium = build_pdn("small", 384), build_pdn("medium", 384)
     initialize_pdn(small)
     initialize_pdn(medium)
+    torch.nn.init.kaiming_normal_(small[-1].weight)
     images = torch.rand(1, 3, 49, 49) - 0.5
     with torch.no_grad():
         expected = small(images)
@@ -171,6 +172,20 @@ def test_a_widened_teacher_answers_as_the_small_one():
         inside = expected > -3  # below, the ReLU before the last layer cuts off
         assert inside.float().mean() > 0.9
         torch.testing.assert_close(medium(images)[inside], expected[inside], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model_size", ["small", "medium"])
+def test_a_random_start_is_as_good_as_the_best_constant(model_size):
+    """And the hidden layers keep the variance of their input, so that the last one can learn at once."""
+    torch.manual_seed(0)
+    pdn = build_pdn(model_size, 384)
+    initialize_pdn(pdn)
+    images = torch.randn(2, 3, 49, 49)
+    targets = torch.randn(2, 384, 5, 5)
+    share = explained_variance(pdn, [(images, targets - targets.mean(dim=(0, 2, 3), keepdim=True))], CPU, "fp32")
+    assert share == pytest.approx(0, abs=1e-6)
+    with torch.no_grad():
+        assert 0.1 < pdn[:-1](images).square().mean() < 3
 
 
 def test_a_run_learns_and_writes_its_best_weights(stored, tmp_path):
