@@ -12,6 +12,7 @@ from efficientad.errors import UserError, run_command
 
 DEFAULT_EPOCHS = 10
 FEW_IMAGES_SEEN = 1000
+NATURAL_CACHE_SHARE = 0.25  # of what the training images leave; the teacher's answers save more and get the rest
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -88,7 +89,8 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="of the split, the initial weights, the order and the augmentation (default: %(default)s)",
     )
-    arguments.add_machine_arguments(parser)
+    group = arguments.add_machine_arguments(parser)
+    arguments.add_cache_argument(group, 2.0, "decoded images and the teacher's answers")
     group = parser.add_argument_group("output")
     group.add_argument(
         "-o",
@@ -106,9 +108,13 @@ def main(args: argparse.Namespace) -> None:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
     import torch
 
-    from efficientad import checkpoint, device, natural, normalization, tensors, training
+    from efficientad import checkpoint, device, normalization, training
     from efficientad.datasets import find_training_images, open_dataset
+    from efficientad.image_set import ImageSet
+    from efficientad.natural import natural_batches
     from efficientad.networks import EfficientAD
+    from efficientad.stored_images import find_stored_images
+    from efficientad.teacher_answers import TeacherAnswers
 
     start = time.monotonic()
     dataset = open_dataset(args.dataset, arguments.dataset_path(args), args.subdataset)
@@ -121,7 +127,7 @@ def main(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     model = EfficientAD(args.model_size)
     teacher_file = checkpoint.load_teacher_weights(model, args.weights)
-    stored = natural.find_stored_images(args.imagenet_train_path)
+    stored = find_stored_images(args.imagenet_train_path)
     plan = training.TrainingPlan(
         steps=args.train_steps or (args.epochs or DEFAULT_EPOCHS) * math.ceil(len(split.train) / args.batch_size),
         batch_size=args.batch_size,
@@ -141,19 +147,23 @@ def main(args: argparse.Namespace) -> None:
     }
     report_start(dataset.name, args, facts)
 
-    size = model.image_size
-    pixels = tensors.load_images([*split.train, *split.validation], size, args.num_workers)
-    train_pixels, held_out = pixels.split([len(split.train), len(split.validation)])
-    natural_batches = None
+    budget = args.cache_gb * 1e9
+    images = ImageSet([*split.train, *split.validation], model.image_size, budget, args.num_workers, compute)
+    train_indices, held_out = range(len(split.train)), range(len(split.train), len(images))
+    budget -= images.kept_bytes
+    natural = None
     if stored:
-        natural_batches = natural.natural_batches(stored, args.batch_size, size, args.num_workers, args.seed)
+        share = NATURAL_CACHE_SHARE * budget
+        natural = natural_batches(stored, args.batch_size, model.image_size, share, args.num_workers, args.seed)
+        budget -= share
     folder.mkdir(parents=True, exist_ok=True)
     settings = json.dumps({**vars(args), **facts}, indent=2, default=str)
     (folder / "args.json").write_text(settings + "\n")
     model.to(compute, memory_format=torch.channels_last)
-    normalization.fit_teacher_statistics(model, train_pixels, compute, precision)
-    training.train(model, train_pixels, natural_batches, plan, folder / "log.csv")
-    normalization.fit_map_quantiles(model, held_out, compute, precision)
+    answers = TeacherAnswers(model, budget, compute, precision)
+    normalization.fit_teacher_statistics(model, images, train_indices, answers)
+    training.train(model, images, train_indices, answers, natural, plan, folder / "log.csv")
+    normalization.fit_map_quantiles(model, images, held_out, precision)
     checkpoint.save_model(model, folder / checkpoint.MODEL_FILE, json.loads(settings))
     print(
         f"Trained in {time.monotonic() - start:.0f} s and wrote {folder / checkpoint.MODEL_FILE}; "

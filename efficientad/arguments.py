@@ -109,8 +109,8 @@ def dataset_path(args: argparse.Namespace) -> Path:
     return getattr(args, path_argument(args.dataset))
 
 
-def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
-    """--device, --precision and --num_workers."""
+def add_machine_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """--device, --precision and --num_workers; returns the group, for more of its kind."""
     group = parser.add_argument_group("machine")
     group.add_argument(
         "--device",
@@ -126,6 +126,7 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )
     add_workers_argument(group)
+    return group
 
 
 def add_workers_argument(group: argparse._ArgumentGroup) -> None:
@@ -136,4 +137,16 @@ def add_workers_argument(group: argparse._ArgumentGroup) -> None:
         default=min(8, os.cpu_count() or 1),
         metavar="N",
         help="threads that read images; 0: none beside the main one (default: %(default)s on this machine)",
+    )
+
+
+def add_cache_argument(group: argparse._ArgumentGroup, default: float, keeps: str) -> None:
+    """--cache_gb."""
+    group.add_argument(
+        "--cache_gb",
+        type=non_negative_float,
+        default=default,
+        metavar="X",
+        help=f"memory of each process for {keeps}; beyond it they are made again, with the same results "
+        "(default: %(default)s)",
     )

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from efficientad.errors import UserError
-from efficientad.images import UnreadableImageError, resize_image
-from efficientad.natural import StoredImage
-from efficientad.tensors import to_tensor
+from efficientad.images import UnreadableImageError
+from efficientad.stored_images import StoredImage
 
 
 class ImageCache:
-    """Images of one square size by their index, uint8, 3 x size x size; safe to use from several threads.
+    """Images by their index, as uint8 tensors of one size; safe to use from several threads.
 
     What is returned does not depend on the budget, only the time that it takes.
     """
 
-    def __init__(self, stored: Sequence[StoredImage], size: int, budget_bytes: float) -> None:
+    def __init__(
+        self,
+        stored: Sequence[StoredImage],
+        prepare: Callable[[Image.Image], Tensor],
+        bytes_each: int,
+        budget_bytes: float,
+    ) -> None:
         """
         Args:
-            size: side in pixels; the aspect ratio is ignored, as in the paper.
-            budget_bytes: for the decoded images, size * size * 3 bytes each.
+            prepare: makes the uint8 tensor of an upright RGB image.
+            bytes_each: what such a tensor takes.
         """
         self._stored = stored
-        self._size = size
-        self._room = int(budget_bytes // (3 * size * size))
+        self._prepare = prepare
+        self._room = int(budget_bytes // bytes_each)
         self._kept: dict[int, Tensor] = {}
         self._reported: set[int] = set()
 
@@ -44,7 +50,7 @@ class ImageCache:
             return self._kept[index]
         for number in [*range(index, len(self)), *range(index)]:
             try:
-                image = to_tensor(resize_image(self._stored[number].read(), self._size)).contiguous()
+                image = self._prepare(self._stored[number].read()).contiguous()
                 break
             except UnreadableImageError as error:
                 if number not in self._reported:

@@ -19,11 +19,10 @@ from efficientad.images import (
     decode_image,
     raise_if_unreadable,
     read_bytes,
-    resize_image,
 )
 from efficientad.networks import EfficientAD, anomaly_score
 from efficientad.parallel import parallel_map
-from efficientad.tensors import to_tensor, to_unit_range
+from efficientad.tensors import to_square, to_unit_range
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def predict(
             image = decode_image(data, str(sample.path))
         except UnreadableImageError as error:
             return str(error)
-        pixels = to_tensor(resize_image(image, model.image_size))
+        pixels = to_square(image, model.image_size)
         return _Loaded(sample, hashlib.sha256(data).hexdigest(), image.size, image if keep_images else None, pixels)
 
     unreadable: list[str] = []

@@ -132,7 +132,11 @@ class EfficientAD(nn.Module):
 
     def teacher_features(self, normalized: Tensor) -> Tensor:
         """Channel-normalized teacher output, N x 384 x 56 x 56, float32, for ImageNet-normalized images."""
-        return (self.teacher(normalized).float() - self.teacher_mean) / self.teacher_std
+        return self.normalize_features(self.teacher(normalized).float())
+
+    def normalize_features(self, features: Tensor) -> Tensor:
+        """The teacher's own output, N x 384 x 56 x 56, float32, normalized channel by channel."""
+        return (features - self.teacher_mean) / self.teacher_std
 
     def raw_maps(self, images: Tensor) -> RawMaps:
         """The two maps of section 3.2 and 3.3: mean over the channels of the squared differences.

@@ -14,7 +14,9 @@ from tqdm import tqdm
 
 from efficientad.device import autocast
 from efficientad.errors import UserError
+from efficientad.image_set import ImageSet
 from efficientad.networks import EfficientAD, RawMaps
+from efficientad.teacher_answers import TeacherAnswers
 from efficientad.tensors import to_unit_range
 
 QUANTILES = (0.9, 0.995)  # mapped to 0 and 0.1 (section 3.4)
@@ -22,50 +24,51 @@ _BATCH_SIZE = 16  # only a matter of speed and memory
 _SMALLEST_STD = 1e-6  # a channel that never changes is not scaled
 
 
-@torch.inference_mode()
-def fit_teacher_statistics(model: EfficientAD, pixels: Tensor, device: torch.device, precision: str) -> None:
+@torch.no_grad()
+def fit_teacher_statistics(model: EfficientAD, images: ImageSet, indices: range, answers: TeacherAnswers) -> None:
     """Set model.teacher_mean and teacher_std: per channel, over every pixel of the teacher's output.
 
     Exact for any batch sizes: sums in float64, and the variance from the deviations from the final
     mean, since E[x^2] - E[x]^2 loses its digits where the mean is large.
 
     Args:
-        pixels: the training images, uint8, N x 3 x S x S.
+        indices: of the training images in `images`.
+        answers: of the model's teacher; the first pass fills them, so that the second is quick.
     """
+    device = model.teacher_mean.device
 
-    def channel_sums(description: str, of: Callable[[Tensor], Tensor]) -> Tensor:
+    def channel_mean(description: str, of: Callable[[Tensor], Tensor]) -> Tensor:
         total, count = 0.0, 0
-        for images in _batches(pixels, device, description):
-            with autocast(device, precision):
-                features = model.teacher(model.normalize(images))
-            values = of(features.double())
+        for batch, pixels in _batches(images, indices, description):
+            values = of(answers(batch, to_unit_range(pixels.to(device))).double())
             total = total + values.sum(dim=(0, 2, 3))
             count += values.shape[0] * values.shape[2] * values.shape[3]
         return (total / count).view(1, -1, 1, 1)
 
-    mean = channel_sums("Computing mean of features", lambda features: features)
-    variance = channel_sums("Computing std of features", lambda features: (features - mean).square())
+    mean = channel_mean("Computing mean of features", lambda features: features)
+    variance = channel_mean("Computing std of features", lambda features: (features - mean).square())
     std = variance.sqrt()
     model.teacher_mean.copy_(mean)
     model.teacher_std.copy_(torch.where(std > _SMALLEST_STD, std, torch.ones_like(std)))
 
 
 @torch.inference_mode()
-def fit_map_quantiles(model: EfficientAD, pixels: Tensor, device: torch.device, precision: str) -> None:
+def fit_map_quantiles(model: EfficientAD, images: ImageSet, indices: range, precision: str) -> None:
     """Set model.quantiles from held-out good images; leaves the model in eval mode, without dropout.
 
     Args:
-        pixels: the validation images, uint8, N x 3 x S x S.
+        indices: of the validation images in `images`.
 
     Raises:
         UserError: the images give maps without any spread, so nothing can be normalized.
     """
     model.eval()
-    batches = []
-    for images in _batches(pixels, device, "Final map normalization"):
+    device = model.quantiles.device
+    maps = []
+    for _, pixels in _batches(images, indices, "Final map normalization"):
         with autocast(device, precision):
-            batches.append(RawMaps(*(raw.cpu() for raw in model.raw_maps(images))))
-    model.quantiles.copy_(torch.from_numpy(map_quantiles(batches)))
+            maps.append(RawMaps(*(raw.cpu() for raw in model.raw_maps(to_unit_range(pixels.to(device))))))
+    model.quantiles.copy_(torch.from_numpy(map_quantiles(maps)))
 
 
 def map_quantiles(batches: list[RawMaps]) -> np.ndarray:
@@ -90,6 +93,6 @@ def map_quantiles(batches: list[RawMaps]) -> np.ndarray:
     return fitted
 
 
-def _batches(pixels: Tensor, device: torch.device, description: str) -> Iterator[Tensor]:
-    for batch in tqdm(pixels.split(_BATCH_SIZE), desc=description, unit="batch"):
-        yield to_unit_range(batch.to(device))
+def _batches(images: ImageSet, indices: range, description: str) -> Iterator[tuple[Tensor, Tensor]]:
+    order = torch.arange(indices.start, indices.stop).split(_BATCH_SIZE)
+    return iter(tqdm(images.batches(order), desc=description, total=len(order), unit="batch"))

@@ -135,14 +135,7 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--seed", type=arguments.non_negative_int, default=42, metavar="N", help="(default: %(default)s)"
     )
-    arguments.add_machine_arguments(parser)
-    group.add_argument(
-        "--cache_gb",
-        type=arguments.non_negative_float,
-        default=8.0,
-        metavar="X",
-        help="memory of each process for decoded images; beyond it they are decoded again (default: %(default)s)",
-    )
+    arguments.add_cache_argument(arguments.add_machine_arguments(parser), 8.0, "decoded images")
     group = parser.add_argument_group("output")
     group.add_argument(
         "-o",
@@ -177,13 +170,15 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
     import torch
     from tqdm import tqdm
 
-    from efficientad import backbones, device, natural
+    from efficientad import backbones, device
     from efficientad.distillation import DistillationTarget
     from efficientad.distributed import wait_for_ranks
     from efficientad.image_cache import ImageCache
     from efficientad.networks import IMAGE_SIZE
     from efficientad.pretraining import Distillation
     from efficientad.pretraining_data import Batches, DistillationPlan
+    from efficientad.stored_images import find_stored_images
+    from efficientad.tensors import to_square
 
     _check_flags(args)
     compute = device.resolve_device(args.device)
@@ -209,7 +204,7 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
     state = _read_state(args, settings) if args.resume else None
     torch.manual_seed(args.seed)
     pdn = _start_teacher(args.model_size, args.init_weights)
-    stored = natural.find_stored_images(args.images)
+    stored = find_stored_images(args.images)
     backbone = backbones.load_backbone(args.backbone, args.layers)
     training, held_out = _split(len(stored), args.seed)
     if len(training) < ranks:
@@ -226,7 +221,8 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
     target = DistillationTarget(backbone, args.projection, IMAGE_SIZE, args.backbone_size).to(compute)
     if plan.precision == "bf16" or compute.type == "cuda":  # elsewhere it gains nothing
         pdn, target = (module.to(memory_format=torch.channels_last) for module in (pdn, target))
-    images = ImageCache(stored, max(args.backbone_size, 2 * IMAGE_SIZE), args.cache_gb * 1e9)
+    side = max(args.backbone_size, 2 * IMAGE_SIZE)
+    images = ImageCache(stored, lambda image: to_square(image, side), 3 * side * side, args.cache_gb * 1e9)
     batches = Batches(images, training, plan, (args.backbone_size, IMAGE_SIZE))
     args.output.parent.mkdir(parents=True, exist_ok=True)
     run = Distillation(pdn, target, batches, plan, args.output, settings)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
-from efficientad.images import UnreadableImageError, raise_if_unreadable, read_image, resize_image
-from efficientad.parallel import parallel_map
+from efficientad.images import resize_image
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -25,26 +20,6 @@ def to_unit_range(pixels: Tensor) -> Tensor:
     return pixels.to(torch.float32, memory_format=torch.channels_last) / 255
 
 
-def load_images(paths: Sequence[Path], size: int, workers: int) -> Tensor:
-    """Decode and resize every image, once: uint8 tensor N x 3 x size x size.
-
-    Raises:
-        UserError: naming every file that cannot be read, not only the first.
-    """
-
-    def load(path: Path) -> Tensor | str:
-        try:
-            return to_tensor(resize_image(read_image(path), size))
-        except UnreadableImageError as error:
-            return str(error)
-
-    pixels = torch.empty((len(paths), 3, size, size), dtype=torch.uint8)
-    unreadable = []
-    loaded = tqdm(parallel_map(load, paths, workers), desc="Reading images", total=len(paths), unit="image")
-    for index, image in enumerate(loaded):
-        if isinstance(image, str):
-            unreadable.append(image)
-        else:
-            pixels[index] = image
-    raise_if_unreadable(unreadable)
-    return pixels
+def to_square(image: Image.Image, size: int) -> Tensor:
+    """RGB image -> uint8 tensor 3 x size x size, as every network of this size sees it."""
+    return to_tensor(resize_image(image, size))

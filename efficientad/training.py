@@ -18,7 +18,9 @@ from tqdm import tqdm
 from efficientad.augmentation import augment, randomly_gray
 from efficientad.device import autocast
 from efficientad.errors import UserError
+from efficientad.image_set import ImageSet
 from efficientad.networks import FEATURE_CHANNELS, EfficientAD
+from efficientad.teacher_answers import TeacherAnswers
 from efficientad.tensors import to_unit_range
 
 HARD_QUANTILE = 0.999  # section 3.2
@@ -64,7 +66,9 @@ def hard_feature_count(elements: int) -> int:
     return elements - math.ceil(HARD_QUANTILE * (elements - 1))
 
 
-def compute_losses(model: EfficientAD, images: Tensor, augmented: Tensor, natural: Tensor | None) -> Losses:
+def compute_losses(
+    model: EfficientAD, images: Tensor, augmented: Tensor, teacher_plain: Tensor, natural: Tensor | None
+) -> Losses:
     """The losses of sections 3.2 and 3.3 for one batch.
 
     One pass of the student serves all three kinds of images; only its last layer differs: the first
@@ -72,6 +76,7 @@ def compute_losses(model: EfficientAD, images: Tensor, augmented: Tensor, natura
 
     Args:
         images, augmented: N x 3 x S x S, float32 in [0, 1], the same images before and after augmentation.
+        teacher_plain: N x 384 x 56 x 56, float32, the normalized teacher's output for `images`.
         natural: M x 3 x S x S natural images for the penalty, or None.
     """
     plain, changed = model.normalize(images), model.normalize(augmented)
@@ -80,7 +85,7 @@ def compute_losses(model: EfficientAD, images: Tensor, augmented: Tensor, natura
     last = model.student[-1]
     as_teacher, as_autoencoder = slice(None, FEATURE_CHANNELS), slice(FEATURE_CHANNELS, None)
     with torch.no_grad():
-        teacher_plain, teacher_changed = model.teacher_features(torch.cat([plain, changed])).chunk(2)
+        teacher_changed = model.teacher_features(changed)
     autoencoder = model.autoencoder(changed).float()
 
     hard = hard_feature_loss(teacher_plain, _last_layer(last, hidden[0], as_teacher))
@@ -96,18 +101,21 @@ def _last_layer(layer: nn.Conv2d, hidden: Tensor, channels: slice) -> Tensor:
     return F.conv2d(hidden, layer.weight[channels], layer.bias[channels]).float()
 
 
-def shuffled_batches(count: int, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Index tensors for `steps` steps: every epoch a fresh shuffle of all images, the last batch shorter."""
+def shuffled_batches(indices: range, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Tensors of indices for `steps` steps: every epoch a fresh shuffle of all, the last batch shorter."""
     taken = 0
     while taken < steps:
-        for batch in torch.randperm(count, generator=generator).split(batch_size)[: steps - taken]:
+        shuffled = indices.start + torch.randperm(len(indices), generator=generator)
+        for batch in shuffled.split(batch_size)[: steps - taken]:
             yield batch
             taken += 1
 
 
 def train(
     model: EfficientAD,
-    pixels: Tensor,
+    images: ImageSet,
+    indices: range,
+    answers: TeacherAnswers,
     natural_batches: Iterator[Tensor] | None,
     plan: TrainingPlan,
     log_file: Path,
@@ -116,14 +124,17 @@ def train(
 
     Args:
         model: with teacher weights and statistics, on plan.device; left in eval mode.
-        pixels: the training images, uint8, N x 3 x S x S, on any device.
+        indices: of the training images in `images`.
+        answers: of the model's teacher.
         natural_batches: endless uint8 batches of natural images, one for each step, or None.
 
     Raises:
         UserError: the loss is no longer finite; the log up to there stays.
     """
     device = plan.device
-    generator = torch.Generator().manual_seed(plan.seed)
+    # Two generators, since the order is drawn ahead of the augmentation
+    order = shuffled_batches(indices, plan.batch_size, plan.steps, torch.Generator().manual_seed(plan.seed))
+    generator = torch.Generator().manual_seed(plan.seed + 1)
     parameters = [*model.student.parameters(), *model.autoencoder.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=plan.lr, weight_decay=plan.weight_decay, fused=True)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, max(1, int(LR_DECAY_AT * plan.steps)), gamma=0.1)
@@ -131,19 +142,20 @@ def train(
     model.train()
     with log_file.open("w", newline="") as file, tqdm(total=plan.steps, desc="Training", unit="step") as bar:
         log = _Log(file, bar, plan.steps)
-        for batch in shuffled_batches(len(pixels), plan.batch_size, plan.steps, generator):
-            images = to_unit_range(pixels[batch].to(device, non_blocking=True))
+        for batch, pixels in images.batches(order):
+            plain = to_unit_range(pixels.to(device, non_blocking=True))
             natural = None
             if natural_batches is not None:
-                natural = to_unit_range(next(natural_batches)[: len(images)].to(device, non_blocking=True))
+                natural = to_unit_range(next(natural_batches)[: len(plain)].to(device, non_blocking=True))
                 natural = randomly_gray(natural, NATURAL_GRAY_SHARE, generator)
+            teacher_plain = model.normalize_features(answers(batch, plain))
             with autocast(device, plan.precision):
-                losses = compute_losses(model, images, augment(images, generator), natural)
+                losses = compute_losses(model, plain, augment(plain, generator), teacher_plain, natural)
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(sum(losses)).backward()
             scaler.step(optimizer)
             scaler.update()
-            log.add(losses, scheduler.get_last_lr()[0], len(images))
+            log.add(losses, scheduler.get_last_lr()[0], len(plain))
             scheduler.step()
     model.eval()
 

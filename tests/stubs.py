@@ -18,3 +18,16 @@ def random_backbone(name="random", layers=None):
 
 def use_tiny_networks():
     networks.build_pdn, networks.build_autoencoder = tiny_pdn, tiny_autoencoder
+
+
+class HeldImages:
+    """What ImageSet gives, for images that stand in a uint8 tensor N x 3 x S x S."""
+
+    def __init__(self, pixels):
+        self.pixels = pixels
+
+    def __len__(self):
+        return len(self.pixels)
+
+    def batches(self, order):
+        return ((indices, self.pixels[indices]) for indices in order)

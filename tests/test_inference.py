@@ -8,9 +8,9 @@ import plain
 from conftest import make_dataset
 from efficientad.datasets import find_test_samples, open_dataset
 from efficientad.errors import UserError
-from efficientad.images import read_image, resize_image
+from efficientad.images import read_image
 from efficientad.inference import predict
-from efficientad.tensors import to_tensor
+from efficientad.tensors import to_square
 
 CPU = torch.device("cpu")
 
@@ -29,7 +29,7 @@ def test_predictions_equal_the_plain_version(tiny_model, samples):
     for prediction in predict_all(tiny_model, samples, 3, keep_images=True):
         path = prediction.sample.path
         image = read_image(path)
-        pixels = to_tensor(resize_image(image, 256))[None] / 255
+        pixels = to_square(image, 256)[None] / 255
         with torch.inference_mode():
             expected = plain.anomaly_map(tiny_model, pixels).numpy()
         np.testing.assert_allclose(prediction.anomaly_map, expected, rtol=1e-3, atol=1e-2)

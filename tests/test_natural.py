@@ -6,7 +6,8 @@ from PIL import Image
 
 from conftest import fill_folder
 from efficientad.errors import UserError
-from efficientad.natural import crop_centre_half, find_stored_images, natural_batches
+from efficientad.natural import crop_centre_half, natural_batches
+from efficientad.stored_images import find_stored_images
 
 
 @pytest.fixture
@@ -61,25 +62,26 @@ def test_batches_are_endless_shuffled_and_seeded(tmp_path):
         Image.new("RGB", (8, 8), (40 * level,) * 3).save(tmp_path / f"{level}.png")
     stored = find_stored_images([tmp_path])
 
-    def levels(seed):
-        batches = natural_batches(stored, 2, 16, 2, seed)
+    def levels(seed, budget=0):
+        batches = natural_batches(stored, 2, 16, budget, 2, seed)
         seen = [int(value) for _ in range(5) for value in next(batches)[:, 0, 0, 0] // 40]
         batches.close()
         return seen
 
     assert sorted(levels(0)[:5]) == sorted(levels(0)[5:]) == [0, 1, 2, 3, 4]
     assert levels(0) == levels(0) != levels(1)
+    assert levels(0, budget=1e6) == levels(0)
 
 
 def test_unreadable_natural_images_are_passed_over(tmp_path, capsys):
     Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "fine.png")
     (tmp_path / "bad.png").write_text("text")
-    batch = next(natural_batches(find_stored_images([tmp_path]), 40, 8, 0, seed=0))
+    batch = next(natural_batches(find_stored_images([tmp_path]), 40, 8, 1e6, 0, seed=0))
     assert batch.shape == (40, 3, 8, 8) and (batch == 9).all()
     assert capsys.readouterr().out.count("bad.png") == 1
 
 
 def test_nothing_but_unreadable_natural_images_is_an_error(tmp_path):
     (tmp_path / "bad.png").write_text("text")
-    with pytest.raises(UserError, match="none of the 1 natural images"):
-        next(natural_batches(find_stored_images([tmp_path]), 2, 8, 0, seed=0))
+    with pytest.raises(UserError, match="none of the 1 images"):
+        next(natural_batches(find_stored_images([tmp_path]), 2, 8, 0, 0, seed=0))

@@ -19,10 +19,11 @@ from efficientad.distillation import DistillationTarget
 from efficientad.errors import UserError
 from efficientad.image_cache import ImageCache
 from efficientad.initialization import initialize_pdn, widen_pdn
-from efficientad.natural import find_stored_images
 from efficientad.networks import build_pdn
 from efficientad.pretraining import Distillation, explained_variance, solve_output_layer
 from efficientad.pretraining_data import Batches, DistillationPlan, patches_within, random_windows
+from efficientad.stored_images import find_stored_images
+from efficientad.tensors import to_square
 from stubs import random_backbone
 
 CPU = torch.device("cpu")
@@ -48,8 +49,12 @@ def stored(tmp_path):
     return find_stored_images([tmp_path / "natural"])
 
 
+def make_cache(stored, size, budget):
+    return ImageCache(stored, lambda image: to_square(image, size), 3 * size * size, budget)
+
+
 def make_batches(stored, plan=PLAN, indices=(0, 1, 2, 3, 4), budget=1e9):
-    return Batches(ImageCache(stored, 512, budget), list(indices), plan, (512, 256))
+    return Batches(make_cache(stored, 512, budget), list(indices), plan, (512, 256))
 
 
 def make_run(stored, output, plan=PLAN):
@@ -62,7 +67,7 @@ def make_run(stored, output, plan=PLAN):
 
 
 def test_budget_changes_nothing_but_time(stored):
-    kept, streamed = (ImageCache(stored, 64, budget) for budget in (2 * 3 * 64 * 64, 0))
+    kept, streamed = (make_cache(stored, 64, budget) for budget in (2 * 3 * 64 * 64, 0))
     for _ in range(2):
         for index in range(7):
             assert torch.equal(kept[index], streamed[index])
@@ -71,14 +76,14 @@ def test_budget_changes_nothing_but_time(stored):
 
 def test_an_unreadable_image_is_replaced_and_named(stored, capsys):
     stored[6].path.write_bytes(b"no image")
-    images = ImageCache(stored, 64, 1e9)
+    images = make_cache(stored, 64, 1e9)
     assert torch.equal(images[6], images[0])
     assert torch.equal(images[6], images[0])  # asked again, named once
     assert capsys.readouterr().out.count("006.png") == 1
     for image in stored:
         image.path.write_bytes(b"no image")
     with pytest.raises(UserError, match="none of the 7 images can be read"):
-        ImageCache(stored, 64, 0)[3]
+        make_cache(stored, 64, 0)[3]
 
 
 def test_batches_depend_on_seed_and_step_alone(stored):

@@ -22,9 +22,9 @@ COMMANDS = {**SCRIPTS, "pretrain": pretrain_module}
 LAYERS = [
     ["errors", "arguments", "parallel", "csv_file", "augmentation", "distributed", "initialization"],
     ["device", "images", "metrics", "maps", "networks", "coco", "staging"],
-    ["tensors", "datasets", "checkpoint", "sources", "backbones"],
-    ["natural", "normalization", "prepare", "distillation"],
-    ["outputs", "report", "training", "inference", "preview", "image_cache"],
+    ["tensors", "datasets", "checkpoint", "sources", "backbones", "stored_images", "teacher_answers"],
+    ["image_set", "image_cache", "prepare", "distillation"],
+    ["natural", "normalization", "outputs", "report", "training", "inference", "preview"],
     ["pretraining_data"],
     ["pretraining"],
     ["pretrain"],

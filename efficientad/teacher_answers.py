@@ -1,0 +1,56 @@
+"""The teacher's answers to unaugmented training images, which never change: computed once, as far as they fit."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from efficientad.device import autocast
+from efficientad.networks import FEATURE_CHANNELS, EfficientAD, feature_map_size
+
+
+class TeacherAnswers:
+    """Raw outputs of a model's teacher by image index, kept in float16 as far as a budget goes.
+
+    All are rounded to float16, kept or not, and every image is computed on its own, so the budget changes only the
+    time. Before rounding they are shifted and scaled by what the first image shows, so that float16 suits them.
+    """
+
+    def __init__(self, model: EfficientAD, budget_bytes: float, device: torch.device, precision: str) -> None:
+        self._model, self._device, self._precision = model, device, precision
+        bytes_each = 2 * FEATURE_CHANNELS * feature_map_size(model.image_size) ** 2
+        self._room = int(budget_bytes // bytes_each)
+        self._kept: dict[int, Tensor] = {}
+        self._shift: Tensor | None = None
+        self._scale: Tensor | None = None
+
+    def __len__(self) -> int:
+        """How many are kept."""
+        return len(self._kept)
+
+    @torch.no_grad()
+    def __call__(self, indices: Tensor, images: Tensor) -> Tensor:
+        """The teacher's output, not yet normalized: N x 384 x 56 x 56, float32.
+
+        Args:
+            indices: of the images, on the CPU.
+            images: N x 3 x S x S, float32 in [0, 1], on the device.
+        """
+        answers = torch.cat([self._answer(i, image) for i, image in zip(indices.tolist(), images, strict=True)])
+        return answers.float() * self._scale + self._shift
+
+    def _answer(self, index: int, image: Tensor) -> Tensor:
+        if index in self._kept:
+            return self._kept[index]
+        with autocast(self._device, self._precision):
+            raw = self._model.teacher(self._model.normalize(image[None])).float()
+        if self._shift is None:
+            self._shift = raw.mean(dim=(2, 3), keepdim=True)
+            spread, size = ((raw - self._shift).square().mean().sqrt(), raw.square().mean().sqrt())
+            # An image without structure says little of the spread of others; 65,504 is float16's limit
+            scale = torch.maximum(spread, size / 1000)
+            self._scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        answer = ((raw - self._shift) / self._scale).half()
+        if len(self._kept) < self._room:
+            self._kept[index] = answer
+        return answer
