@@ -67,10 +67,9 @@ def main(args: argparse.Namespace) -> None:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
     from tqdm import tqdm
 
-    from efficientad import checkpoint, device, inference, outputs, report
+    from efficientad import checkpoint, device, outputs, report
     from efficientad.datasets import find_test_samples, open_dataset
-    from efficientad.maps import resize_map, write_side_by_side, write_tiff
-    from efficientad.parallel import parallel_map
+    from efficientad.scoring import score_samples
 
     dataset = open_dataset(args.dataset, arguments.dataset_path(args), args.subdataset)
     samples = find_test_samples(dataset)
@@ -89,21 +88,17 @@ def main(args: argparse.Namespace) -> None:
     print(f"Data set {dataset.name}: {len(samples)} test images, threshold {args.threshold:g}")
     print(f"Model {weights_dir} ({model.model_size}), {device.describe(compute, precision)}", flush=True)
 
-    def write(prediction: inference.Prediction) -> report.ScoredSample:
-        sample = prediction.sample
-        if maps:
-            anomaly_map = resize_map(prediction.anomaly_map, *prediction.image_size)
-            if prediction.image is None:
-                write_tiff(folder / maps[sample], anomaly_map)
-            else:
-                write_side_by_side(folder / maps[sample], prediction.image, anomaly_map, args.threshold)
-        return report.ScoredSample(sample, prediction.digest, prediction.score)
-
-    predictions = inference.predict(
-        model, samples, args.batch_size, args.num_workers, compute, precision, keep_images=suffix == ".jpg"
+    files = {sample: folder / name for sample, name in maps.items()}
+    scored = list(
+        tqdm(
+            score_samples(
+                model, samples, files, args.threshold, args.batch_size, args.num_workers, compute, precision
+            ),
+            desc="Evaluating",
+            total=len(samples),
+            unit="image",
+        )
     )
-    written = parallel_map(write, predictions, args.num_workers)
-    scored = list(tqdm(written, desc="Evaluating", total=len(samples), unit="image"))
 
     evaluation = report.evaluate_scores(scored, args.threshold)
     facts = {"dataset": dataset.name, "weights_dir": str(weights_dir), "model_size": model.model_size}

@@ -76,30 +76,45 @@ def predict(
         pixels = to_square(image, model.image_size)
         return _Loaded(sample, hashlib.sha256(data).hexdigest(), image.size, image if keep_images else None, pixels)
 
+    pending: tuple[list[_Loaded], Tensor] | None = None
+    for batch in _batches(parallel_map(load, samples, workers), batch_size):
+        started = (batch, _start(model, batch, device, precision))
+        if pending:
+            yield from _finish(*pending)  # a GPU is at work on the next batch meanwhile
+        pending = started
+    if pending:
+        yield from _finish(*pending)
+
+
+def _batches(items: Iterator[_Loaded | str], batch_size: int) -> Iterator[list[_Loaded]]:
     unreadable: list[str] = []
     batch: list[_Loaded] = []
-    for loaded in parallel_map(load, samples, workers):
+    for loaded in items:
         if isinstance(loaded, str):
             unreadable.append(loaded)
         elif not unreadable:
             batch.append(loaded)
             if len(batch) == batch_size:
-                yield from _predict_batch(model, batch, device, precision)
+                yield batch
                 batch = []
     raise_if_unreadable(unreadable)
     if batch:
-        yield from _predict_batch(model, batch, device, precision)
+        yield batch
 
 
-def _predict_batch(
-    model: EfficientAD, batch: list[_Loaded], device: torch.device, precision: str
-) -> Iterator[Prediction]:
-    images = to_unit_range(torch.stack([loaded.pixels for loaded in batch]).to(device))
-    with torch.inference_mode(), autocast(device, precision):
-        anomaly_maps = model(images)
-        scores = anomaly_score(anomaly_maps).tolist()
-        arrays = anomaly_maps[:, 0].cpu().numpy()
-    for loaded, score, anomaly_map in zip(batch, scores, arrays, strict=True):
+@torch.inference_mode()
+def _start(model: EfficientAD, batch: list[_Loaded], device: torch.device, precision: str) -> Tensor:
+    pixels = torch.stack([loaded.pixels for loaded in batch])
+    if device.type == "cuda":
+        pixels = pixels.pin_memory()  # else the copy would wait for the batch before
+    with autocast(device, precision):
+        return model(to_unit_range(pixels.to(device, non_blocking=True)))
+
+
+def _finish(batch: list[_Loaded], anomaly_maps: Tensor) -> Iterator[Prediction]:
+    anomaly_maps = anomaly_maps.cpu()
+    scores = anomaly_score(anomaly_maps).tolist()
+    for loaded, score, anomaly_map in zip(batch, scores, anomaly_maps[:, 0].numpy(), strict=True):
         if not np.isfinite(score):
             raise UserError(
                 f"the score of {loaded.sample.path} is not finite; try --precision fp32, or train again"

@@ -111,6 +111,44 @@ def shuffled_batches(indices: range, batch_size: int, steps: int, generator: tor
             taken += 1
 
 
+class Learner:
+    """Student and autoencoder of a model with what changes them, step by step."""
+
+    def __init__(self, model: EfficientAD, plan: TrainingPlan) -> None:
+        self._model, self._plan = model, plan
+        self._generator = torch.Generator().manual_seed(plan.seed + 1)  # the order of the images has another one
+        parameters = [*model.student.parameters(), *model.autoencoder.parameters()]
+        self._optimizer = torch.optim.Adam(parameters, lr=plan.lr, weight_decay=plan.weight_decay, fused=True)
+        self._scheduler = torch.optim.lr_scheduler.StepLR(
+            self._optimizer, max(1, int(LR_DECAY_AT * plan.steps)), gamma=0.1
+        )
+        self._scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.precision == "fp16")
+
+    def learning_rate(self) -> float:
+        """Of the step to come."""
+        return self._scheduler.get_last_lr()[0]
+
+    def step(self, images: Tensor, teacher_plain: Tensor, natural: Tensor | None) -> Losses:
+        """One optimizer step (algorithm 1); returns the losses before it.
+
+        Args:
+            images: N x 3 x S x S, float32 in [0, 1], on the plan's device.
+            teacher_plain: the normalized teacher's output for them.
+            natural: M x 3 x S x S natural images for the penalty, in colour, or None.
+        """
+        if natural is not None:
+            natural = randomly_gray(natural, NATURAL_GRAY_SHARE, self._generator)
+        augmented = augment(images, self._generator)
+        with autocast(self._plan.device, self._plan.precision):
+            losses = compute_losses(self._model, images, augmented, teacher_plain, natural)
+        self._optimizer.zero_grad(set_to_none=True)
+        self._scaler.scale(sum(losses)).backward()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._scheduler.step()
+        return losses
+
+
 def train(
     model: EfficientAD,
     images: ImageSet,
@@ -132,13 +170,8 @@ def train(
         UserError: the loss is no longer finite; the log up to there stays.
     """
     device = plan.device
-    # Two generators, since the order is drawn ahead of the augmentation
     order = shuffled_batches(indices, plan.batch_size, plan.steps, torch.Generator().manual_seed(plan.seed))
-    generator = torch.Generator().manual_seed(plan.seed + 1)
-    parameters = [*model.student.parameters(), *model.autoencoder.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=plan.lr, weight_decay=plan.weight_decay, fused=True)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, max(1, int(LR_DECAY_AT * plan.steps)), gamma=0.1)
-    scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
+    learner = Learner(model, plan)
     model.train()
     with log_file.open("w", newline="") as file, tqdm(total=plan.steps, desc="Training", unit="step") as bar:
         log = _Log(file, bar, plan.steps)
@@ -147,16 +180,9 @@ def train(
             natural = None
             if natural_batches is not None:
                 natural = to_unit_range(next(natural_batches)[: len(plain)].to(device, non_blocking=True))
-                natural = randomly_gray(natural, NATURAL_GRAY_SHARE, generator)
             teacher_plain = model.normalize_features(answers(batch, plain))
-            with autocast(device, plan.precision):
-                losses = compute_losses(model, plain, augment(plain, generator), teacher_plain, natural)
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(sum(losses)).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            log.add(losses, scheduler.get_last_lr()[0], len(plain))
-            scheduler.step()
+            lr = learner.learning_rate()
+            log.add(learner.step(plain, teacher_plain, natural), lr, len(plain))
     model.eval()
 
 

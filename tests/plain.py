@@ -26,7 +26,7 @@ def losses(model, images, augmented, natural):
     ae = ((features(model, changed) - autoencoder) ** 2).mean()
     stae = ((autoencoder - model.student(changed)[:, 384:]) ** 2).mean()
     if natural is None:
-        penalty = torch.tensor(0.0)
+        penalty = torch.zeros((), device=images.device)
     else:
         penalty = (model.student(model.normalize(natural))[:, :384] ** 2).mean()
     return hard, penalty, ae, stae
@@ -47,14 +47,14 @@ def quantile(values, q):
     return float(low + (position - math.floor(position)) * (high - low))
 
 
-def anomaly_map(model, image):
-    """256 x 256 map on the 0-255 scale, of one image 1 x 3 x 256 x 256."""
-    (st, ae), ((st_start, st_end), (ae_start, ae_end)) = raw_maps(model, image), model.quantiles.tolist()
+def anomaly_maps(model, images):
+    """N x 256 x 256 maps on the 0-255 scale, of images N x 3 x 256 x 256."""
+    (st, ae), ((st_start, st_end), (ae_start, ae_end)) = raw_maps(model, images), model.quantiles.tolist()
     st = 0.1 * (st - st_start) / (st_end - st_start)
     ae = 0.1 * (ae - ae_start) / (ae_end - ae_start)
-    padded = torch.zeros(1, 1, 64, 64)
+    padded = torch.zeros(len(images), 1, 64, 64, device=images.device)
     padded[:, :, 4:60, 4:60] = 0.5 * st + 0.5 * ae
-    return 255 * F.interpolate(padded, (256, 256), mode="bilinear")[0, 0]
+    return 255 * F.interpolate(padded, (256, 256), mode="bilinear")[:, 0]
 
 
 def paper_target(layers):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import efficientad.benchmark as benchmark_module
 import efficientad.pretrain as pretrain_module
 import eval as eval_script
 import prepare_dataset as prepare_script
@@ -16,18 +17,18 @@ import train as train_script
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {"prepare_dataset": prepare_script, "train": train_script, "eval": eval_script}
-COMMANDS = {**SCRIPTS, "pretrain": pretrain_module}
+COMMANDS = {**SCRIPTS, "pretrain": pretrain_module, "benchmark": benchmark_module}
 
 # A module imports only from the layers above its own line.
 LAYERS = [
-    ["errors", "arguments", "parallel", "csv_file", "augmentation", "distributed", "initialization"],
+    ["errors", "arguments", "parallel", "csv_file", "augmentation", "distributed", "initialization", "measuring"],
     ["device", "images", "metrics", "maps", "networks", "coco", "staging"],
     ["tensors", "datasets", "checkpoint", "sources", "backbones", "stored_images", "teacher_answers"],
     ["image_set", "image_cache", "prepare", "distillation"],
     ["natural", "normalization", "outputs", "report", "training", "inference", "preview"],
-    ["pretraining_data"],
-    ["pretraining"],
-    ["pretrain"],
+    ["pretraining_data", "scoring"],
+    ["pretraining", "workloads"],
+    ["pretrain", "benchmark"],
 ]
 
 
@@ -56,7 +57,10 @@ def test_modules_stay_readable():
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 320, path
 
 
-@pytest.mark.parametrize("script", ["train.py", "eval.py", "prepare_dataset.py", "efficientad/pretrain.py"])
+@pytest.mark.parametrize(
+    "script",
+    ["train.py", "eval.py", "prepare_dataset.py", "efficientad/pretrain.py", "efficientad/benchmark.py"],
+)
 def test_help_and_flag_errors_import_nothing_heavy(script):
     code = (
         "import runpy, sys\n"
@@ -72,7 +76,7 @@ def test_help_and_flag_errors_import_nothing_heavy(script):
     for flag, status in (("--help", 0), ("--no_such_flag", 2)):
         done = subprocess.run([sys.executable, "-c", code, flag], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == status, done.stderr
-        name = script if "/" not in script else "python -m efficientad.pretrain"
+        name = script if "/" not in script else f"python -m efficientad.{Path(script).stem}"
         assert "usage: " + name in done.stdout + done.stderr
 
 

@@ -1,0 +1,51 @@
+"""Test images in, scores out, and the map of each written beside: reading, network and writing at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from efficientad.datasets import Sample
+from efficientad.inference import Prediction, predict
+from efficientad.maps import resize_map, write_side_by_side, write_tiff
+from efficientad.networks import EfficientAD
+from efficientad.parallel import parallel_map
+from efficientad.report import ScoredSample
+
+
+def score_samples(
+    model: EfficientAD,
+    samples: Sequence[Sample],
+    map_files: Mapping[Sample, Path],
+    threshold: float,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    precision: str,
+) -> Iterator[ScoredSample]:
+    """Scores in the order of the samples; when one is there, its map is written.
+
+    Args:
+        map_files: for every sample the .tiff or .jpg file of its map, or nothing at all.
+        threshold: only for the colours of a .jpg.
+        workers: threads that read ahead, and as many that write.
+
+    Raises:
+        UserError: see predict.
+    """
+    pictures = any(file.suffix == ".jpg" for file in map_files.values())
+
+    def write(prediction: Prediction) -> ScoredSample:
+        sample = prediction.sample
+        if map_files:
+            anomaly_map = resize_map(prediction.anomaly_map, *prediction.image_size)
+            if prediction.image is None:
+                write_tiff(map_files[sample], anomaly_map)
+            else:
+                write_side_by_side(map_files[sample], prediction.image, anomaly_map, threshold)
+        return ScoredSample(sample, prediction.digest, prediction.score)
+
+    predictions = predict(model, samples, batch_size, workers, device, precision, keep_images=pictures)
+    return parallel_map(write, predictions, workers)

@@ -1,0 +1,177 @@
+"""What the benchmark runs: the toolkit's own steps on made-up images, and the plain version of each."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from efficientad.augmentation import augment
+from efficientad.datasets import Sample
+from efficientad.device import autocast
+from efficientad.images import read_image
+from efficientad.maps import write_side_by_side, write_tiff
+from efficientad.measuring import count_flops
+from efficientad.networks import EfficientAD, anomaly_score
+from efficientad.parallel import parallel_map
+from efficientad.scoring import score_samples
+from efficientad.tensors import to_square, to_unit_range
+from efficientad.training import Learner, TrainingPlan
+
+_THRESHOLD = 40.0
+Work = Callable[[], object]
+
+
+class Workloads:
+    """One model on one machine, beside a copy of it that the plain version works with."""
+
+    def __init__(self, model: EfficientAD, plain, device: torch.device, precision: str, workers: int) -> None:
+        """
+        Args:
+            plain: tests/plain.py as a module.
+        """
+        self.plain, self.device, self.precision, self.workers = plain, device, precision, workers
+        self.plain_seconds_per_image = 0.0  # of a training step, as far as known
+        self._plain_model = copy.deepcopy(model).to(device)
+        self._model = model.to(device, memory_format=torch.channels_last)
+        plan = TrainingPlan(10**6, 1, 1e-4, 1e-5, device, precision, seed=0)
+        self._learner = Learner(self._model, plan)
+        parameters = [*self._plain_model.student.parameters(), *self._plain_model.autoencoder.parameters()]
+        self._plain_optimizer = torch.optim.Adam(parameters, lr=1e-4, weight_decay=1e-5)
+
+    @cached_property
+    def training_flops(self) -> int:
+        """Of a training step, for each image."""
+        return count_flops(self.training_steps(1)[0])
+
+    @cached_property
+    def inference_flops(self) -> int:
+        """For each image."""
+        return count_flops(self.inference_runs(1)[0])
+
+    def training_steps(self, batch_size: int) -> tuple[Work, Work]:
+        """A step of the training loop, and the plain one: same images, same losses."""
+        pixels = self._pixels(batch_size).to(self.device)
+        with torch.no_grad():
+            one = self._model.teacher_features(self._model.normalize(to_unit_range(pixels[:1])))
+        answers = one.repeat(batch_size, 1, 1, 1)
+        generator = torch.Generator().manual_seed(0)
+        plain_images = (pixels / 255).contiguous()
+
+        def step() -> None:
+            self._model.train()
+            self._learner.step(to_unit_range(pixels), answers, None)
+
+        def plain_step() -> None:
+            self._plain_model.train()
+            changed = augment(plain_images, generator)
+            losses = self.plain.losses(self._plain_model, plain_images, changed, None)
+            self._plain_optimizer.zero_grad()
+            sum(losses).backward()
+            self._plain_optimizer.step()
+
+        return step, plain_step
+
+    def inference_runs(self, batch_size: int) -> tuple[Work, Work]:
+        """uint8 images on the host to maps and scores on the host, and the plain way."""
+        pixels = self._pixels(batch_size)
+
+        @torch.inference_mode()
+        def run() -> None:
+            self._model.eval()
+            with autocast(self.device, self.precision):
+                maps = self._model(to_unit_range(pixels.to(self.device)))
+            anomaly_score(maps).tolist()
+            maps.cpu()
+
+        @torch.no_grad()
+        def plain_run() -> None:
+            self._plain_model.eval()
+            maps = self.plain.anomaly_maps(self._plain_model, pixels.to(self.device) / 255)
+            maps.amax(dim=(1, 2)).tolist()
+            maps.cpu()
+
+        return run, plain_run
+
+    def file_works(self, folder: Path, count: int, size: tuple[int, int], batch_size: int) -> dict[str, Work]:
+        """Work on `count` JPEG photographs, by name; they are drawn in `folder`, and maps go there, too."""
+        photo = _draw_photo(size)
+        photo.save(folder / "0.jpg", quality=95)
+        data = (folder / "0.jpg").read_bytes()
+        samples = []
+        for index in range(count):
+            path = folder / f"{index}.jpg"
+            path.write_bytes(data)
+            samples.append(Sample(path, "good", path.name))
+        anomaly_map = np.random.default_rng(0).random(size[::-1], dtype=np.float32) * 100
+        maps = {
+            suffix: {sample: folder / f"{sample.path.stem}_map{suffix}" for sample in samples}
+            for suffix in (".tiff", ".jpg")
+        }
+
+        def decode() -> None:
+            side = self._model.image_size
+            for _ in parallel_map(lambda sample: to_square(read_image(sample.path), side), samples, self.workers):
+                pass
+
+        def write(suffix: str) -> None:
+            def write_one(file: Path) -> None:
+                if suffix == ".tiff":
+                    write_tiff(file, anomaly_map)
+                else:
+                    write_side_by_side(file, photo, anomaly_map, _THRESHOLD)
+
+            for _ in parallel_map(write_one, maps[suffix].values(), self.workers):
+                pass
+
+        def evaluate(suffix: str) -> None:
+            self._model.eval()
+            options = (_THRESHOLD, batch_size, self.workers, self.device, self.precision)
+            for _ in score_samples(self._model, samples, maps[suffix], *options):
+                pass
+
+        return {
+            "reading JPEG": decode,
+            "writing tiff": lambda: write(".tiff"),
+            "writing jpg": lambda: write(".jpg"),
+            "eval with tiff": lambda: evaluate(".tiff"),
+            "eval with jpg": lambda: evaluate(".jpg"),
+        }
+
+    def profile(self, lines: int) -> str:
+        """Where a training step of batch size 4 and an inference of one image spend their time."""
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if self.device.type == "cuda":
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        tables = []
+        for name, work in (
+            ("A training step of batch size 4", self.training_steps(4)[0]),
+            ("Inference of one image", self.inference_runs(1)[0]),
+        ):
+            work()
+            with torch.profiler.profile(activities=activities) as profiled:
+                work()
+            by_time = f"self_{self.device.type}_time_total"
+            table = profiled.key_averages().table(sort_by=by_time, row_limit=lines, max_name_column_width=50)
+            tables.append(f"{name}:\n{table}")
+        return "\n\n".join(tables)
+
+    def _pixels(self, count: int) -> Tensor:
+        size = self._model.image_size
+        generator = torch.Generator().manual_seed(1)
+        return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+
+
+def _draw_photo(size: tuple[int, int]) -> Image.Image:
+    """Smooth shapes and some noise: neither as easy nor as hard for a JPEG as pure colour or pure noise."""
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    smooth = np.asarray(Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)).astype(np.float32)
+    noisy = smooth + rng.normal(0, 4, smooth.shape)
+    return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
