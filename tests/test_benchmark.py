@@ -1,0 +1,100 @@
+"""The benchmark runs the toolkit's own steps, and what it says of them follows from what it measured."""
+
+import json
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import fail
+from efficientad import benchmark, workloads
+from efficientad.measuring import count_flops, matrix_rate, peak_memory_of, time_side_by_side
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def quick(tiny_networks, monkeypatch):
+    monkeypatch.setattr(benchmark, "TRAINING_BATCHES", (1, 2))
+    monkeypatch.setattr(benchmark, "PHOTO_SIZE", (40, 30))
+
+
+def run(*words):
+    benchmark.main(benchmark.get_parser().parse_args(["--device", "cpu", "--seconds", "0.01", *map(str, words)]))
+
+
+def test_table_and_json_tell_the_same(quick, tmp_path, capsys):
+    run("--json", tmp_path / "b.json", "--precision", "fp32")
+    printed = capsys.readouterr().out
+    contents = json.loads((tmp_path / "b.json").read_text())
+    rows = {row["task"]: row for row in contents["rows"]}
+    assert all(row["task"] in printed and f"{row['value']:.3g}" in printed for row in contents["rows"])
+    for task in ("training, batch 1", "training, batch 2", "inference, batch 1", "inference, batch 16"):
+        row = rows[task]
+        assert row["unit"] == "images/s" and row["value"] / row["plain"] == pytest.approx(row["ratio"])
+        assert row["share_of_matrix_rate"] > 0 and row["peak_memory_gb"] > 0.1
+    latency = rows["latency, batch 1"]
+    assert latency["value"] == pytest.approx(1000 / rows["inference, batch 1"]["value"])
+    names = " ".join(rows)
+    for task in ("reading JPEG", "writing tiff", "writing jpg", "eval with tiff", "eval with jpg"):
+        assert task in names
+    assert "of the network's rate" in names
+    assert "precision fp32" in contents["machine"] and contents["matrix_flops"] > 0
+
+
+def test_profile_names_the_convolutions(quick, capsys):
+    run("--profile")
+    assert "convolution" in capsys.readouterr().out.split("A training step of batch size 4:")[1]
+
+
+def test_a_plain_step_that_would_take_too_long_is_left_out(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "LONGEST_PLAIN_STEP", 1e-9)
+    run("--json", tmp_path / "b.json")
+    first, second = json.loads((tmp_path / "b.json").read_text())["rows"][:2]
+    assert first["plain"] and second["plain"] is None and second["ratio"] is None and second["value"] > 0
+
+
+def test_both_steps_learn(tiny_networks):
+    """The benchmark would be worthless if one of the two did not do its work."""
+    torch.manual_seed(0)
+    model = workloads.EfficientAD()
+    loads = workloads.Workloads(model, benchmark.load_plain_version(), CPU, "fp32", 0)
+    for model, step in zip((loads._model, loads._plain_model), loads.training_steps(2), strict=True):
+        before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+        step()
+        changed = {
+            name.split(".")[0] for name, tensor in model.named_parameters() if (tensor != before[name]).any()
+        }
+        assert changed == {"student", "autoencoder"}
+
+
+def test_works_take_turns():
+    calls = []
+    times = time_side_by_side(
+        [lambda: (calls.append("slow"), time.sleep(0.02)), lambda: calls.append("quick")], 0.05, CPU
+    )
+    assert calls[:4] == ["slow", "quick"] * 2 and calls.count("slow") == calls.count("quick") >= 3
+    assert times[0] >= 0.02 > times[1]
+
+
+def test_flops_of_a_convolution():
+    layer, image = nn.Conv2d(3, 5, 4), torch.zeros(1, 3, 10, 10)
+    assert count_flops(lambda: layer(image)) == 2 * 5 * 7 * 7 * 3 * 4 * 4
+
+
+def test_matrix_rate_is_plausible():
+    assert 1e8 < matrix_rate(CPU, "fp32", 0.01) < 1e14
+
+
+def test_peak_memory_sees_what_was_freed_again():
+    without = peak_memory_of(lambda: None, CPU)
+    if without is None:
+        pytest.skip("this system does not tell")
+    with_tensor = peak_memory_of(lambda: torch.ones(100_000_000), CPU)
+    assert 0.35 < with_tensor - without < 0.45
+
+
+def test_wrong_json_path_is_told_at_once(monkeypatch, capsys, tmp_path):
+    message = fail(monkeypatch, capsys, benchmark, "--json", tmp_path / "missing" / "b.json")
+    assert "there is no folder" in message
