@@ -5,6 +5,7 @@ import json
 import math
 import shlex
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from efficientad import arguments
@@ -13,6 +14,23 @@ from efficientad.errors import UserError, run_command
 DEFAULT_EPOCHS = 10
 FEW_IMAGES_SEEN = 1000
 NATURAL_CACHE_SHARE = 0.25  # of what the training images leave; the teacher's answers save more and get the rest
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the networks begin and how they learn."""
+
+    lr: float
+    autoencoder_lr: float  # in learning rates of the student
+    schedule: str
+    solved_start: bool  # He initialization and the student's output layer solved; else PyTorch's initial weights
+    weighed_maps: bool  # by how much the autoencoder has learnt; else half each
+
+
+RECIPES = {
+    "paper": Recipe(lr=1e-4, autoencoder_lr=1, schedule="step", solved_start=False, weighed_maps=False),
+    "fast": Recipe(lr=1e-4, autoencoder_lr=10, schedule="cosine", solved_start=True, weighed_maps=True),
+}
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -69,11 +87,18 @@ def get_parser() -> argparse.ArgumentParser:
         help="folders or tar files of natural images for the penalty term (default: none, penalty off)",
     )
     group.add_argument(
+        "--recipe",
+        choices=RECIPES,
+        default="paper",
+        help="paper: a low learning rate, for tens of thousands of steps; fast: He initialization, and a high "
+        "rate that falls to zero, for hundreds or a few thousand steps (default: %(default)s)",
+    )
+    group.add_argument(
         "--lr",
         type=arguments.positive_float,
-        default=1e-4,
         metavar="X",
-        help="learning rate of Adam; a tenth of it for the last 5%% of the steps (default: %(default)s)",
+        help="learning rate of Adam; paper: a tenth of it for the last 5%% of the steps; fast: its peak "
+        f"(default: {', '.join(f'{name} {recipe.lr:g}' for name, recipe in RECIPES.items())})",
     )
     group.add_argument(
         "--weight_decay",
@@ -111,6 +136,7 @@ def main(args: argparse.Namespace) -> None:
     from efficientad import checkpoint, device, normalization, training
     from efficientad.datasets import find_training_images, open_dataset
     from efficientad.image_set import ImageSet
+    from efficientad.initialization import initialize_network, solve_student
     from efficientad.natural import natural_batches
     from efficientad.networks import EfficientAD
     from efficientad.stored_images import find_stored_images
@@ -126,13 +152,19 @@ def main(args: argparse.Namespace) -> None:
     split = find_training_images(dataset, args.seed)
     torch.manual_seed(args.seed)
     model = EfficientAD(args.model_size)
+    recipe = RECIPES[args.recipe]
+    if recipe.solved_start:
+        initialize_network(model.student)
+        initialize_network(model.autoencoder)
     teacher_file = checkpoint.load_teacher_weights(model, args.weights)
     stored = find_stored_images(args.imagenet_train_path)
     plan = training.TrainingPlan(
         steps=args.train_steps or (args.epochs or DEFAULT_EPOCHS) * math.ceil(len(split.train) / args.batch_size),
         batch_size=args.batch_size,
-        lr=args.lr,
+        lr=args.lr or recipe.lr,
+        autoencoder_lr=recipe.autoencoder_lr * (args.lr or recipe.lr),
         weight_decay=args.weight_decay,
+        schedule=recipe.schedule,
         device=compute,
         precision=precision,
         seed=args.seed,
@@ -142,6 +174,7 @@ def main(args: argparse.Namespace) -> None:
         "validation_images": len(split.validation),
         "natural_images": len(stored),
         "steps": plan.steps,
+        "lr": plan.lr,
         "machine": device.describe(compute, precision),
         "teacher": str(teacher_file),
     }
@@ -162,8 +195,12 @@ def main(args: argparse.Namespace) -> None:
     model.to(compute, memory_format=torch.channels_last)
     answers = TeacherAnswers(model, budget, compute, precision)
     normalization.fit_teacher_statistics(model, images, train_indices, answers)
+    if recipe.solved_start:
+        solve_student(model, images, train_indices, answers, precision, args.seed)
     training.train(model, images, train_indices, answers, natural, plan, folder / "log.csv")
     normalization.fit_map_quantiles(model, images, held_out, precision)
+    if recipe.weighed_maps:
+        normalization.fit_map_weights(model, images, held_out, precision)
     checkpoint.save_model(model, folder / checkpoint.MODEL_FILE, json.loads(settings))
     print(
         f"Trained in {time.monotonic() - start:.0f} s and wrote {folder / checkpoint.MODEL_FILE}; "

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import efficientad
 from efficientad.errors import UserError
 from efficientad.networks import (
+    EQUAL_MAP_WEIGHTS,
     FEATURE_CHANNELS,
     EfficientAD,
     infer_model_size,
@@ -25,7 +26,7 @@ from efficientad.networks import (
 
 MODEL_FILE = "model.pt"
 FORMAT = "efficientad-detector"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no map_weights, which were equal
 
 _SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
 _NETWORK_FILES = {name: f"{name}_final.pth" for name in ("teacher", "student", "autoencoder")}
@@ -99,8 +100,8 @@ def load_teacher_weights(model: EfficientAD, path: Path | None) -> Path:
         path = _SHIPPED_WEIGHTS / f"teacher_{model.model_size}.pth"
         if not path.is_file():
             raise UserError(
-                f"no teacher is shipped for --model_size {model.model_size} yet; give pretrained weights with "
-                "--weights FILE (a state_dict of an EfficientAD teacher of that size), or use --model_size small"
+                f"{path} is missing, so this copy of the toolkit is not complete; get the whole of it, or give "
+                "pretrained weights with --weights FILE"
             )
     state = _sequential_keys(_read_state_dict(path), model.teacher)
     size = infer_model_size(state)
@@ -132,6 +133,8 @@ def _load_own(path: Path) -> EfficientAD:
     try:
         model = EfficientAD(**contents["config"])
         state = contents["state_dict"]
+        if contents["version"] == 1:
+            state = {**state, "map_weights": torch.tensor(EQUAL_MAP_WEIGHTS)}
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: no complete description of a detector ({error})") from None
     _load_state(model, state, path, f"{model.model_size} detector")

@@ -1,23 +1,34 @@
-"""Weights for a teacher to begin its pretraining with."""
+"""First weights of networks that learn normalized features."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
+from tqdm import tqdm
 
+from efficientad.device import autocast
+from efficientad.image_set import ImageSet
+from efficientad.networks import FEATURE_CHANNELS, EfficientAD
+from efficientad.output_layer import OutputLayerFit
+from efficientad.teacher_answers import TeacherAnswers
+from efficientad.tensors import to_unit_range
+
+_STUDENT_RIDGE = 1.0  # strong: a student that follows too closely also follows the teacher on defects
 _KEPT_ABOVE = 3.0  # standard deviations of a normalized feature: what lies lower is cut off, once in a thousand
 
 
-def initialize_pdn(pdn: nn.Sequential) -> None:
+def initialize_network(network: nn.Sequential) -> None:
     """He initialization, under which the variance neither grows nor shrinks from layer to layer; the last is zero.
 
     Zero is the mean of the normalized features, the best of all constant answers; random answers are worse.
     """
-    for layer in pdn:
+    for layer in network:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
-    nn.init.zeros_(pdn[-1].weight)
+    nn.init.zeros_(network[-1].weight)
 
 
 @torch.no_grad()
@@ -41,3 +52,31 @@ def widen_pdn(small: nn.Sequential, medium: nn.Sequential) -> None:
     medium[10].bias += _KEPT_ABOVE
     medium[12].bias.fill_(0)
     medium[12].bias -= _KEPT_ABOVE
+
+
+@torch.no_grad()
+def solve_student(
+    model: EfficientAD, images: ImageSet, indices: range, answers: TeacherAnswers, precision: str, seed: int
+) -> None:
+    """Set the part of the student's last layer that follows the teacher by ridge regression. Not in the paper.
+
+    Random hidden layers are already good enough to predict much of the teacher on good images, and for them the
+    best last layer has a closed form, which hundreds of steps would only approach.
+
+    Args:
+        model: with the teacher's statistics.
+        indices: of the training images in `images`.
+        answers: of the model's teacher.
+        seed: of the choice of patches.
+    """
+    device = model.teacher_mean.device
+    fit = OutputLayerFit(model.student[-1], FEATURE_CHANNELS, seed)
+    order = torch.arange(indices.start, indices.stop).split(1)
+    patches = math.ceil(fit.patches_needed / len(indices))
+    bar = tqdm(images.batches(order), desc="Solving the student's output layer", total=len(order), unit="image")
+    for batch, pixels in bar:
+        plain = to_unit_range(pixels.to(device))
+        with autocast(device, precision):
+            hidden = model.student[:-1](model.normalize(plain)).float()
+        fit.add(hidden, model.normalize_features(answers(batch, plain)), patches)
+    fit.set(fit.solve(_STUDENT_RIDGE))

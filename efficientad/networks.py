@@ -18,6 +18,7 @@ MAP_SCALE = 255.0  # public maps and scores: 25.5 is the 0.995 quantile of held-
 PATCH_SIZE = 33  # what one output of a PDN sees, in pixels
 PATCH_STRIDE = 4
 PATCH_CENTRE = 16  # of the first patch: the networks pad nothing
+EQUAL_MAP_WEIGHTS = (0.5, 0.5)
 MAP_PADDING = 4  # the networks see no border, so their maps are this much smaller on each side
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -110,6 +111,7 @@ class EfficientAD(nn.Module):
         teacher_mean, teacher_std: 1 x 384 x 1 x 1, of the teacher's output on good training images.
         quantiles: 2 x 2; rows student-teacher and autoencoder-student map, columns the 0.9 and the
             0.995 quantile over the pixels of held-out good images.
+        map_weights: 2; of the student-teacher and the autoencoder-student map, half each in the paper.
     """
 
     def __init__(self, model_size: str = "small", image_size: int = IMAGE_SIZE) -> None:
@@ -125,6 +127,7 @@ class EfficientAD(nn.Module):
         self.register_buffer("teacher_mean", torch.zeros(1, FEATURE_CHANNELS, 1, 1))
         self.register_buffer("teacher_std", torch.ones(1, FEATURE_CHANNELS, 1, 1))
         self.register_buffer("quantiles", torch.tensor([[0.0, 0.1], [0.0, 0.1]]))
+        self.register_buffer("map_weights", torch.tensor(EQUAL_MAP_WEIGHTS))
 
     def normalize(self, images: Tensor) -> Tensor:
         """ImageNet-normalize RGB images N x 3 x S x S in [0, 1]; every network takes the result."""
@@ -155,17 +158,18 @@ class EfficientAD(nn.Module):
         )
 
     def combine_maps(self, maps: RawMaps) -> Tensor:
-        """Quantile-normalize both maps and average them (section 3.4), at the input's size.
+        """Quantile-normalize both maps and average them with their weights (section 3.4), at the input's size.
 
         Returns:
             N x 1 x S x S, float32, on the 0-255 scale: 0 is the 0.9 quantile and 25.5 the 0.995
             quantile of good pixels. Values may be negative and may exceed 255.
         """
         normalized = [
-            0.1 * (raw - start) / (end - start) for raw, (start, end) in zip(maps, self.quantiles, strict=True)
+            0.1 * weight * (raw - start) / (end - start)
+            for raw, (start, end), weight in zip(maps, self.quantiles, self.map_weights, strict=True)
         ]
         # The quantiles know nothing of this padding: a border of zeros stands for "unremarkable".
-        combined = F.pad((normalized[0] + normalized[1]) / 2, (MAP_PADDING,) * 4)
+        combined = F.pad(normalized[0] + normalized[1], (MAP_PADDING,) * 4)
         size = (self.image_size, self.image_size)
         return MAP_SCALE * F.interpolate(combined, size, mode="bilinear", align_corners=False)
 

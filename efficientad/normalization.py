@@ -15,7 +15,7 @@ from tqdm import tqdm
 from efficientad.device import autocast
 from efficientad.errors import UserError
 from efficientad.image_set import ImageSet
-from efficientad.networks import EfficientAD, RawMaps
+from efficientad.networks import EQUAL_MAP_WEIGHTS, EfficientAD, RawMaps
 from efficientad.teacher_answers import TeacherAnswers
 from efficientad.tensors import to_unit_range
 
@@ -69,6 +69,30 @@ def fit_map_quantiles(model: EfficientAD, images: ImageSet, indices: range, prec
         with autocast(device, precision):
             maps.append(RawMaps(*(raw.cpu() for raw in model.raw_maps(to_unit_range(pixels.to(device))))))
     model.quantiles.copy_(torch.from_numpy(map_quantiles(maps)))
+
+
+@torch.inference_mode()
+def fit_map_weights(model: EfficientAD, images: ImageSet, indices: range, precision: str) -> None:
+    """Set model.map_weights: how far the autoencoder explains the teacher on held-out images, at most half.
+
+    Not in the paper, where both maps count half after a long training. An autoencoder that explains nothing, as in
+    a short training or of a texture that its bottleneck cannot hold, makes a map of noise that hides defects.
+
+    Args:
+        indices: of the validation images in `images`.
+    """
+    model.eval()
+    device = model.quantiles.device
+    error, variance = 0.0, 0.0
+    for _, pixels in _batches(images, indices, "Weighing the maps"):
+        with autocast(device, precision):
+            normalized = model.normalize(to_unit_range(pixels.to(device)))
+            teacher = model.teacher_features(normalized)
+            autoencoder = model.autoencoder(normalized).float()
+        error += float((teacher - autoencoder).square().sum(dtype=torch.float64))
+        variance += float(teacher.square().sum(dtype=torch.float64))
+    weight = min(EQUAL_MAP_WEIGHTS[1], max(0.0, 1 - error / variance))
+    model.map_weights.copy_(torch.tensor([1 - weight, weight]))
 
 
 def map_quantiles(batches: list[RawMaps]) -> np.ndarray:

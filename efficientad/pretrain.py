@@ -249,11 +249,11 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
 def _start_teacher(model_size: str, weights: Path | None):
     """A trainable PDN with random weights or those of the file; a small one's serve a medium one, too."""
     from efficientad.checkpoint import load_teacher_weights, teacher_size
-    from efficientad.initialization import initialize_pdn, widen_pdn
+    from efficientad.initialization import initialize_network, widen_pdn
     from efficientad.networks import EfficientAD
 
     pdn = EfficientAD(model_size).teacher.requires_grad_(True)
-    initialize_pdn(pdn)
+    initialize_network(pdn)
     if weights:
         given = EfficientAD(teacher_size(weights))
         load_teacher_weights(given, weights)

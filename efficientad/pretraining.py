@@ -20,14 +20,14 @@ from efficientad.distillation import DistillationTarget
 from efficientad.distributed import from_first_rank, sum_over_ranks
 from efficientad.errors import UserError
 from efficientad.networks import FEATURE_CHANNELS
+from efficientad.output_layer import OutputLayerFit
 from efficientad.pretraining_data import Batches, DistillationPlan, random_windows
 
 EVALUATIONS = 20  # in the course of a run; the state is saved after each
 STATE_SECONDS = 300  # and at least this often
 _WARM_UP_STEPS = 50  # of the cosine schedule
 _LOG_FIELDS = ("step", "minutes", "images", "loss", "explained_variance", "lr", "images_per_s")
-_RIDGE = 0.05  # of the variance of a hidden value; the bias is not held back
-_ROWS_PER_WEIGHT = 16  # patches for each weight of an output channel, when the output layer is solved
+_RIDGE = 0.05  # when the output layer is solved; see OutputLayerFit.solve
 _PATCHES_PER_IMAGE = 256
 _FEWEST_IMAGES = 256  # patches of one image are alike
 
@@ -72,37 +72,20 @@ def solve_output_layer(
         batches: as Batches.from_step gives them; as many are taken as the number of weights needs.
         trained: the ridge pulls towards the present weights, which have learnt this target, and not towards zero.
     """
-    layer = pdn[-1]
-    inputs = layer.weight[0].numel() + 1  # with a 1 for the bias
-    images = max(_FEWEST_IMAGES, math.ceil(_ROWS_PER_WEIGHT * inputs / _PATCHES_PER_IMAGE))
+    fit = OutputLayerFit(pdn[-1], FEATURE_CHANNELS, plan.seed)
+    images = max(_FEWEST_IMAGES, math.ceil(fit.patches_needed / _PATCHES_PER_IMAGE))
     steps = math.ceil(images / (plan.batch_size * plan.ranks))
-    squares = torch.zeros(inputs, inputs, dtype=torch.float64, device=plan.device)
-    products = torch.zeros(inputs, layer.out_channels, dtype=torch.float64, device=plan.device)
-    generator = torch.Generator().manual_seed(plan.seed)
     bar = tqdm(total=steps, desc="Solving the output layer", unit="step", disable=plan.rank > 0)
     with bar:
         for _, (large, small) in zip(range(steps), batches, strict=False):
-            answers = target(large, plan.precision).flatten(2)
+            answers = target(large, plan.precision)
             with autocast(plan.device, plan.precision):
                 hidden = pdn[:-1](small).float()
-            rows = F.unfold(hidden, layer.kernel_size)
-            chosen = torch.randperm(rows.shape[2], generator=generator)[:_PATCHES_PER_IMAGE].to(rows.device)
-            rows = rows[:, :, chosen].transpose(1, 2).flatten(0, 1)
-            answers = answers[:, :, chosen].transpose(1, 2).flatten(0, 1)
-            rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
-            squares += rows.T @ rows
-            products += rows.T @ answers
+            fit.add(hidden, answers, _PATCHES_PER_IMAGE)
             bar.update()
-    sum_over_ranks(squares)
-    sum_over_ranks(products)
-    present = torch.cat([layer.weight.flatten(1).T, layer.bias[None]]).double() * trained
-    products -= squares @ present  # what the present weights leave to explain
-    count = squares[-1, -1]
-    variance = (squares.diagonal() / count - (squares[-1] / count).square())[:-1].mean()
-    squares.diagonal()[:-1] += _RIDGE * count * variance
-    solution = from_first_rank((present + torch.linalg.solve(squares, products)).float())
-    layer.weight.copy_(solution[:-1].T.reshape(layer.weight.shape))
-    layer.bias.copy_(solution[-1])
+    sum_over_ranks(fit.squares)
+    sum_over_ranks(fit.products)
+    fit.set(from_first_rank(fit.solve(_RIDGE, towards=fit.present() if trained else 0.0)))
 
 
 class Distillation:

@@ -26,6 +26,7 @@ from efficientad.tensors import to_unit_range
 HARD_QUANTILE = 0.999  # section 3.2
 NATURAL_GRAY_SHARE = 0.3  # of the penalty images
 LR_DECAY_AT = 0.95  # of the steps; then the learning rate is a tenth
+WARM_UP = 0.05  # of the steps, of the cosine schedule
 LOG_EVERY = 10  # steps; reading a loss makes a GPU wait, so not every step is read
 
 
@@ -44,8 +45,10 @@ class TrainingPlan:
 
     steps: int
     batch_size: int
-    lr: float
+    lr: float  # of the student
+    autoencoder_lr: float
     weight_decay: float
+    schedule: str  # of the learning rate: step as in the paper, or cosine
     device: torch.device
     precision: str  # resolved: fp32, bf16 or fp16
     seed: int
@@ -111,21 +114,35 @@ def shuffled_batches(indices: range, batch_size: int, steps: int, generator: tor
             taken += 1
 
 
+def learning_rate_factor(schedule: str, step: int, steps: int) -> float:
+    """What --lr is multiplied by in a step, counted from 0.
+
+    "step": a tenth for the last 5 % of the steps, as in the paper; "cosine": a linear rise, then down to zero.
+    """
+    if schedule == "step":
+        return 1.0 if step < max(1, int(LR_DECAY_AT * steps)) else 0.1
+    rise = min(1.0, (step + 1) / max(1, round(WARM_UP * steps)))
+    return rise * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
 class Learner:
     """Student and autoencoder of a model with what changes them, step by step."""
 
     def __init__(self, model: EfficientAD, plan: TrainingPlan) -> None:
         self._model, self._plan = model, plan
         self._generator = torch.Generator().manual_seed(plan.seed + 1)  # the order of the images has another one
-        parameters = [*model.student.parameters(), *model.autoencoder.parameters()]
-        self._optimizer = torch.optim.Adam(parameters, lr=plan.lr, weight_decay=plan.weight_decay, fused=True)
-        self._scheduler = torch.optim.lr_scheduler.StepLR(
-            self._optimizer, max(1, int(LR_DECAY_AT * plan.steps)), gamma=0.1
+        groups = [
+            {"params": list(model.student.parameters()), "lr": plan.lr},
+            {"params": list(model.autoencoder.parameters()), "lr": plan.autoencoder_lr},
+        ]
+        self._optimizer = torch.optim.Adam(groups, weight_decay=plan.weight_decay, fused=True)
+        self._scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self._optimizer, lambda step: learning_rate_factor(plan.schedule, step, plan.steps)
         )
         self._scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.precision == "fp16")
 
     def learning_rate(self) -> float:
-        """Of the step to come."""
+        """Of the student, in the step to come."""
         return self._scheduler.get_last_lr()[0]
 
     def step(self, images: Tensor, teacher_plain: Tensor, natural: Tensor | None) -> Losses:

@@ -198,13 +198,23 @@ def test_teacher_weights_that_are_refused(tmp_path):
             load_teacher_weights(model, tmp_path / name)
 
 
-def test_shipped_small_teacher_loads():
-    model = EfficientAD()
+@pytest.mark.parametrize("model_size", ["small", "medium"])
+def test_shipped_teachers_load(model_size):
+    model = EfficientAD(model_size)
     random_weights = model.teacher[0].weight.clone()
-    assert load_teacher_weights(model, None).name == "teacher_small.pth"
+    assert load_teacher_weights(model, None).name == f"teacher_{model_size}.pth"
     assert not torch.equal(model.teacher[0].weight, random_weights)
 
 
-def test_missing_medium_teacher_says_how_to_get_one():
-    with pytest.raises(UserError, match="no teacher is shipped for --model_size medium.*--weights FILE"):
-        load_teacher_weights(EfficientAD("medium"), None)
+def test_a_copy_without_its_teachers_says_so(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_SHIPPED_WEIGHTS", tmp_path)
+    with pytest.raises(UserError, match="teacher_small.pth is missing.*--weights FILE"):
+        load_teacher_weights(tiny_model, None)
+
+
+def test_a_model_file_from_before_map_weights_weighs_both_maps_alike(fitted, tmp_path):
+    save_model(fitted, tmp_path / "model.pt", {})
+    contents = torch.load(tmp_path / "model.pt", weights_only=True)
+    del contents["state_dict"]["map_weights"]
+    torch.save({**contents, "version": 1}, tmp_path / "model.pt")
+    assert load_model(tmp_path, CPU).map_weights.tolist() == [0.5, 0.5]

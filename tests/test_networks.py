@@ -107,6 +107,14 @@ def test_quantiles_are_applied_before_the_padding(tiny_model):
     assert maps[0, 0, 0, 0] == 0
 
 
+def test_maps_count_by_their_weights(tiny_model):
+    tiny_model.quantiles.copy_(torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
+    tiny_model.map_weights.copy_(torch.tensor([0.9, 0.1]))
+    first, second = torch.full((1, 1, 56, 56), 1.0), torch.full((1, 1, 56, 56), 3.0)
+    centre = tiny_model.combine_maps(RawMaps(first, second))[0, 0, 128, 128]
+    assert centre == pytest.approx(25.5 * (0.9 * 1 + 0.1 * 3))
+
+
 def test_scores_exceed_255_and_are_not_rounded(tiny_model):
     """No int16: strong defects neither saturate nor turn negative, and close scores stay apart."""
     raw = torch.zeros(2, 1, 56, 56)

@@ -5,7 +5,7 @@ import torch
 import plain
 from efficientad.errors import UserError
 from efficientad.networks import EfficientAD, RawMaps
-from efficientad.normalization import fit_map_quantiles, fit_teacher_statistics, map_quantiles
+from efficientad.normalization import fit_map_quantiles, fit_map_weights, fit_teacher_statistics, map_quantiles
 from efficientad.teacher_answers import TeacherAnswers
 from efficientad.tensors import to_unit_range
 from stubs import HeldImages
@@ -88,6 +88,31 @@ def test_map_quantiles_of_more_than_2_to_24_pixels():
     assert values.numel() > 2**24
     quantiles = map_quantiles([RawMaps(values, 2 * values)])
     np.testing.assert_allclose(quantiles, [[0.9, 0.995], [1.8, 1.99]], rtol=1e-5)
+
+
+def weight_of_the_autoencoder(model, autoencoder):
+    pixels = random_pixels(3)
+    fit_statistics(model, pixels)
+    model.autoencoder = autoencoder
+    fit_map_weights(model, HeldImages(pixels), range(len(pixels)), "fp32")
+    assert model.map_weights.sum() == pytest.approx(1)
+    return float(model.map_weights[1])
+
+
+class Scaled(torch.nn.Module):
+    """The teacher's normalized answers times a number: explains 1 - (1 - number)^2 of their variance."""
+
+    def __init__(self, model, number):
+        super().__init__()
+        self.answers, self.number = model.teacher_features, number
+
+    def forward(self, normalized):
+        return self.number * self.answers(normalized)
+
+
+@pytest.mark.parametrize(("number", "weight"), [(1.0, 0.5), (0.0, 0.0), (3.0, 0.0), (0.1, 0.19)])
+def test_autoencoder_counts_as_far_as_it_explains_the_teacher(tiny_model, number, weight):
+    assert weight_of_the_autoencoder(tiny_model, Scaled(tiny_model, number)) == pytest.approx(weight, abs=1e-3)
 
 
 def test_maps_without_spread_are_refused():

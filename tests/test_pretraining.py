@@ -18,7 +18,7 @@ from efficientad.augmentation import random_crops
 from efficientad.distillation import DistillationTarget
 from efficientad.errors import UserError
 from efficientad.image_cache import ImageCache
-from efficientad.initialization import initialize_pdn, widen_pdn
+from efficientad.initialization import initialize_network, widen_pdn
 from efficientad.networks import build_pdn
 from efficientad.pretraining import Distillation, explained_variance, solve_output_layer
 from efficientad.pretraining_data import Batches, DistillationPlan, patches_within, random_windows
@@ -166,8 +166,8 @@ def test_solving_finds_the_output_layer_that_exists(stored, monkeypatch):
 def test_a_widened_teacher_answers_as_the_small_one():
     torch.manual_seed(0)
     small, medium = build_pdn("small", 384), build_pdn("medium", 384)
-    initialize_pdn(small)
-    initialize_pdn(medium)
+    initialize_network(small)
+    initialize_network(medium)
     torch.nn.init.kaiming_normal_(small[-1].weight)
     images = torch.rand(1, 3, 49, 49) - 0.5
     with torch.no_grad():
@@ -184,7 +184,7 @@ def test_a_random_start_is_as_good_as_the_best_constant(model_size):
     """And the hidden layers keep the variance of their input, so that the last one can learn at once."""
     torch.manual_seed(0)
     pdn = build_pdn(model_size, 384)
-    initialize_pdn(pdn)
+    initialize_network(pdn)
     images = torch.randn(2, 3, 49, 49)
     targets = torch.randn(2, 384, 5, 5)
     share = explained_variance(pdn, [(images, targets - targets.mean(dim=(0, 2, 3), keepdim=True))], CPU, "fp32")

@@ -69,6 +69,23 @@ def test_train_steps_and_penalty(tmp_path, dataset_folder, tiny_teacher, capsys)
     assert rows[-1]["step"] == "5" and float(rows[-1]["penalty"]) > 0
 
 
+def test_fast_recipe(tmp_path, dataset_folder, tiny_teacher, capsys):
+    words = ["-d", "custom", "-c", dataset_folder, "-w", tiny_teacher, "--train_steps", 3]
+    train(*words, "-o", tmp_path / "fast", "--recipe", "fast")
+    error = capsys.readouterr().err
+    assert "Solving the student's output layer" in error and "Weighing the maps" in error
+    train(*words, "-o", tmp_path / "paper")
+    assert "Solving" not in capsys.readouterr().err
+    fast, paper = (
+        torch.load(tmp_path / name / "trainings/custom/model.pt", weights_only=True) for name in ("fast", "paper")
+    )
+    assert paper["state_dict"]["map_weights"].tolist() == [0.5, 0.5]
+    assert fast["state_dict"]["map_weights"][1] < 0.5
+    assert fast["training"]["recipe"] == "fast"
+    with (tmp_path / "fast/trainings/custom/log.csv").open() as file:
+        assert float(list(csv.DictReader(file))[-1]["lr"]) < 1e-4
+
+
 def test_finished_model_is_replaced_only_when_asked(output, dataset_folder, tiny_teacher, monkeypatch, capsys):
     words = ["-d", "custom", "-c", dataset_folder, "-o", output, "-w", tiny_teacher, "--train_steps", 2]
     model_file = output / "trainings/custom/model.pt"

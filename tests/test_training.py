@@ -1,5 +1,6 @@
 import csv
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,8 +26,15 @@ CPU = torch.device("cpu")
 
 
 def make_plan(**changes):
-    settings = {"steps": 20, "batch_size": 2, "lr": 1e-3, "weight_decay": 0.0, "device": CPU} | changes
-    return TrainingPlan(precision="fp32", seed=1, **settings)
+    settings = {
+        "steps": 20,
+        "batch_size": 2,
+        "lr": 1e-3,
+        "weight_decay": 0.0,
+        "schedule": "step",
+        "device": CPU,
+    } | changes
+    return TrainingPlan(autoencoder_lr=settings["lr"], precision="fp32", seed=1, **settings)
 
 
 def train(model, pixels, natural_batches, plan, log_file, budget=1e9):
@@ -150,6 +158,15 @@ def test_learning_rate_falls_by_steps(tiny_model, tmp_path, monkeypatch):
     assert rates == pytest.approx([1e-3] * 19 + [1e-4])
 
 
+def test_cosine_schedule_rises_and_falls_to_zero(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    train(tiny_model, random_pixels(2), None, make_plan(steps=40, schedule="cosine"), tmp_path / "log.csv")
+    rates = [float(row["lr"]) for row in read_log(tmp_path / "log.csv")]
+    assert rates[0] == pytest.approx(5e-4) and max(rates) == rates[1] == pytest.approx(1e-3, rel=0.01)
+    assert rates[1:] == sorted(rates[1:], reverse=True)
+    assert rates[20] == pytest.approx(5e-4) and rates[-1] < 1e-5
+
+
 def test_log_has_every_term_and_their_sum(tiny_model, tmp_path):
     natural = iter([random_pixels(2)] * 12)
     train(tiny_model, random_pixels(3), natural, make_plan(steps=12), tmp_path / "log.csv")
@@ -191,7 +208,7 @@ def test_loss_that_is_not_finite_stops(tiny_model, tmp_path):
 
 
 def test_bf16_training_keeps_float32_weights_and_losses(tiny_model, tmp_path):
-    plan = TrainingPlan(11, 2, 1e-3, 0.0, CPU, "bf16", seed=1)
+    plan = replace(make_plan(steps=11), precision="bf16")
     train(tiny_model, random_pixels(4), None, plan, tmp_path / "log.csv")
     rows = read_log(tmp_path / "log.csv")
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
@@ -207,7 +224,7 @@ def test_training_on_cuda_in_every_precision(tmp_path):
     for precision in ("fp32", "bf16", "fp16"):
         torch.manual_seed(0)
         model = EfficientAD().to("cuda", memory_format=torch.channels_last)
-        plan = TrainingPlan(12, 2, 1e-4, 1e-5, torch.device("cuda"), precision, seed=0)
+        plan = replace(make_plan(steps=12, device=torch.device("cuda")), precision=precision)
         train(model, random_pixels(4), None, plan, tmp_path / f"{precision}.csv")
         rows = read_log(tmp_path / f"{precision}.csv")
         assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
