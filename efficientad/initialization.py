@@ -16,6 +16,7 @@ from efficientad.teacher_answers import TeacherAnswers
 from efficientad.tensors import to_unit_range
 
 _STUDENT_RIDGE = 1.0  # strong: a student that follows too closely also follows the teacher on defects
+_SOLVED_AT_ONCE = 4  # images; their unfolded hidden layers take 50 MB each
 _KEPT_ABOVE = 3.0  # standard deviations of a normalized feature: what lies lower is cut off, once in a thousand
 
 
@@ -71,9 +72,9 @@ def solve_student(
     """
     device = model.teacher_mean.device
     fit = OutputLayerFit(model.student[-1], FEATURE_CHANNELS, seed)
-    order = torch.arange(indices.start, indices.stop).split(1)
+    order = torch.arange(indices.start, indices.stop).split(_SOLVED_AT_ONCE)
     patches = math.ceil(fit.patches_needed / len(indices))
-    bar = tqdm(images.batches(order), desc="Solving the student's output layer", total=len(order), unit="image")
+    bar = tqdm(images.batches(order), desc="Solving the student's output layer", total=len(order), unit="batch")
     for batch, pixels in bar:
         plain = to_unit_range(pixels.to(device))
         with autocast(device, precision):
