@@ -212,14 +212,15 @@ def report_start(name: str, args: argparse.Namespace, facts: dict) -> None:
     """Print what is going to happen, and a warning where it will be too little."""
     penalty = f"{facts['natural_images']} natural images" if facts["natural_images"] else "off"
     print(f"Data set {name}: {facts['train_images']} good images, {facts['validation_images']} more held out")
-    print(
-        f"EfficientAD {args.model_size}, {facts['steps']} steps of batch size {args.batch_size}, penalty {penalty}"
-    )
+    steps = f"{facts['steps']} steps of batch size {args.batch_size}"
+    print(f"EfficientAD {args.model_size}, {steps}, penalty {penalty}, recipe {args.recipe}")
     print(f"Using {facts['machine']}")
     print(f"Teacher {facts['teacher']}", flush=True)
     seen = facts["steps"] * min(args.batch_size, facts["train_images"])
     if seen < FEW_IMAGES_SEEN:
         advice = f"below {FEW_IMAGES_SEEN} the maps stay weak; raise --epochs or --train_steps"
+        if args.recipe == "paper":
+            advice += ", or take --recipe fast"
         print(f"Note: only about {seen} images will be seen; {advice}", flush=True)
 
 
