@@ -62,7 +62,7 @@ def test_student_follows_the_teacher_before_the_first_step(start):
     with torch.no_grad():
         student, teacher = model.student(normalized), model.teacher_features(normalized)
     error = (student[:, :384] - teacher).square().mean() / teacher.square().mean()
-    assert error < 0.7
+    assert error < 0.9  # 1 before; a strong ridge, and eight hidden channels, allow no more
     assert student[:, 384:].abs().max() == 0
 
 
