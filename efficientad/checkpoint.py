@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import efficientad
+from efficientad.calibration import Calibration
 from efficientad.errors import UserError
 from efficientad.networks import (
     EQUAL_MAP_WEIGHTS,
@@ -26,7 +28,7 @@ from efficientad.networks import (
 
 MODEL_FILE = "model.pt"
 FORMAT = "efficientad-detector"
-FORMAT_VERSION = 2  # 1 had no map_weights, which were equal
+FORMAT_VERSION = 2  # 1 had no map_weights, which were equal, and no calibration
 
 _SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
 _NETWORK_FILES = {name: f"{name}_final.pth" for name in ("teacher", "student", "autoencoder")}
@@ -45,6 +47,7 @@ def save_model(model: EfficientAD, path: Path, training: Mapping[str, Any]) -> N
         "version": FORMAT_VERSION,
         "config": {"model_size": model.model_size, "image_size": model.image_size},
         "state_dict": {key: tensor.cpu().contiguous() for key, tensor in model.state_dict().items()},
+        "calibration": asdict(model.calibration) if model.calibration else None,
         "training": dict(training),
         "versions": {"efficientad": efficientad.__version__, "torch": str(torch.__version__)},
     }
@@ -133,6 +136,8 @@ def _load_own(path: Path) -> EfficientAD:
     try:
         model = EfficientAD(**contents["config"])
         state = contents["state_dict"]
+        if contents.get("calibration"):
+            model.calibration = Calibration(**contents["calibration"])
         if contents["version"] == 1:
             state = {**state, "map_weights": torch.tensor(EQUAL_MAP_WEIGHTS)}
     except (KeyError, TypeError, ValueError) as error:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from efficientad.calibration import Calibration
+
 IMAGE_SIZE = 256  # side of the square network input, in pixels
 FEATURE_CHANNELS = 384  # of the teacher and of the autoencoder; the student has twice as many
 MAP_SCALE = 255.0  # public maps and scores: 25.5 is the 0.995 quantile of held-out good pixels
@@ -112,12 +114,16 @@ class EfficientAD(nn.Module):
         quantiles: 2 x 2; rows student-teacher and autoencoder-student map, columns the 0.9 and the
             0.995 quantile over the pixels of held-out good images.
         map_weights: 2; of the student-teacher and the autoencoder-student map, half each in the paper.
+
+    Attributes:
+        calibration: the threshold and the held-out scores behind it; None where there were too few.
     """
 
     def __init__(self, model_size: str = "small", image_size: int = IMAGE_SIZE) -> None:
         super().__init__()
         self.model_size = model_size
         self.image_size = image_size
+        self.calibration: Calibration | None = None
         self.teacher = build_pdn(model_size, FEATURE_CHANNELS).requires_grad_(False)
         self.student = build_pdn(model_size, 2 * FEATURE_CHANNELS)
         self.autoencoder = build_autoencoder(image_size)

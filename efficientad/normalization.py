@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from efficientad.calibration import FEWEST_SCORES, calibrate
 from efficientad.device import autocast
 from efficientad.errors import UserError
 from efficientad.image_set import ImageSet
-from efficientad.networks import EQUAL_MAP_WEIGHTS, EfficientAD, RawMaps
+from efficientad.networks import EQUAL_MAP_WEIGHTS, EfficientAD, RawMaps, anomaly_score
 from efficientad.teacher_answers import TeacherAnswers
 from efficientad.tensors import to_unit_range
 
@@ -69,6 +70,25 @@ def fit_map_quantiles(model: EfficientAD, images: ImageSet, indices: range, prec
         with autocast(device, precision):
             maps.append(RawMaps(*(raw.cpu() for raw in model.raw_maps(to_unit_range(pixels.to(device))))))
     model.quantiles.copy_(torch.from_numpy(map_quantiles(maps)))
+
+
+@torch.inference_mode()
+def fit_calibration(
+    model: EfficientAD, images: ImageSet, indices: range, precision: str, target_fpr: float
+) -> None:
+    """Set model.calibration from the scores of held-out good images, where they are enough for it.
+
+    Args:
+        indices: of the validation images in `images`; the model's maps are normalized already.
+        target_fpr: the wanted false-positive rate, in (0, 1).
+    """
+    model.eval()
+    device = model.quantiles.device
+    scores: list[float] = []
+    for _, pixels in _batches(images, indices, "Calibrating the threshold"):
+        with autocast(device, precision):
+            scores += anomaly_score(model(to_unit_range(pixels.to(device)))).tolist()
+    model.calibration = calibrate(scores, target_fpr) if len(scores) >= FEWEST_SCORES else None
 
 
 @torch.inference_mode()

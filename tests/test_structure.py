@@ -21,7 +21,17 @@ COMMANDS = {**SCRIPTS, "pretrain": pretrain_module, "benchmark": benchmark_modul
 
 # A module imports only from the layers above its own line.
 LAYERS = [
-    ["errors", "arguments", "parallel", "csv_file", "augmentation", "distributed", "measuring", "output_layer"],
+    [
+        "errors",
+        "arguments",
+        "calibration",
+        "parallel",
+        "csv_file",
+        "augmentation",
+        "distributed",
+        "measuring",
+        "output_layer",
+    ],
     ["device", "images", "metrics", "maps", "networks", "coco", "staging"],
     ["tensors", "datasets", "checkpoint", "sources", "backbones", "stored_images", "teacher_answers"],
     ["image_set", "image_cache", "prepare", "distillation"],

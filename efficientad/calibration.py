@@ -1,0 +1,96 @@
+"""The threshold for a wanted false-positive rate, from the scores of held-out good images alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+DEFAULT_THRESHOLD = 80.0  # for a detector without calibration: a habit of this method's users
+FEWEST_SCORES = 4
+RATE_INTERVAL = 0.9  # probability that the true rate lies within Calibration.rate_interval
+
+_LEFT_OUT = 0.1  # of the scores, the highest: a defect among the good images must not set the threshold
+_TRIALS = 20_000
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A threshold with what it rests on. Scores and threshold on the 0-255 scale of the maps, rates in [0, 1]."""
+
+    scores: tuple[float, ...]  # of the held-out good images, ascending
+    target_fpr: float
+    threshold: float
+    rate_interval: tuple[float, float]  # where the true false-positive rate lies, with RATE_INTERVAL
+    extrapolated: bool  # the target is below what so many scores can show, so a tail was fitted
+
+
+def calibrate(scores: Sequence[float], target_fpr: float) -> Calibration:
+    """The threshold that good images exceed at `target_fpr` in expectation.
+
+    With n scores and n + 1 >= 1 / target_fpr it is one of the scores: the k-th smallest of n is exceeded by one
+    more good image with probability 1 - k / (n + 1), whatever the distribution, and the true rate follows a beta
+    distribution. A lower rate lies beyond the highest score and is extrapolated: a score is the maximum of a map,
+    and the distribution of maxima tends to Gumbel's. Location and scale are estimated without the highest tenth;
+    how far out the threshold then must lie depends on n alone and comes from simulated Gumbel samples, so that
+    the estimates' own uncertainty counts.
+
+    Args:
+        scores: n >= FEWEST_SCORES finite scores of good images that no network has learnt from.
+        target_fpr: in (0, 1).
+
+    Raises:
+        ValueError: too few scores, or a rate that is none.
+    """
+    ordered = np.sort(np.asarray(scores, dtype=np.float64))
+    count = len(ordered)
+    if count < FEWEST_SCORES:
+        raise ValueError(f"{count} scores are too few to calibrate, {FEWEST_SCORES} at least")
+    if not 0 < target_fpr < 1:
+        raise ValueError(f"target_fpr must lie between 0 and 1, not {target_fpr}")
+    rank = int(np.ceil((count + 1) * (1 - target_fpr) - 1e-9))
+    extrapolated = rank > count
+    if extrapolated:
+        threshold, interval = _gumbel_threshold(ordered, target_fpr)
+    else:
+        threshold, interval = float(ordered[max(rank, 1) - 1]), _beta_interval(count + 1 - rank, rank)
+    return Calibration(tuple(ordered.tolist()), target_fpr, threshold, interval, extrapolated)
+
+
+def _beta_interval(a: int, b: int) -> tuple[float, float]:
+    from scipy.stats import beta
+
+    tail = (1 - RATE_INTERVAL) / 2
+    low, high = beta.ppf([tail, 1 - tail], a, b)
+    return float(low), float(high)
+
+
+def _gumbel_threshold(ordered: np.ndarray, target_fpr: float) -> tuple[float, tuple[float, float]]:
+    samples = np.random.default_rng(0).gumbel(size=(_TRIALS, len(ordered)))
+    location, scale = _location_and_scale(np.sort(samples, axis=1))
+    # In units of the estimates, the threshold that a further Gumbel value exceeds at the rate, over all samples.
+    low, high = -10.0, 10.0
+    while _exceeded(location + high * scale).mean() > target_fpr:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _exceeded(location + middle * scale).mean() > target_fpr else (low, middle)
+    tail = (1 - RATE_INTERVAL) / 2
+    interval = np.quantile(_exceeded(location + high * scale), [tail, 1 - tail])
+    own_location, own_scale = _location_and_scale(ordered)
+    return float(own_location + high * own_scale), (float(interval[0]), float(interval[1]))
+
+
+def _exceeded(values: np.ndarray) -> np.ndarray:
+    """Probability that a standard Gumbel variable is above each value."""
+    return -np.expm1(-np.exp(-np.clip(values, -700, 700)))
+
+
+def _location_and_scale(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and mean difference of the lower scores, along the last axis."""
+    count = ordered.shape[-1]
+    kept = ordered[..., : count - max(1, int(_LEFT_OUT * count))]
+    size = kept.shape[-1]
+    weights = (2 * np.arange(1, size + 1) - size - 1) / (size * (size - 1))
+    return kept.mean(axis=-1), kept @ weights
