@@ -39,6 +39,11 @@ def positive_float(text: str) -> float:
     return value
 
 
+def threshold(text: str) -> float | None:
+    """A threshold of 0 or more; None for "auto"."""
+    return None if text == "auto" else non_negative_float(text)
+
+
 def ratio(text: str) -> float:
     value = positive_float(text)
     if value > 1:
@@ -49,6 +54,7 @@ def ratio(text: str) -> float:
 # argparse names these in "invalid ... value"
 positive_int.__name__ = non_negative_int.__name__ = "whole number"
 positive_float.__name__ = non_negative_float.__name__ = ratio.__name__ = "number"
+threshold.__name__ = "threshold"
 
 
 def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
