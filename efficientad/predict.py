@@ -147,9 +147,7 @@ def find_inputs(words: list[str], output_dir: Path) -> list:
             images = [match for match in matches if is_image_name(match.name) and match.is_file()]
         images = [image for image in images if output_dir.absolute() not in image.absolute().parents]
         if not images:
-            reason = (
-                "holds no images" if path.is_dir() else "no such file or folder, nor a pattern that fits images"
-            )
+            reason = "holds no images" if path.is_dir() else "no such file or folder, nor a pattern of images"
             raise UserError(f"--input {word}: {reason}")
         bases += [path] if path.is_dir() else [image.parent for image in images]
         for image in images:

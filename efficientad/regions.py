@@ -1,4 +1,4 @@
-"""Where an image is anomalous: connected regions of its map, and as COCO annotations for other tools. Imports no torch."""
+"""Where an image is anomalous: connected regions of its map, also as COCO annotations. Imports no torch."""
 
 from __future__ import annotations
 
