@@ -37,21 +37,21 @@ class Result:
 
 
 class ResultWriter:
-    """Turns predictions into results, and writes the map of each image and, where told so, a file of its regions."""
+    """Turns predictions into results, and writes the map of each image and the file of its regions."""
 
     def __init__(
-        self, folder: Path, threshold: float, map_format: str, regions: bool, file_per_image: bool
+        self, folder: Path, threshold: float, map_format: str, save_regions: bool, file_per_image: bool
     ) -> None:
         """
         Args:
             map_format: tiff, jpg, overlay or none.
-            regions: whether to look for them.
+            save_regions: look for them.
             file_per_image: write the regions of each image to regions/<name>.json.
         """
         self.threshold = threshold
         self.needs_images = map_format in ("jpg", "overlay")
         self._folder, self._map_format = folder, map_format
-        self._regions, self._file_per_image = regions, file_per_image
+        self._regions, self._file_per_image = save_regions, file_per_image
 
     def names(self, name: str) -> list[str]:
         """The files below the folder that an image of this name leads to; it keeps its suffix: a.png and a.jpg."""
