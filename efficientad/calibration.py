@@ -55,7 +55,38 @@ def calibrate(scores: Sequence[float], target_fpr: float) -> Calibration:
         threshold, interval = _gumbel_threshold(ordered, target_fpr)
     else:
         threshold, interval = float(ordered[max(rank, 1) - 1]), _beta_interval(count + 1 - rank, rank)
+    threshold = float(f"{threshold:.6g}")  # as tables print it, so that a user can give the same to -T
     return Calibration(tuple(ordered.tolist()), target_fpr, threshold, interval, extrapolated)
+
+
+def choose_threshold(given: float | None, calibration: Calibration | None) -> tuple[float, str]:
+    """The threshold to take, and where it comes from in words; `given` is None for the calibrated one."""
+    if given is not None:
+        return given, "given"
+    if calibration is None:
+        return DEFAULT_THRESHOLD, "a habit: this model has no calibration"
+    return calibration.threshold, f"calibrated for {100 * calibration.target_fpr:g} % false positives"
+
+
+def describe_calibration(calibration: Calibration | None, held_out: int) -> str:
+    """A line or two for the user: the threshold, how sure it is, and on what it rests."""
+    if calibration is None:
+        return (
+            f"Threshold not calibrated: {held_out} held-out good images are too few, {FEWEST_SCORES} at least; "
+            f"eval.py will take {DEFAULT_THRESHOLD:g}"
+        )
+    low, high = (100 * rate for rate in calibration.rate_interval)
+    text = (
+        f"Threshold {calibration.threshold:g} for {100 * calibration.target_fpr:g} % false positives, from "
+        f"{held_out} held-out good images: the true rate is {low:.2g} to {high:.2g} %, with "
+        f"{100 * RATE_INTERVAL:g} % probability"
+    )
+    if calibration.extrapolated:
+        text += (
+            f"\nNote: {held_out} images cannot show a rate below {100 / (held_out + 1):.2g} %, so the threshold is "
+            "extrapolated, as if scores followed a Gumbel distribution; more good images make it surer"
+        )
+    return text
 
 
 def _beta_interval(a: int, b: int) -> tuple[float, float]:

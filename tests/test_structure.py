@@ -32,7 +32,7 @@ LAYERS = [
         "measuring",
         "output_layer",
     ],
-    ["device", "images", "metrics", "maps", "networks", "coco", "staging"],
+    ["device", "images", "metrics", "sweep", "maps", "networks", "coco", "staging"],
     ["tensors", "datasets", "checkpoint", "sources", "backbones", "stored_images", "teacher_answers"],
     ["image_set", "image_cache", "prepare", "distillation"],
     ["natural", "normalization", "initialization", "outputs", "report", "training", "inference", "preview"],
