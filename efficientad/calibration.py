@@ -27,14 +27,15 @@ class Calibration:
 
 
 def calibrate(scores: Sequence[float], target_fpr: float) -> Calibration:
-    """The threshold that good images exceed at `target_fpr` in expectation.
+    """The threshold that good images exceed at the rate `target_fpr`.
 
     With n scores and n + 1 >= 1 / target_fpr it is one of the scores: the k-th smallest of n is exceeded by one
     more good image with probability 1 - k / (n + 1), whatever the distribution, and the true rate follows a beta
-    distribution. A lower rate lies beyond the highest score and is extrapolated with an exponential tail. On good
-    images of boards and tiles it kept the rate, where Gumbel's and the normal one promised two and four times too
-    little, and a logarithmic scale gave thresholds that find nothing. Location and scale are estimated without the highest tenth; how far out the threshold then must lie depends on
-    n alone and comes from simulated samples, so that the estimates' own uncertainty counts.
+    distribution. A lower rate lies beyond the highest score and is extrapolated with an exponential tail. Good
+    images of boards and tiles kept the rate of that one, where a Gumbel or a normal tail promised too little, and
+    a tail on a logarithmic scale led to thresholds that find nothing. Location and scale are estimated without the
+    highest tenth. How many scales out the threshold lies depends on n alone and comes from simulated samples: the
+    true rate is as likely to be above the target as below it.
 
     Args:
         scores: n >= FEWEST_SCORES finite scores of good images that no network has learnt from.
@@ -100,26 +101,16 @@ def _beta_interval(a: int, b: int) -> tuple[float, float]:
 def _extrapolated_threshold(ordered: np.ndarray, target_fpr: float) -> tuple[float, tuple[float, float]]:
     samples = np.random.default_rng(0).exponential(size=(_TRIALS, len(ordered)))
     location, scale = _location_and_scale(np.sort(samples, axis=1))
-    # In units of the estimates, the threshold that one more value exceeds at the rate, over all samples.
-    low, high = -10.0, 10.0
-    while _exceeded(location + high * scale).mean() > target_fpr:
-        high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _exceeded(location + middle * scale).mean() > target_fpr else (low, middle)
+    distance = np.median((-np.log(target_fpr) - location) / scale)  # an exponential exceeds -log(p) at the rate p
     tail = (1 - RATE_INTERVAL) / 2
-    interval = np.quantile(_exceeded(location + high * scale), [tail, 1 - tail])
+    rates = np.exp(-np.maximum(location + distance * scale, 0))
+    interval = np.quantile(rates, [tail, 1 - tail])
     own_location, own_scale = _location_and_scale(ordered)
-    return float(own_location + high * own_scale), (float(interval[0]), float(interval[1]))
-
-
-def _exceeded(values: np.ndarray) -> np.ndarray:
-    """Probability that a standard exponential variable is above each value."""
-    return np.exp(-np.maximum(values, 0))
+    return float(own_location + distance * own_scale), (float(interval[0]), float(interval[1]))
 
 
 def _location_and_scale(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and mean difference of the lower scores, along the last axis."""
+    """Mean and half the mean difference of the lower scores, along the last axis."""
     count = ordered.shape[-1]
     kept = ordered[..., : count - max(1, int(_LEFT_OUT * count))]
     size = kept.shape[-1]

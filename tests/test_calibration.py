@@ -28,13 +28,13 @@ def test_a_tail_is_fitted_where_the_scores_cannot_show_the_rate(count, extrapola
 
 
 @pytest.mark.parametrize("count", [4, 8, 30])
-def test_the_extrapolated_rate_holds_on_average(count):
+def test_the_extrapolated_rate_is_as_likely_too_high_as_too_low(count):
     rng = np.random.default_rng(count)
-    rates = []
-    for _ in range(150):
-        threshold = calibrate(30 + rng.exponential(10, count), 0.02).threshold
-        rates.append(np.exp(-(threshold - 30) / 10))
-    assert np.mean(rates) == pytest.approx(0.02, abs=4 * np.std(rates) / np.sqrt(150))
+    calibrations = [calibrate(30 + rng.exponential(10, count), 0.02) for _ in range(150)]
+    rates = np.exp([-(calibration.threshold - 30) / 10 for calibration in calibrations])
+    assert np.mean(rates > 0.02) == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(150))
+    low, high = calibrations[0].rate_interval
+    assert np.mean((low < rates) & (rates < high)) == pytest.approx(0.9, abs=4 * 0.3 / np.sqrt(150))
 
 
 def test_units_and_order_do_not_matter():
