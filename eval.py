@@ -26,14 +26,14 @@ def get_parser() -> argparse.ArgumentParser:
         help="only to make sure; the model knows its size (default: not checked)",
     )
     group = parser.add_argument_group("evaluation")
+    arguments.add_threshold_argument(group)
     group.add_argument(
-        "-T",
-        "--threshold",
+        "--thresholds",
         type=arguments.non_negative_float,
-        default=80.0,
+        nargs="+",
+        default=[],
         metavar="X",
-        help="an image is called anomalous when its score is above it; scores start at 0, 25.5 is what 0.5%% of "
-        "the pixels of good images exceed, 255 is far out but no limit (default: %(default)s)",
+        help="also print the tables for each of these (default: none)",
     )
     group.add_argument(
         "-b",
@@ -68,7 +68,7 @@ def main(args: argparse.Namespace) -> None:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
     from tqdm import tqdm
 
-    from efficientad import outputs, report
+    from efficientad import calibration, outputs, report
     from efficientad.datasets import find_test_samples, open_dataset
     from efficientad.runtimes import load_detector
     from efficientad.scoring import score_samples
@@ -80,31 +80,34 @@ def main(args: argparse.Namespace) -> None:
     if args.model_size not in (None, detector.model_size):
         raise UserError(f"{weights_dir} holds a {detector.model_size} model but --model_size is {args.model_size}")
 
+    threshold, origin = calibration.choose_threshold(args.threshold, detector.calibration)
+
     folder = args.output_dir / "anomaly_maps" / dataset.name / "test"
     suffix = {"tiff": ".tiff", "jpg": ".jpg", "none": None}[args.map_format]
     maps = dict(zip(samples, outputs.map_names(samples, suffix), strict=True)) if suffix else {}
     names = [*maps.values(), report.SCORES_FILE, report.MISMATCH_FILE, report.METRICS_FILE]
     stale = outputs.claim_files(folder, names)
-    print(f"Data set {dataset.name}: {len(samples)} test images, threshold {args.threshold:g}")
+    print(f"Data set {dataset.name}: {len(samples)} test images, threshold {threshold:g} ({origin})")
     print(f"Model {weights_dir} ({detector.model_size}), {detector.description}", flush=True)
 
     files = {sample: folder / name for sample, name in maps.items()}
     scored = list(
         tqdm(
-            score_samples(detector, samples, files, args.threshold, args.batch_size, args.num_workers),
+            score_samples(detector, samples, files, threshold, args.batch_size, args.num_workers),
             desc="Evaluating",
             total=len(samples),
             unit="image",
         )
     )
 
-    evaluation = report.evaluate_scores(scored, args.threshold)
+    evaluation = report.evaluate_scores(scored, threshold, args.thresholds)
     facts = {"dataset": dataset.name, "weights_dir": str(weights_dir), "model_size": detector.model_size}
-    report.write_scores(folder / report.SCORES_FILE, scored, args.threshold)
-    mismatches = report.write_mismatches(folder / report.MISMATCH_FILE, scored, args.threshold)
+    report.write_scores(folder / report.SCORES_FILE, scored, threshold)
+    mismatches = report.write_mismatches(folder / report.MISMATCH_FILE, scored, threshold)
     report.write_metrics(folder / report.METRICS_FILE, evaluation, facts)
     outputs.release_files(folder, stale, names)
     print(f"\n{report.format_tables(evaluation, auc_by_class=args.dataset == 'mvtec_loco')}\n")
+    print(f"{report.format_thresholds(evaluation)}\n")
     print(
         f"Label and score disagree on {mismatches} images, most suspicious first: {folder / report.MISMATCH_FILE}"
     )

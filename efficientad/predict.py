@@ -26,14 +26,7 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="folder of the training, or a file of efficientad.export",
     )
-    group.add_argument(
-        "-T",
-        "--threshold",
-        type=arguments.threshold,
-        metavar="X",
-        help="an image is anomalous when its score is above it; auto: the model's own, from held-out good images, "
-        "or 80 if it has none (default: auto)",
-    )
+    arguments.add_threshold_argument(group)
     group = parser.add_argument_group("images")
     source = group.add_mutually_exclusive_group(required=True)
     source.add_argument(
@@ -87,6 +80,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
     from efficientad import results
+    from efficientad.calibration import choose_threshold
     from efficientad.runtimes import load_detector
 
     if args.watch and not args.watch.is_dir():
@@ -96,7 +90,7 @@ def main(args: argparse.Namespace) -> int:
     detector = load_detector(args.weights_dir, args.device, args.precision)
     threshold, origin = choose_threshold(args.threshold, detector.calibration)
     print(f"Model {args.weights_dir} ({detector.model_size}), {detector.description}")
-    print(f"Threshold {threshold:g}: {origin}", flush=True)
+    print(f"Threshold {threshold:g} ({origin})", flush=True)
     writer = results.ResultWriter(
         args.output_dir, threshold, args.map_format, args.save_regions, file_per_image=args.watch is not None
     )
@@ -105,18 +99,6 @@ def main(args: argparse.Namespace) -> int:
         watch(args, detector, writer)
         return 0
     return score(args, detector, writer, samples)
-
-
-def choose_threshold(given: float | None, calibration) -> tuple[float, str]:
-    """The threshold to use, and for people where it comes from."""
-    from efficientad.calibration import DEFAULT_THRESHOLD
-
-    if given is not None:
-        return given, "as given"
-    if calibration is None:
-        return DEFAULT_THRESHOLD, "the model has none of its own, so the usual one; see README on choosing it"
-    rate, count = calibration.target_fpr, len(calibration.scores)
-    return calibration.threshold, f"the model's own, for {rate:.2%} false alarms, from {count} held-out good images"
 
 
 def find_inputs(words: list[str], output_dir: Path) -> list:

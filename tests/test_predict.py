@@ -129,12 +129,12 @@ def test_wrong_inputs_are_told(weights, parts, tmp_path, monkeypatch, capsys):
 def test_threshold_of_the_model(weights, parts, tmp_path, tiny_model, capsys):
     words = ["-w", weights, "-i", parts, "-o", tmp_path / "out"]
     run(*words)
-    assert "Threshold 12: the model's own, for 50.00% false alarms, from 5 held-out" in capsys.readouterr().out
+    assert "Threshold 12 (calibrated for 50 % false positives)" in capsys.readouterr().out
     assert read_scores(tmp_path / "out")[0]["threshold"] == "12"
     tiny_model.calibration = None
     save_model(tiny_model, weights / "model.pt", {})
     run(*words, "-T", "auto")
-    assert "Threshold 80: the model has none of its own" in capsys.readouterr().out
+    assert "Threshold 80 (a habit: this model has no calibration)" in capsys.readouterr().out
 
 
 def test_maps_and_running_again(weights, parts, tmp_path):

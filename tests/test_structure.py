@@ -33,7 +33,7 @@ LAYERS = [
         "measuring",
         "output_layer",
     ],
-    ["device", "images", "metrics", "maps", "networks", "coco", "staging", "regions"],
+    ["device", "images", "metrics", "sweep", "maps", "networks", "coco", "staging", "regions"],
     ["tensors", "datasets", "checkpoint", "sources", "backbones", "stored_images", "teacher_answers"],
     ["image_set", "image_cache", "prepare", "distillation", "runtimes"],
     ["natural", "normalization", "initialization", "outputs", "report", "training", "inference", "preview"],
