@@ -134,7 +134,7 @@ def test_threshold_of_the_model(weights, parts, tmp_path, tiny_model, capsys):
     tiny_model.calibration = None
     save_model(tiny_model, weights / "model.pt", {})
     run(*words, "-T", "auto")
-    assert "Threshold 80 (a habit: this model has no calibration)" in capsys.readouterr().out
+    assert "Threshold 80 (the usual one: this model has no calibration)" in capsys.readouterr().out
 
 
 def test_maps_and_running_again(weights, parts, tmp_path):

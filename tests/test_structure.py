@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import efficientad.benchmark as benchmark_module
+import efficientad.export as export_module
 import efficientad.predict as predict_module
 import efficientad.pretrain as pretrain_module
 import eval as eval_script
@@ -18,7 +19,13 @@ import train as train_script
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {"prepare_dataset": prepare_script, "train": train_script, "eval": eval_script}
-COMMANDS = {**SCRIPTS, "pretrain": pretrain_module, "predict": predict_module, "benchmark": benchmark_module}
+COMMANDS = {
+    **SCRIPTS,
+    "pretrain": pretrain_module,
+    "predict": predict_module,
+    "export": export_module,
+    "benchmark": benchmark_module,
+}
 
 # A module imports only from the layers above its own line.
 LAYERS = [
@@ -34,12 +41,12 @@ LAYERS = [
         "output_layer",
     ],
     ["device", "images", "metrics", "sweep", "maps", "networks", "coco", "staging", "regions"],
-    ["tensors", "datasets", "checkpoint", "sources", "backbones", "stored_images", "teacher_answers"],
-    ["image_set", "image_cache", "prepare", "distillation", "runtimes"],
+    ["tensors", "datasets", "checkpoint", "sources", "backbones", "stored_images", "teacher_answers", "exported"],
+    ["image_set", "image_cache", "prepare", "distillation", "runtimes", "exportable"],
     ["natural", "normalization", "initialization", "outputs", "report", "training", "inference", "preview"],
-    ["pretraining_data", "scoring", "results"],
+    ["pretraining_data", "scoring", "results", "exporting", "parity"],
     ["pretraining", "workloads", "watching"],
-    ["pretrain", "predict", "benchmark"],
+    ["pretrain", "predict", "export", "benchmark"],
 ]
 
 
