@@ -15,8 +15,9 @@ def get_parser() -> argparse.ArgumentParser:
         "-w",
         "--weights_dir",
         type=Path,
-        metavar="DIR",
-        help="folder of the training (default: where train.py puts it for this --output_dir and data set)",
+        metavar="PATH",
+        help="folder of the training, or a file of efficientad.export (default: where train.py puts it for this "
+        "--output_dir and data set)",
     )
     group.add_argument(
         "-m",
@@ -67,20 +68,18 @@ def main(args: argparse.Namespace) -> None:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
     from tqdm import tqdm
 
-    from efficientad import calibration, checkpoint, device, outputs, report
+    from efficientad import calibration, outputs, report
     from efficientad.datasets import find_test_samples, open_dataset
+    from efficientad.runtimes import load_detector
     from efficientad.scoring import score_samples
 
     dataset = open_dataset(args.dataset, arguments.dataset_path(args), args.subdataset)
     samples = find_test_samples(dataset)
-    compute = device.resolve_device(args.device)
-    precision = device.resolve_precision(args.precision, compute)
     weights_dir = args.weights_dir or args.output_dir / "trainings" / dataset.name
-    model = checkpoint.load_model(weights_dir, compute)
-    if args.model_size not in (None, model.model_size):
-        raise UserError(f"{weights_dir} holds a {model.model_size} model but --model_size is {args.model_size}")
-
-    threshold, origin = calibration.choose_threshold(args.threshold, model.calibration)
+    detector = load_detector(weights_dir, args.device, args.precision)
+    if args.model_size not in (None, detector.model_size):
+        raise UserError(f"{weights_dir} holds a {detector.model_size} model but --model_size is {args.model_size}")
+    threshold, origin = calibration.choose_threshold(args.threshold, detector.calibration)
 
     folder = args.output_dir / "anomaly_maps" / dataset.name / "test"
     suffix = {"tiff": ".tiff", "jpg": ".jpg", "none": None}[args.map_format]
@@ -88,12 +87,12 @@ def main(args: argparse.Namespace) -> None:
     names = [*maps.values(), report.SCORES_FILE, report.MISMATCH_FILE, report.METRICS_FILE]
     stale = outputs.claim_files(folder, names)
     print(f"Data set {dataset.name}: {len(samples)} test images, threshold {threshold:g} ({origin})")
-    print(f"Model {weights_dir} ({model.model_size}), {device.describe(compute, precision)}", flush=True)
+    print(f"Model {weights_dir} ({detector.model_size}), {detector.description}", flush=True)
 
     files = {sample: folder / name for sample, name in maps.items()}
     scored = list(
         tqdm(
-            score_samples(model, samples, files, threshold, args.batch_size, args.num_workers, compute, precision),
+            score_samples(detector, samples, files, threshold, args.batch_size, args.num_workers),
             desc="Evaluating",
             total=len(samples),
             unit="image",
@@ -101,7 +100,7 @@ def main(args: argparse.Namespace) -> None:
     )
 
     evaluation = report.evaluate_scores(scored, threshold, args.thresholds)
-    facts = {"dataset": dataset.name, "weights_dir": str(weights_dir), "model_size": model.model_size}
+    facts = {"dataset": dataset.name, "weights_dir": str(weights_dir), "model_size": detector.model_size}
     report.write_scores(folder / report.SCORES_FILE, scored, threshold)
     mismatches = report.write_mismatches(folder / report.MISMATCH_FILE, scored, threshold)
     report.write_metrics(folder / report.METRICS_FILE, evaluation, facts)

@@ -122,7 +122,7 @@ def test_few_held_out_images_give_no_threshold(tmp_path, dataset_folder, tiny_te
     train("-d", "custom", "-c", dataset_folder, "-o", output, "-w", tiny_teacher, "--train_steps", 1)
     assert "1 held-out good images are too few, 4 at least; eval.py will take 80" in capsys.readouterr().out
     evaluate("-d", "custom", "-c", dataset_folder, "-o", output, "-f", "none")
-    assert "threshold 80 (a habit: this model has no calibration)" in capsys.readouterr().out
+    assert "threshold 80 (the usual one: this model has no calibration)" in capsys.readouterr().out
 
 
 def test_further_thresholds_and_the_sweep(output, dataset_folder, capsys):
