@@ -52,6 +52,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="tiff: float32 maps at each image's size; jpg: the image beside a heat map; none: only the "
         "tables (default: %(default)s)",
     )
+    arguments.add_on_error_argument(group)
     group.add_argument(
         "-o",
         "--output_dir",
@@ -67,8 +68,9 @@ def main(args: argparse.Namespace) -> None:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
     from tqdm import tqdm
 
-    from efficientad import checkpoint, device, outputs, report
+    from efficientad import bad_files, checkpoint, device, outputs, report
     from efficientad.datasets import find_test_samples, open_dataset
+    from efficientad.images import check_file, raise_if_unreadable
     from efficientad.scoring import score_samples
 
     dataset = open_dataset(args.dataset, arguments.dataset_path(args), args.subdataset)
@@ -80,10 +82,17 @@ def main(args: argparse.Namespace) -> None:
     if args.model_size not in (None, model.model_size):
         raise UserError(f"{weights_dir} holds a {model.model_size} model but --model_size is {args.model_size}")
 
+    skipped = [] if args.on_error == "skip" else None
+    if skipped is None:
+        paths = [sample.path for sample in samples]
+        raise_if_unreadable(bad_files.find_unreadable(paths, check_file, args.num_workers))
+
     folder = args.output_dir / "anomaly_maps" / dataset.name / "test"
     suffix = {"tiff": ".tiff", "jpg": ".jpg", "none": None}[args.map_format]
     maps = dict(zip(samples, outputs.map_names(samples, suffix), strict=True)) if suffix else {}
     names = [*maps.values(), report.SCORES_FILE, report.MISMATCH_FILE, report.METRICS_FILE]
+    if skipped is not None:
+        names.append(bad_files.SKIPPED_FILE)
     stale = outputs.claim_files(folder, names)
     print(f"Data set {dataset.name}: {len(samples)} test images, threshold {args.threshold:g}")
     print(f"Model {weights_dir} ({model.model_size}), {device.describe(compute, precision)}", flush=True)
@@ -92,7 +101,15 @@ def main(args: argparse.Namespace) -> None:
     scored = list(
         tqdm(
             score_samples(
-                model, samples, files, args.threshold, args.batch_size, args.num_workers, compute, precision
+                model,
+                samples,
+                files,
+                args.threshold,
+                args.batch_size,
+                args.num_workers,
+                compute,
+                precision,
+                pass_over=None if skipped is None else skipped.append,
             ),
             desc="Evaluating",
             total=len(samples),
@@ -100,16 +117,25 @@ def main(args: argparse.Namespace) -> None:
         )
     )
 
+    if skipped and not scored:
+        raise UserError(f"none of the {len(samples)} test images can be read; {skipped[0]}, for one")
+
     evaluation = report.evaluate_scores(scored, args.threshold)
     facts = {"dataset": dataset.name, "weights_dir": str(weights_dir), "model_size": model.model_size}
     report.write_scores(folder / report.SCORES_FILE, scored, args.threshold)
     mismatches = report.write_mismatches(folder / report.MISMATCH_FILE, scored, args.threshold)
     report.write_metrics(folder / report.METRICS_FILE, evaluation, facts)
-    outputs.release_files(folder, stale, names)
+    if skipped is not None:
+        bad_files.write_skipped(folder, skipped)
+    unreadable = {error.name for error in skipped or ()}
+    lost = {name for sample, name in maps.items() if str(sample.path) in unreadable}
+    outputs.release_files(folder, stale | lost, [name for name in names if name not in lost])
     print(f"\n{report.format_tables(evaluation, auc_by_class=args.dataset == 'mvtec_loco')}\n")
     print(
         f"Label and score disagree on {mismatches} images, most suspicious first: {folder / report.MISMATCH_FILE}"
     )
+    if skipped is not None:
+        print(bad_files.describe_skipped(folder, skipped))
     print(f"{'Maps, scores' if maps else 'Scores'} and metrics are in {folder}")
 
 

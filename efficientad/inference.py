@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +54,7 @@ def predict(
     device: torch.device,
     precision: str,
     keep_images: bool = False,
+    pass_over: Callable[[UnreadableImageError], None] | None = None,
 ) -> Iterator[Prediction]:
     """Predictions in the order of the samples; at most a few batches are in memory at once.
 
@@ -61,23 +62,24 @@ def predict(
         model: in eval mode, on `device`.
         workers: threads that read images ahead.
         keep_images: give the predictions their images, which may be large.
+        pass_over: is told of each unreadable image, which then has no prediction; None: they are an error.
 
     Raises:
-        UserError: images are unreadable. From the first one on nothing more is predicted, but all
-            remaining files are read, so that the error names every bad one.
+        UserError: images are unreadable, and pass_over is None. From the first one on nothing more is predicted,
+            but all remaining files are read, so that the error names every bad one.
     """
 
-    def load(sample: Sample) -> _Loaded | str:
+    def load(sample: Sample) -> _Loaded | UnreadableImageError:
         try:
             data = read_bytes(sample.path)
             image = decode_image(data, str(sample.path))
         except UnreadableImageError as error:
-            return str(error)
+            return error
         pixels = to_square(image, model.image_size)
         return _Loaded(sample, hashlib.sha256(data).hexdigest(), image.size, image if keep_images else None, pixels)
 
     pending: tuple[list[_Loaded], Tensor] | None = None
-    for batch in _batches(parallel_map(load, samples, workers), batch_size):
+    for batch in _batches(parallel_map(load, samples, workers), batch_size, pass_over):
         started = (batch, _start(model, batch, device, precision))
         if pending:
             yield from _finish(*pending)  # a GPU is at work on the next batch meanwhile
@@ -86,12 +88,16 @@ def predict(
         yield from _finish(*pending)
 
 
-def _batches(items: Iterator[_Loaded | str], batch_size: int) -> Iterator[list[_Loaded]]:
-    unreadable: list[str] = []
+def _batches(
+    items: Iterator[_Loaded | UnreadableImageError],
+    batch_size: int,
+    pass_over: Callable[[UnreadableImageError], None] | None,
+) -> Iterator[list[_Loaded]]:
+    unreadable: list[UnreadableImageError] = []
     batch: list[_Loaded] = []
     for loaded in items:
-        if isinstance(loaded, str):
-            unreadable.append(loaded)
+        if isinstance(loaded, UnreadableImageError):
+            (pass_over or unreadable.append)(loaded)
         elif not unreadable:
             batch.append(loaded)
             if len(batch) == batch_size:
