@@ -13,6 +13,7 @@ from tabulate import tabulate
 
 from efficientad.csv_file import write_csv
 from efficientad.datasets import Sample
+from efficientad.errors import printable
 from efficientad.metrics import Row, class_rows, merge_copies, overall_row
 from efficientad.sweep import SweepRow, sweep_thresholds
 
@@ -76,14 +77,14 @@ def format_tables(evaluation: Evaluation, auc_by_class: bool = False) -> str:
     headers = ["Class", "Accuracy", "Precision", "Recall", "Num Samples"]
     classes = [[*_cells(row), row.auroc] for row in evaluation.classes]
     lines = [
-        tabulate(classes, headers=[*headers, "AUROC"], floatfmt=".4f"),
+        tabulate(classes, headers=[*headers, "AUROC"], floatfmt=".4f", disable_numparse=[0]),
         "",
-        tabulate([_cells(evaluation.overall)], headers=headers, floatfmt=".4f"),
+        tabulate([_cells(evaluation.overall)], headers=headers, floatfmt=".4f", disable_numparse=[0]),
         _auc_line(evaluation),
     ]
     if auc_by_class:
         anomalous = [row for row in evaluation.classes if not math.isnan(row.auroc)]
-        lines += [f"Image auc of {row.name}: {100 * row.auroc:.4f}" for row in anomalous]
+        lines += [f"Image auc of {printable(row.name)}: {100 * row.auroc:.4f}" for row in anomalous]
     if evaluation.distinct:
         row = evaluation.distinct
         lines.append(
@@ -112,7 +113,7 @@ def format_thresholds(evaluation: Evaluation) -> str:
 
 
 def _cells(row: Row) -> list:
-    return [row.name, row.accuracy, row.precision, row.recall, row.count]
+    return [printable(row.name), row.accuracy, row.precision, row.recall, row.count]
 
 
 def _auc_line(evaluation: Evaluation) -> str:
