@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,10 @@ class UserError(Exception):
 
     The message is one sentence for the user: what is wrong, which file, what to do.
     """
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ended by a signal; the message is one sentence that says how to go on."""
 
 
 def require_folder(path: Path, advice: str) -> None:
@@ -54,10 +59,12 @@ def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.Arg
             raise
         where = f": {Path(error.filename)}" if isinstance(error.filename, str) else ""
         sys.exit(_fail(parser, f"{error.strerror}{where}", 2))
-    except KeyboardInterrupt:
-        sys.exit(_fail(parser, "interrupted", 130))
+    except KeyboardInterrupt as error:
+        sys.exit(_fail(parser, str(error) or "interrupted", 130))
 
 
 def _fail(parser: argparse.ArgumentParser, message: str, status: int) -> int:
-    print(f"{parser.prog}: error: {message}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")  # among the processes that torchrun started
+    if rank == "0" or status != 130:  # all are interrupted together
+        print(f"{parser.prog}: error: {f'(process {rank}) ' if rank != '0' else ''}{message}", file=sys.stderr)
     return status

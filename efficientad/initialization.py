@@ -9,6 +9,7 @@ from torch import nn
 from tqdm import tqdm
 
 from efficientad.device import autocast
+from efficientad.distributed import from_first_rank, rank, ranks, sum_over_ranks
 from efficientad.image_set import ImageSet
 from efficientad.networks import FEATURE_CHANNELS, EfficientAD
 from efficientad.output_layer import OutputLayerFit
@@ -72,12 +73,15 @@ def solve_student(
     """
     device = model.teacher_mean.device
     fit = OutputLayerFit(model.student[-1], FEATURE_CHANNELS, seed)
-    order = torch.arange(indices.start, indices.stop).split(_SOLVED_AT_ONCE)
+    order = torch.tensor(indices[rank() :: ranks()]).split(_SOLVED_AT_ONCE)
     patches = math.ceil(fit.patches_needed / len(indices))
-    bar = tqdm(images.batches(order), desc="Solving the student's output layer", total=len(order), unit="batch")
+    description = "Solving the student's output layer"
+    bar = tqdm(images.batches(order), description, total=len(order), unit="batch", disable=rank() > 0)
     for batch, pixels in bar:
         plain = to_unit_range(pixels.to(device))
         with autocast(device, precision):
             hidden = model.student[:-1](model.normalize(plain)).float()
         fit.add(hidden, model.normalize_features(answers(batch, plain)), patches)
-    fit.set(fit.solve(_STUDENT_RIDGE))
+    sum_over_ranks(fit.squares)
+    sum_over_ranks(fit.products)
+    fit.set(from_first_rank(fit.solve(_STUDENT_RIDGE)))

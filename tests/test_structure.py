@@ -21,23 +21,26 @@ COMMANDS = {**SCRIPTS, "pretrain": pretrain_module, "benchmark": benchmark_modul
 
 # A module imports only from the layers above its own line.
 LAYERS = [
+    ["errors", "atomic_file"],
     [
-        "errors",
         "arguments",
         "calibration",
         "parallel",
         "csv_file",
         "augmentation",
         "distributed",
+        "locks",
         "measuring",
         "output_layer",
+        "recipes",
+        "signals",
     ],
     ["device", "images", "metrics", "maps", "networks", "coco", "staging"],
     ["tensors", "datasets", "checkpoint", "sources", "backbones", "stored_images", "teacher_answers"],
-    ["image_set", "image_cache", "prepare", "distillation"],
-    ["natural", "normalization", "initialization", "outputs", "report", "training", "inference", "preview"],
-    ["pretraining_data", "scoring"],
-    ["pretraining", "workloads"],
+    ["losses", "resuming", "image_set", "image_cache", "prepare", "distillation"],
+    ["natural", "normalization", "initialization", "outputs", "report", "training_log", "inference", "preview"],
+    ["pretraining_data", "scoring", "training"],
+    ["pretraining", "workloads", "training_run"],
     ["pretrain", "benchmark"],
 ]
 
