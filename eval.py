@@ -69,6 +69,8 @@ def main(args: argparse.Namespace) -> None:
 
     from efficientad import checkpoint, device, outputs, report
     from efficientad.datasets import find_test_samples, open_dataset
+    from efficientad.localization import Localization
+    from efficientad.masks import GROUND_TRUTH, find_masks
     from efficientad.scoring import score_samples
 
     dataset = open_dataset(args.dataset, arguments.dataset_path(args), args.subdataset)
@@ -79,6 +81,8 @@ def main(args: argparse.Namespace) -> None:
     model = checkpoint.load_model(weights_dir, compute)
     if args.model_size not in (None, model.model_size):
         raise UserError(f"{weights_dir} holds a {model.model_size} model but --model_size is {args.model_size}")
+    masks = find_masks(dataset, samples)
+    localization = Localization(masks) if masks else None
 
     folder = args.output_dir / "anomaly_maps" / dataset.name / "test"
     suffix = {"tiff": ".tiff", "jpg": ".jpg", "none": None}[args.map_format]
@@ -87,26 +91,23 @@ def main(args: argparse.Namespace) -> None:
     stale = outputs.claim_files(folder, names)
     print(f"Data set {dataset.name}: {len(samples)} test images, threshold {args.threshold:g}")
     print(f"Model {weights_dir} ({model.model_size}), {device.describe(compute, precision)}", flush=True)
+    if not masks and (dataset.root / GROUND_TRUTH).is_dir():
+        print(f"Note: no file in {dataset.root / GROUND_TRUTH} is the mask of a test image; see dataset/README.md")
 
     files = {sample: folder / name for sample, name in maps.items()}
-    scored = list(
-        tqdm(
-            score_samples(
-                model, samples, files, args.threshold, args.batch_size, args.num_workers, compute, precision
-            ),
-            desc="Evaluating",
-            total=len(samples),
-            unit="image",
-        )
-    )
+    options = (args.threshold, args.batch_size, args.num_workers, compute, precision, localization)
+    scoring = score_samples(model, samples, files, *options)
+    scored = list(tqdm(scoring, desc="Evaluating", total=len(samples), unit="image"))
 
-    evaluation = report.evaluate_scores(scored, args.threshold)
+    pixel_metrics = localization.metrics() if localization else None
+    evaluation = report.evaluate_scores(scored, args.threshold, pixel_metrics)
     facts = {"dataset": dataset.name, "weights_dir": str(weights_dir), "model_size": model.model_size}
     report.write_scores(folder / report.SCORES_FILE, scored, args.threshold)
     mismatches = report.write_mismatches(folder / report.MISMATCH_FILE, scored, args.threshold)
     report.write_metrics(folder / report.METRICS_FILE, evaluation, facts)
     outputs.release_files(folder, stale, names)
     print(f"\n{report.format_tables(evaluation, auc_by_class=args.dataset == 'mvtec_loco')}\n")
+    print(f"{report.format_metrics(evaluation)}\n")
     print(
         f"Label and score disagree on {mismatches} images, most suspicious first: {folder / report.MISMATCH_FILE}"
     )

@@ -13,11 +13,14 @@ from tabulate import tabulate
 
 from efficientad.csv_file import write_csv
 from efficientad.datasets import Sample
-from efficientad.metrics import Row, class_rows, merge_copies, overall_row
+from efficientad.metrics import ImageMetrics, ImageRow, Row, class_rows, image_metrics, merge_copies, overall_row
+from efficientad.pixel_metrics import PixelMetrics
 
 SCORES_FILE = "scores.csv"
 MISMATCH_FILE = "mismatch_samples.csv"
 METRICS_FILE = "metrics.json"
+
+_FORMATS = ("", ".4f", "", ".4f", ".4f", ".2f", ".4f", ".4f")
 
 
 @dataclass(frozen=True)
@@ -35,16 +38,20 @@ class ScoredSample:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Every number of one evaluation at one threshold."""
+    """Every number of one evaluation: the rows at its threshold, and the metrics that need none."""
 
     threshold: float
     classes: list[Row]
     overall: Row
     distinct: Row | None  # over distinct images, where some stand in several classes
+    image_metrics: ImageMetrics
+    pixel_metrics: PixelMetrics | None  # where the data set has masks
 
 
-def evaluate_scores(scored: Sequence[ScoredSample], threshold: float) -> Evaluation:
-    """All rows for the scored images (at least one)."""
+def evaluate_scores(
+    scored: Sequence[ScoredSample], threshold: float, pixel_metrics: PixelMetrics | None = None
+) -> Evaluation:
+    """All rows for the scored images (at least one); the pixel metrics are taken over."""
     y_true = np.array([item.sample.is_anomalous for item in scored])
     y_score = np.array([item.score for item in scored])
     digests = [item.digest for item in scored]
@@ -57,6 +64,8 @@ def evaluate_scores(scored: Sequence[ScoredSample], threshold: float) -> Evaluat
         classes=class_rows(names, y_true, y_score, threshold),
         overall=overall_row(y_true, y_score, threshold),
         distinct=distinct,
+        image_metrics=image_metrics(names, digests, y_true, y_score),
+        pixel_metrics=pixel_metrics,
     )
 
 
@@ -95,6 +104,61 @@ def _auc_line(evaluation: Evaluation) -> str:
         return f"Final image auc: {100 * evaluation.overall.auroc:.4f}"
     missing = "defective" if math.isnan(evaluation.overall.recall) else "good"
     return f"AUC undefined: the test set has no {missing} images"
+
+
+def format_metrics(evaluation: Evaluation) -> str:
+    """The tables of the metrics that need no threshold: images, and pixels where there are masks."""
+    headers = ["Class", "AUROC", "95 % interval", "AP", "F1-max", "Threshold", "Recall, 1 % FP", "Recall, 5 % FP"]
+    metrics = evaluation.image_metrics
+    lines = [
+        "Images against all good ones, each distinct image once, whatever the threshold:",
+        tabulate(
+            [_image_cells(row) for row in (*metrics.classes, metrics.overall)], headers=headers, floatfmt=_FORMATS
+        ),
+    ]
+    if evaluation.pixel_metrics:
+        lines += ["", _format_pixels(evaluation.pixel_metrics)]
+    return "\n".join(lines)
+
+
+def _image_cells(row: ImageRow) -> list:
+    interval = f"{row.auroc.low:.4f} - {row.auroc.high:.4f}"
+    return [
+        row.name,
+        row.auroc.value,
+        "-" if math.isnan(row.auroc.low) else interval,
+        row.average_precision.value,
+        row.f1_max.value,
+        row.f1_max_threshold,
+        row.recall_at_fpr_1.value,
+        row.recall_at_fpr_5.value,
+    ]
+
+
+def _format_pixels(metrics: PixelMetrics) -> str:
+    area = "AU-sPRO" if metrics.saturated else "AU-PRO"
+    headers = ["Class", "AUROC", "F1-max", "Threshold", f"{area} 0.05", f"{area} 0.30", "Masks", "Defects"]
+    rows = [
+        [
+            row.name,
+            row.auroc,
+            row.f1_max,
+            row.f1_max_threshold,
+            row.au_pro_05,
+            row.au_pro_30,
+            row.images,
+            row.regions,
+        ]
+        for row in (*metrics.classes, metrics.overall)
+    ]
+    formats = ("", ".4f", ".4f", ".2f", ".4f", ".4f", "", "")
+    lines = ["Pixels against all that no mask marks:", tabulate(rows, headers=headers, floatfmt=formats)]
+    if metrics.left_out:
+        lines.append(
+            f"{metrics.left_out} of the {metrics.defective} defective images have no mask, or an empty one; the "
+            "pixel metrics leave them out"
+        )
+    return "\n".join(lines)
 
 
 def write_scores(path: Path, scored: Iterable[ScoredSample], threshold: float) -> None:
