@@ -8,7 +8,7 @@ import numpy as np
 
 from efficientad.datasets import GOOD, Sample
 from efficientad.masks import MaskSet, SampleMasks, connected_regions, read_regions
-from efficientad.pixel_metrics import ImageCounts, PixelHistograms, PixelMetrics, Region, count_pixels
+from efficientad.pixel_metrics import Defect, ImageCounts, PixelHistograms, PixelMetrics, count_pixels
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Localization:
 
     def _regions(
         self, sample: Sample, known: SampleMasks, anomaly_map: np.ndarray
-    ) -> tuple[list[Region], list[Region]]:
+    ) -> tuple[list[Defect], list[Defect]]:
         size = anomaly_map.shape[::-1]
         own, copied = (
             [
@@ -94,12 +94,12 @@ class Localization:
         return own, copied
 
 
-def _mark(regions: list[Region], shape: tuple[int, ...]) -> np.ndarray:
+def _mark(regions: list[Defect], shape: tuple[int, ...]) -> np.ndarray:
     marked = np.zeros(shape, dtype=bool)
     for region in regions:
         marked.flat[region.pixels] = True
     return marked
 
 
-def _areas(mask: np.ndarray) -> list[Region]:
-    return [Region(pixels, len(pixels)) for pixels in connected_regions(mask)]
+def _areas(mask: np.ndarray) -> list[Defect]:
+    return [Defect(pixels, len(pixels)) for pixels in connected_regions(mask)]

@@ -22,7 +22,7 @@ from PIL import Image
 from efficientad.datasets import Dataset, Sample
 from efficientad.errors import UserError, list_some
 from efficientad.images import UnreadableImageError, find_images, read_bytes
-from efficientad.pixel_metrics import Region
+from efficientad.pixel_metrics import Defect
 
 GROUND_TRUTH = "ground_truth"
 SATURATION_FILE = "defects_config.json"
@@ -181,7 +181,7 @@ def _read_saturations(path: Path) -> dict[int, Saturation]:
 
 def read_regions(
     masks: MaskFiles, saturations: Mapping[int, Saturation], image: Path, image_size: tuple[int, int]
-) -> list[Region]:
+) -> list[Defect]:
     """The defects that the masks of one image show.
 
     Args:
@@ -204,7 +204,7 @@ def read_regions(
                 if value not in saturations:
                     raise UserError(f"{path} has the pixel value {value}, which {SATURATION_FILE} does not know")
                 saturation = saturations[value].pixels(len(pixels))
-            regions.append(Region(pixels, saturation))
+            regions.append(Defect(pixels, saturation))
     return regions
 
 

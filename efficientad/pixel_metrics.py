@@ -26,7 +26,7 @@ _BITS_OF_ONE = int(np.float32(1).view(np.int32))
 
 
 @dataclass(frozen=True)
-class Region:
+class Defect:
     """One defect on one image: its pixels, and how many of them suffice to find it whole."""
 
     pixels: np.ndarray  # indices into the flattened map, at least one
@@ -94,7 +94,7 @@ def _magnitude(steps: int) -> float:
 
 
 def count_pixels(
-    anomaly_map: np.ndarray, regions: Sequence[Region], ignored: np.ndarray | None = None
+    anomaly_map: np.ndarray, regions: Sequence[Defect], ignored: np.ndarray | None = None
 ) -> ImageCounts:
     """Sort one map's pixels into the bins.
 

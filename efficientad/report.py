@@ -15,6 +15,7 @@ from efficientad.csv_file import write_csv
 from efficientad.datasets import Sample
 from efficientad.metrics import ImageMetrics, ImageRow, Row, class_rows, image_metrics, merge_copies, overall_row
 from efficientad.pixel_metrics import PixelMetrics
+from efficientad.sweep import SweepRow, sweep_thresholds
 
 SCORES_FILE = "scores.csv"
 MISMATCH_FILE = "mismatch_samples.csv"
@@ -37,39 +38,66 @@ class ScoredSample:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Every number of one evaluation: the rows at its threshold, and the metrics that need none."""
+class Decisions:
+    """What the scores decide at one threshold."""
 
     threshold: float
     classes: list[Row]
     overall: Row
     distinct: Row | None  # over distinct images, where some stand in several classes
+    sweep: list[SweepRow]  # of this and of other informative thresholds
+
+
+@dataclass(frozen=True)
+class Evaluation(Decisions):
+    """Every number of one evaluation."""
+
+    others: list[Decisions]  # at the further thresholds that were asked for
     image_metrics: ImageMetrics
     pixel_metrics: PixelMetrics | None  # where the data set has masks
 
 
 def evaluate_scores(
-    scored: Sequence[ScoredSample], threshold: float, pixel_metrics: PixelMetrics | None = None
+    scored: Sequence[ScoredSample],
+    threshold: float,
+    other_thresholds: Sequence[float] = (),
+    pixel_metrics: PixelMetrics | None = None,
 ) -> Evaluation:
     """All rows for the scored images (at least one); the pixel metrics are taken over."""
-    y_true = np.array([item.sample.is_anomalous for item in scored])
-    y_score = np.array([item.score for item in scored])
-    digests = [item.digest for item in scored]
-    names = [item.sample.class_name for item in scored]
-    distinct = None
-    if len(set(digests)) < len(digests):
-        distinct = overall_row(*merge_copies(digests, y_true, y_score), threshold, "Distinct images")
+    y_true, y_score, digests, names = _columns(scored)
     return Evaluation(
-        threshold,
-        classes=class_rows(names, y_true, y_score, threshold),
-        overall=overall_row(y_true, y_score, threshold),
-        distinct=distinct,
+        **vars(_decide(scored, threshold)),
+        others=[_decide(scored, other) for other in other_thresholds],
         image_metrics=image_metrics(names, digests, y_true, y_score),
         pixel_metrics=pixel_metrics,
     )
 
 
-def format_tables(evaluation: Evaluation, auc_by_class: bool = False) -> str:
+def _decide(scored: Sequence[ScoredSample], threshold: float) -> Decisions:
+    y_true, y_score, digests, names = _columns(scored)
+    distinct = None
+    if len(set(digests)) < len(digests):
+        distinct = overall_row(*merge_copies(digests, y_true, y_score), threshold, "Distinct images")
+    return Decisions(
+        threshold,
+        classes=class_rows(names, y_true, y_score, threshold),
+        overall=overall_row(y_true, y_score, threshold),
+        distinct=distinct,
+        sweep=sweep_thresholds(y_true, y_score, threshold),
+    )
+
+
+def _columns(scored: Sequence[ScoredSample]) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
+    """Labels, scores, digests and class names."""
+    return (
+        np.array([item.sample.is_anomalous for item in scored]),
+        np.array([item.score for item in scored]),
+        [item.digest for item in scored],
+        [item.sample.class_name for item in scored],
+    )
+
+
+def format_tables(evaluation: Decisions, auc_by_class: bool = False) -> str:
     """The tables and the AUC lines for the terminal.
 
     Args:
@@ -95,11 +123,29 @@ def format_tables(evaluation: Evaluation, auc_by_class: bool = False) -> str:
     return "\n".join(lines)
 
 
+def format_thresholds(evaluation: Evaluation) -> str:
+    """What further thresholds decide: the tables of those asked for, then a short sweep."""
+    parts = [f"Threshold {other.threshold:g}:\n{format_tables(other)}\n" for other in evaluation.others]
+    headers = ["Threshold", "Accuracy", "Precision", "Recall", "F1", "False positives", "What it is"]
+    rows = [
+        [
+            f"{row.threshold:g}",
+            *(f"{value:.4f}" for value in (row.accuracy, row.precision, row.recall, row.f1)),
+            f"{row.false_positive_rate:.4f}",
+            "; ".join(row.notes),
+        ]
+        for row in evaluation.sweep
+    ]
+    align = ("decimal", *["right"] * 5, "left")
+    table = tabulate(rows, headers=headers, colalign=align, disable_numparse=True)
+    return "\n".join([*parts, "Other thresholds on these images:", table])
+
+
 def _cells(row: Row) -> list:
     return [row.name, row.accuracy, row.precision, row.recall, row.count]
 
 
-def _auc_line(evaluation: Evaluation) -> str:
+def _auc_line(evaluation: Decisions) -> str:
     if not math.isnan(evaluation.overall.auroc):
         return f"Final image auc: {100 * evaluation.overall.auroc:.4f}"
     missing = "defective" if math.isnan(evaluation.overall.recall) else "good"

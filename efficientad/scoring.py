@@ -5,26 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from efficientad.datasets import Sample
 from efficientad.inference import Prediction, predict
 from efficientad.localization import Localization, LocatedSample
 from efficientad.maps import resize_map, write_side_by_side, write_tiff
-from efficientad.networks import EfficientAD
 from efficientad.parallel import parallel_map
 from efficientad.report import ScoredSample
+from efficientad.runtimes import Detector
 
 
 def score_samples(
-    model: EfficientAD,
+    detector: Detector,
     samples: Sequence[Sample],
     map_files: Mapping[Sample, Path],
     threshold: float,
     batch_size: int,
     workers: int,
-    device: torch.device,
-    precision: str,
     localization: Localization | None = None,
 ) -> Iterator[ScoredSample]:
     """Scores in the order of the samples; when one is there, its map is written and compared with its masks.
@@ -52,7 +48,7 @@ def score_samples(
         located = localization.count(sample, anomaly_map) if localization else None
         return ScoredSample(sample, prediction.digest, prediction.score), located
 
-    predictions = predict(model, samples, batch_size, workers, device, precision, keep_images=pictures)
+    predictions = predict(detector, samples, batch_size, workers, keep_images=pictures)
     for scored, located in parallel_map(finish, predictions, workers):
         if localization:
             localization.add(scored.sample, located)  # here and not in the threads: sums in a fixed order

@@ -11,7 +11,7 @@ from efficientad.datasets import Dataset, Sample, find_test_samples
 from efficientad.errors import UserError
 from efficientad.localization import Localization
 from efficientad.masks import Saturation, connected_regions, find_masks, read_regions
-from efficientad.pixel_metrics import PixelHistograms, Region, count_pixels
+from efficientad.pixel_metrics import Defect, PixelHistograms, count_pixels
 
 SIZE = (12, 10)  # width, height
 
@@ -203,7 +203,7 @@ def expected(name, *counted):
     """The row of (map, boxes of its regions, boxes of ignored pixels)."""
     total = PixelHistograms()
     for anomaly_map, inside, ignored in counted:
-        regions = [Region(np.array(pixels(*corners)), len(pixels(*corners))) for corners in inside]
+        regions = [Defect(np.array(pixels(*corners)), len(pixels(*corners))) for corners in inside]
         skipped = sum((box(*corners) for corners in ignored), np.zeros(SIZE[::-1], np.uint8)) > 0
         total.add(count_pixels(anomaly_map, regions, skipped))
     return total.row(name)
@@ -257,9 +257,9 @@ def test_an_image_with_two_kinds_of_defect(parts):
     union = np.flatnonzero(box(0, 0, 4, 4) | box(3, 3, 9, 5))
     total = PixelHistograms()
     for anomaly_map, regions in (
-        (maps["dent/a.png"], [Region(np.array(pixels(0, 0, 3, 2)), 6)]),
-        (maps["dent/b.png"], [Region(np.array(pixels(0, 0, 3, 2)), 6)]),
-        (both, [Region(union, len(union))]),
+        (maps["dent/a.png"], [Defect(np.array(pixels(0, 0, 3, 2)), 6)]),
+        (maps["dent/b.png"], [Defect(np.array(pixels(0, 0, 3, 2)), 6)]),
+        (both, [Defect(union, len(union))]),
         (maps["good/g.png"], []),
     ):
         total.add(count_pixels(anomaly_map, regions))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from efficientad.pixel_metrics import BINS, PixelHistograms, Region, bin_edge, count_pixels, score_bins
+from efficientad.pixel_metrics import BINS, Defect, PixelHistograms, bin_edge, count_pixels, score_bins
 
 
 def histograms(maps, regions, ignored=None):
@@ -63,7 +63,7 @@ def blobs(shape, rng, count, saturate=False):
         mask = np.zeros(shape, dtype=bool)
         mask[top : top + rng.integers(1, 8), left : left + rng.integers(1, 8)] = True
         pixels = np.flatnonzero(mask)
-        regions.append(Region(pixels, int(rng.integers(1, len(pixels) + 1)) if saturate else len(pixels)))
+        regions.append(Defect(pixels, int(rng.integers(1, len(pixels) + 1)) if saturate else len(pixels)))
     return regions
 
 
@@ -150,7 +150,7 @@ def test_ignored_pixels_count_nowhere():
 
 def test_undefined_without_defects_or_without_normal_pixels():
     anomaly_map = np.arange(6, dtype=np.float32).reshape(2, 3)
-    everything = [Region(np.arange(6), 6)]
+    everything = [Defect(np.arange(6), 6)]
     for regions in ([], everything):
         row = histograms([anomaly_map], [regions]).row("x")
         assert all(map(math.isnan, (*values(row), row.f1_max_threshold, row.error_bound)))

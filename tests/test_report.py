@@ -79,12 +79,12 @@ Overall        nan         0.5000        31.26         0.3000         0.7000    
 
 def test_tables_without_a_threshold():
     assert format_metrics(evaluate_scores(SCORED, 25.0)) == METRICS
-    assert format_metrics(evaluate_scores(SCORED, 25.0, PIXELS)) == METRICS + PIXEL_TABLE
+    assert format_metrics(evaluate_scores(SCORED, 25.0, pixel_metrics=PIXELS)) == METRICS + PIXEL_TABLE
 
 
 def test_loco_pixels_are_saturated():
     saturated = replace(PIXELS, saturated=True, left_out=0)
-    text = format_metrics(evaluate_scores(SCORED, 25.0, saturated))
+    text = format_metrics(evaluate_scores(SCORED, 25.0, pixel_metrics=saturated))
     assert "AU-sPRO 0.05    AU-sPRO 0.30" in text and "AU-PRO" not in text and "leave" not in text
 
 
@@ -143,7 +143,7 @@ def test_scores_keep_every_float32_apart(tmp_path):
 
 
 def test_metrics_file_is_valid_json(tmp_path):
-    write_metrics(tmp_path / "m.json", evaluate_scores(SCORED, 25.0, PIXELS), {"dataset": "custom"})
+    write_metrics(tmp_path / "m.json", evaluate_scores(SCORED, 25.0, pixel_metrics=PIXELS), {"dataset": "custom"})
     contents = json.loads((tmp_path / "m.json").read_text(), parse_constant=pytest.fail)
     assert contents["dataset"] == "custom" and contents["threshold"] == 25.0
     assert contents["overall"]["auroc"] == pytest.approx(4 / 9)
