@@ -64,5 +64,6 @@ def run_command(main: Callable[[argparse.Namespace], int | None], parser: argpar
 
 
 def _fail(parser: argparse.ArgumentParser, message: str, status: int) -> int:
-    print(f"{parser.prog}: error: {message}", file=sys.stderr)
+    lines = "\n".join(map(printable, message.split("\n")))  # a file name may hold codes that a terminal obeys
+    print(f"{parser.prog}: error: {lines}", file=sys.stderr)
     return status

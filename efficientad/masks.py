@@ -104,8 +104,7 @@ def _masks_by_image(folder: Path) -> dict[str, MaskFiles]:
     """By the name of the image below its class folder, without suffix. <image>_mask wins over <image>."""
     found: dict[str, MaskFiles] = {}
     numbered = defaultdict(list)
-    paths = find_images(folder)
-    for path in paths:
+    for path in find_images(folder):
         name = path.relative_to(folder).with_suffix("").as_posix()
         found[name] = MaskFiles((path,), one_defect_each=False)
         numbered[path.relative_to(folder).parent.as_posix()].append(path)
@@ -133,6 +132,8 @@ def _check_sizes(own: Mapping[Sample, MaskFiles]) -> None:
 
 
 def _try_size(path: Path) -> tuple[int, int] | None:
+    if not path.is_file():  # opening a pipe would wait for ever
+        return None
     try:
         with Image.open(path) as opened:
             return opened.size

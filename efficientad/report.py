@@ -13,6 +13,7 @@ from tabulate import tabulate
 
 from efficientad.csv_file import write_csv
 from efficientad.datasets import Sample
+from efficientad.errors import printable
 from efficientad.metrics import ImageMetrics, ImageRow, Row, class_rows, image_metrics, merge_copies, overall_row
 from efficientad.pixel_metrics import PixelMetrics
 from efficientad.sweep import SweepRow, sweep_thresholds
@@ -106,14 +107,14 @@ def format_tables(evaluation: Decisions, auc_by_class: bool = False) -> str:
     headers = ["Class", "Accuracy", "Precision", "Recall", "Num Samples"]
     classes = [[*_cells(row), row.auroc] for row in evaluation.classes]
     lines = [
-        tabulate(classes, headers=[*headers, "AUROC"], floatfmt=".4f"),
+        tabulate(classes, headers=[*headers, "AUROC"], floatfmt=".4f", disable_numparse=[0]),
         "",
-        tabulate([_cells(evaluation.overall)], headers=headers, floatfmt=".4f"),
+        tabulate([_cells(evaluation.overall)], headers=headers, floatfmt=".4f", disable_numparse=[0]),
         _auc_line(evaluation),
     ]
     if auc_by_class:
         anomalous = [row for row in evaluation.classes if not math.isnan(row.auroc)]
-        lines += [f"Image auc of {row.name}: {100 * row.auroc:.4f}" for row in anomalous]
+        lines += [f"Image auc of {printable(row.name)}: {100 * row.auroc:.4f}" for row in anomalous]
     if evaluation.distinct:
         row = evaluation.distinct
         lines.append(
@@ -142,7 +143,7 @@ def format_thresholds(evaluation: Evaluation) -> str:
 
 
 def _cells(row: Row) -> list:
-    return [row.name, row.accuracy, row.precision, row.recall, row.count]
+    return [printable(row.name), row.accuracy, row.precision, row.recall, row.count]
 
 
 def _auc_line(evaluation: Decisions) -> str:
@@ -170,7 +171,7 @@ def format_metrics(evaluation: Evaluation) -> str:
 def _image_cells(row: ImageRow) -> list:
     interval = f"{row.auroc.low:.4f} - {row.auroc.high:.4f}"
     return [
-        row.name,
+        printable(row.name),
         row.auroc.value,
         "-" if math.isnan(row.auroc.low) else interval,
         row.average_precision.value,
@@ -186,7 +187,7 @@ def _format_pixels(metrics: PixelMetrics) -> str:
     headers = ["Class", "AUROC", "F1-max", "Threshold", f"{area} 0.05", f"{area} 0.30", "Masks", "Defects"]
     rows = [
         [
-            row.name,
+            printable(row.name),
             row.auroc,
             row.f1_max,
             row.f1_max_threshold,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from efficientad.datasets import Sample
+from efficientad.images import UnreadableImageError
 from efficientad.inference import Prediction, predict
 from efficientad.localization import Localization, LocatedSample
 from efficientad.maps import resize_map, write_side_by_side, write_tiff
@@ -21,6 +22,7 @@ def score_samples(
     threshold: float,
     batch_size: int,
     workers: int,
+    pass_over: Callable[[UnreadableImageError], None] | None = None,
     localization: Localization | None = None,
 ) -> Iterator[ScoredSample]:
     """Scores in the order of the samples; when one is there, its map is written and compared with its masks.
@@ -29,6 +31,7 @@ def score_samples(
         map_files: for every sample the .tiff or .jpg file of its map, or nothing at all.
         threshold: only for the colours of a .jpg.
         workers: threads that read ahead, and as many that write.
+        pass_over: see predict.
         localization: takes in every sample.
 
     Raises:
@@ -48,7 +51,7 @@ def score_samples(
         located = localization.count(sample, anomaly_map) if localization else None
         return ScoredSample(sample, prediction.digest, prediction.score), located
 
-    predictions = predict(detector, samples, batch_size, workers, keep_images=pictures)
+    predictions = predict(detector, samples, batch_size, workers, pictures, pass_over)
     for scored, located in parallel_map(finish, predictions, workers):
         if localization:
             localization.add(scored.sample, located)  # here and not in the threads: sums in a fixed order

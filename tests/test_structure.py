@@ -34,8 +34,9 @@ LAYERS = [
         "output_layer",
         "curves",
     ],
-    ["device", "images", "metrics", "pixel_metrics", "sweep", "maps", "networks", "coco", "staging", "regions"],
-    ["tensors", "datasets", "checkpoint", "sources", "backbones", "stored_images", "teacher_answers"],
+    ["device", "images", "metrics", "pixel_metrics", "sweep", "maps", "networks", "coco", "regions"],
+    ["bad_files"],
+    ["staging", "tensors", "datasets", "checkpoint", "sources", "backbones", "stored_images", "teacher_answers"],
     ["image_set", "image_cache", "prepare", "distillation", "runtimes", "masks"],
     [
         "localization",
