@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.Arg
     """Parse the command line, run main(args), and exit: 0 done, 2 user error, 130 interrupted."""
     args = parser.parse_args()
     sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be valid Unicode
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; what is refused is named by us
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is half-made is cleared away, as on Ctrl-C
     try:
         main(args)

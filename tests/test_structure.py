@@ -32,7 +32,7 @@ LAYERS = [
         "measuring",
         "output_layer",
     ],
-    ["device", "images", "metrics", "maps", "networks", "coco"],
+    ["device", "images", "metrics", "maps", "networks", "coco", "torch_file"],
     ["bad_files"],
     ["staging", "tensors", "datasets", "checkpoint", "sources", "backbones", "stored_images", "teacher_answers"],
     ["image_set", "image_cache", "prepare", "distillation"],
