@@ -108,6 +108,13 @@ def get_parser() -> argparse.ArgumentParser:
         help="of Adam; 0: off (default: %(default)s)",
     )
     group.add_argument(
+        "--target_fpr",
+        type=arguments.rate,
+        default=0.01,
+        metavar="X",
+        help="share of good images above the threshold that eval.py will take (default: %(default)s)",
+    )
+    group.add_argument(
         "--seed",
         type=arguments.non_negative_int,
         default=42,
@@ -135,6 +142,7 @@ def main(args: argparse.Namespace) -> None:
     import torch
 
     from efficientad import bad_files, checkpoint, device, normalization, training
+    from efficientad.calibration import describe_calibration
     from efficientad.datasets import find_training_images, open_dataset
     from efficientad.image_set import ImageSet
     from efficientad.images import read_image
@@ -207,6 +215,8 @@ def main(args: argparse.Namespace) -> None:
     normalization.fit_map_quantiles(model, images, held_out, precision)
     if recipe.weighed_maps:
         normalization.fit_map_weights(model, images, held_out, precision)
+    normalization.fit_calibration(model, images, held_out, precision, args.target_fpr)
+    print(describe_calibration(model.calibration, len(split.validation)))
     checkpoint.save_model(model, folder / checkpoint.MODEL_FILE, json.loads(settings))
     if args.on_error == "skip":
         bad_files.write_skipped(folder, skipped)

@@ -46,9 +46,22 @@ def ratio(text: str) -> float:
     return value
 
 
+def rate(text: str) -> float:
+    value = positive_float(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and below 1, not {text}")
+    return value
+
+
+def threshold(text: str) -> float | None:
+    """A score, or None for "auto"."""
+    return None if text == "auto" else non_negative_float(text)
+
+
 # argparse names these in "invalid ... value"
 positive_int.__name__ = non_negative_int.__name__ = "whole number"
-positive_float.__name__ = non_negative_float.__name__ = ratio.__name__ = "number"
+positive_float.__name__ = non_negative_float.__name__ = ratio.__name__ = rate.__name__ = "number"
+threshold.__name__ = "threshold"
 
 
 def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
@@ -127,6 +140,20 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> argparse._Argument
     )
     add_workers_argument(group)
     return group
+
+
+def add_threshold_argument(group: argparse._ArgumentGroup) -> None:
+    """-T, None for "auto"."""
+    group.add_argument(
+        "-T",
+        "--threshold",
+        type=threshold,
+        default="auto",
+        metavar="X",
+        help="an image is called anomalous when its score is above it; auto: the one that train.py calibrated on "
+        "held-out good images. Scores start at 0, 25.5 is what 0.5%% of the pixels of good images exceed "
+        "(default: %(default)s)",
+    )
 
 
 def add_workers_argument(group: argparse._ArgumentGroup) -> None:

@@ -51,3 +51,10 @@ def write_side_by_side(path: Path, image: Image.Image, anomaly_map: np.ndarray, 
     both.paste(heat_map, (image.width, 0))
     both.thumbnail((_LARGEST_JPG, _LARGEST_JPG))  # changes nothing but what is larger
     both.save(path, quality=JPG_QUALITY)
+
+
+def write_overlay(path: Path, image: Image.Image, anomaly_map: np.ndarray, threshold: float) -> None:
+    """Write a JPG of the RGB image under the heat map of its H x W map, the more opaque the higher its level."""
+    levels = heat_levels(anomaly_map, threshold)[..., None]
+    pixels = np.asarray(image) + levels * (jet(levels[..., 0]).astype(np.float32) - np.asarray(image))
+    Image.fromarray(np.rint(pixels).astype(np.uint8)).save(path, quality=JPG_QUALITY)
