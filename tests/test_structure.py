@@ -37,7 +37,7 @@ LAYERS = [
         "recipes",
         "signals",
     ],
-    ["device", "images", "metrics", "pixel_metrics", "sweep", "maps", "networks", "coco", "regions"],
+    ["device", "images", "metrics", "pixel_metrics", "sweep", "maps", "networks", "coco", "regions", "torch_file"],
     ["bad_files"],
     ["staging", "tensors", "datasets", "checkpoint", "sources", "backbones", "stored_images", "teacher_answers"],
     ["losses", "resuming", "image_set", "image_cache", "prepare", "distillation", "runtimes", "masks"],
