@@ -167,6 +167,17 @@ def add_workers_argument(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def add_on_error_argument(group: argparse._ArgumentGroup) -> None:
+    """--on_error."""
+    group.add_argument(
+        "--on_error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at images that cannot be read; stop: name them all and end; skip: go on as if they were not there, "
+        "and list them at the end and in skipped_files.csv (default: %(default)s)",
+    )
+
+
 def add_cache_argument(group: argparse._ArgumentGroup, default: float, keeps: str) -> None:
     """--cache_gb."""
     group.add_argument(

@@ -65,7 +65,7 @@ def choose_threshold(given: float | None, calibration: Calibration | None) -> tu
     if given is not None:
         return given, "given"
     if calibration is None:
-        return DEFAULT_THRESHOLD, "a habit: this model has no calibration"
+        return DEFAULT_THRESHOLD, "the usual one: this model has no calibration"
     return calibration.threshold, f"calibrated for {100 * calibration.target_fpr:g} % false positives"
 
 

@@ -64,7 +64,7 @@ def predict(
     batch_size: int,
     workers: int,
     keep_images: bool = False,
-    pass_over: Callable[[str], None] | None = None,
+    pass_over: Callable[[UnreadableImageError], None] | None = None,
 ) -> Iterator[Prediction]:
     """Predictions in the order of the samples; at most a few batches are in memory at once.
 
@@ -78,13 +78,13 @@ def predict(
             but all remaining files are read, so that the error names every bad one.
     """
 
-    def load(sample: Sample) -> _Loaded | str:
+    def load(sample: Sample) -> _Loaded | UnreadableImageError:
         start = time.perf_counter()
         try:
             data = read_bytes(sample.path)
             image = decode_image(data, str(sample.path))
         except UnreadableImageError as error:
-            return str(error)
+            return error
         pixels = to_square(image, detector.image_size)
         kept, digest = image if keep_images else None, hashlib.sha256(data).hexdigest()
         return _Loaded(sample, digest, image.size, kept, pixels, time.perf_counter() - start)
@@ -100,12 +100,14 @@ def predict(
 
 
 def _batches(
-    items: Iterator[_Loaded | str], batch_size: int, pass_over: Callable[[str], None] | None
+    items: Iterator[_Loaded | UnreadableImageError],
+    batch_size: int,
+    pass_over: Callable[[UnreadableImageError], None] | None,
 ) -> Iterator[list[_Loaded]]:
-    unreadable: list[str] = []
+    unreadable: list[UnreadableImageError] = []
     batch: list[_Loaded] = []
     for loaded in items:
-        if isinstance(loaded, str):
+        if isinstance(loaded, UnreadableImageError):
             (pass_over or unreadable.append)(loaded)
         elif not unreadable:
             batch.append(loaded)

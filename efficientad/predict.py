@@ -150,7 +150,7 @@ def score(args: argparse.Namespace, detector, writer, samples: list) -> int:
     names = [file for sample in samples for file in writer.names(sample.image_name)]
     names += [results.SCORES_FILE, *([results.REGIONS_FILE] if args.save_regions else [])]
     stale = outputs.claim_files(args.output_dir, names)
-    unreadable: list[str] = []
+    unreadable: list[Exception] = []
     predictions = predict(
         detector, samples, args.batch_size, args.num_workers, writer.needs_images, pass_over=unreadable.append
     )
@@ -171,7 +171,9 @@ def score(args: argparse.Namespace, detector, writer, samples: list) -> int:
     anomalous = sum(result.is_anomalous for result in done)
     print(f"{anomalous} of {len(done)} images are anomalous; results are in {args.output_dir}")
     if unreadable:
-        raise UserError(f"cannot read {len(unreadable)} of {len(samples)} images:{list_files(unreadable)}")
+        raise UserError(
+            f"cannot read {len(unreadable)} of {len(samples)} images:{list_files([*map(str, unreadable)])}"
+        )
     return 1 if anomalous else 0
 
 
@@ -189,7 +191,7 @@ def watch(args: argparse.Namespace, detector, writer) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
 
-    def warn(problem: str) -> None:
+    def warn(problem: Exception) -> None:
         print(f"Passed over until it changes: {problem}", file=sys.stderr, flush=True)
 
     folder = args.watch.absolute()
