@@ -5,8 +5,8 @@ Nothing here ever unpickles code: every file is read by torch_file.
 
 from __future__ import annotations
 
+import io
 import math
-import os
 import re
 import reprlib
 import textwrap
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import efficientad
+from efficientad.atomic_file import atomic_file
 from efficientad.calibration import Calibration
 from efficientad.errors import UserError
 from efficientad.networks import (
@@ -62,15 +63,10 @@ def save_model(model: EfficientAD, path: Path, training: Mapping[str, Any]) -> N
 
 def write_atomically(contents: Any, path: Path) -> None:
     """torch.save to `path`, which appears complete or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            torch.save(contents, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    buffer = io.BytesIO()  # torch.save hides behind its own errors that a disk is full
+    torch.save(contents, buffer)
+    with atomic_file(path) as file:
+        file.write(buffer.getbuffer())
 
 
 def load_model(folder: Path, device: torch.device) -> EfficientAD:
