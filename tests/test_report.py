@@ -88,6 +88,14 @@ def test_loco_pixels_are_saturated():
     assert "AU-sPRO 0.05    AU-sPRO 0.30" in text and "AU-PRO" not in text and "leave" not in text
 
 
+def test_names_of_classes_are_printed_as_they_are_but_for_what_a_terminal_obeys():
+    text = format_tables(
+        evaluate_scores(scored(("007", "a.png", 9.0, None), ("1e3\n\x1b[2J", "b.png", 9.0, None)), 1.0)
+    )
+    first_words = [line.split()[0] for line in text.splitlines() if line]
+    assert "007" in first_words and "1e3\\n\\x1b[2J" in first_words
+
+
 def test_loco_tells_the_auc_of_each_kind():
     lines = format_tables(evaluate_scores(SCORED, 25.0), auc_by_class=True).splitlines()
     assert lines[-2:] == ["Image auc of defect_type_10: 66.6667", "Image auc of defect_type_2: 33.3333"]

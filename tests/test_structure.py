@@ -22,22 +22,25 @@ COMMANDS = {**SCRIPTS, "pretrain": pretrain_module, "predict": predict_module, "
 
 # A module imports only from the layers above its own line.
 LAYERS = [
+    ["errors", "atomic_file"],
     [
-        "errors",
         "arguments",
         "calibration",
         "parallel",
         "csv_file",
         "augmentation",
         "distributed",
+        "locks",
         "measuring",
         "output_layer",
         "curves",
+        "recipes",
+        "signals",
     ],
-    ["device", "images", "metrics", "pixel_metrics", "sweep", "maps", "networks", "coco", "regions"],
+    ["device", "images", "metrics", "pixel_metrics", "sweep", "maps", "networks", "coco", "regions", "torch_file"],
     ["bad_files"],
     ["staging", "tensors", "datasets", "checkpoint", "sources", "backbones", "stored_images", "teacher_answers"],
-    ["image_set", "image_cache", "prepare", "distillation", "runtimes", "masks"],
+    ["losses", "resuming", "image_set", "image_cache", "prepare", "distillation", "runtimes", "masks"],
     [
         "localization",
         "natural",
@@ -45,13 +48,13 @@ LAYERS = [
         "initialization",
         "outputs",
         "report",
-        "training",
+        "training_log",
         "inference",
         "preview",
     ],
-    ["pretraining_data", "scoring", "results"],
-    ["pretraining", "workloads", "watching"],
-    ["pretrain", "predict", "benchmark"],
+    ["pretraining_data", "scoring", "training", "results"],
+    ["pretraining", "workloads", "training_options", "watching"],
+    ["training_run", "pretrain", "predict", "benchmark"],
 ]
 
 
