@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from efficientad.datasets import GOOD, Sample
-from efficientad.masks import MaskSet, SampleMasks, connected_regions, read_regions
+from efficientad.masks import MaskSet, SampleMasks, connected_regions, read_defects
 from efficientad.pixel_metrics import Defect, ImageCounts, PixelHistograms, PixelMetrics, count_pixels
 
 
@@ -40,7 +40,7 @@ class Localization:
             anomaly_map: H x W float32, at the image's own size.
 
         Raises:
-            UserError: see read_regions.
+            UserError: see read_defects.
         """
         known = self._masks.samples[sample]
         own, copied = self._regions(sample, known, anomaly_map)
@@ -87,7 +87,7 @@ class Localization:
             [
                 region
                 for masks in files
-                for region in read_regions(masks, self._masks.saturations, sample.path, size)
+                for region in read_defects(masks, self._masks.saturations, sample.path, size)
             ]
             for files in ([known.own] if known.own else [], known.of_copies)
         )
