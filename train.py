@@ -85,6 +85,13 @@ def get_parser() -> argparse.ArgumentParser:
         help="of Adam; 0: off (default: %(default)s)",
     )
     group.add_argument(
+        "--target_fpr",
+        type=arguments.rate,
+        default=0.01,
+        metavar="X",
+        help="share of good images above the threshold that eval.py will take (default: %(default)s)",
+    )
+    group.add_argument(
         "--seed",
         type=arguments.non_negative_int,
         default=42,
@@ -114,6 +121,7 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="X",
         help="how often the state of the training is saved there for --resume (default: %(default)s)",
     )
+    arguments.add_on_error_argument(group)
     existing = group.add_mutually_exclusive_group()
     existing.add_argument(
         "--resume", action="store_true", help="continue an interrupted training there, with the same flags and data"
@@ -126,29 +134,53 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
-    from dataclasses import fields
+    from tabulate import tabulate
 
-    from efficientad import training_run
-    from efficientad.checkpoint import MODEL_FILE
-    from efficientad.datasets import open_dataset
+    from efficientad.categories import each_category, raise_if_failed
+    from efficientad.datasets import ALL_CATEGORIES, find_categories
     from efficientad.distributed import process_group
 
-    start = time.monotonic()
-    options = {field.name: getattr(args, field.name) for field in fields(training_run.TrainingOptions)}
     with process_group(args.device) as (rank, _):
-        dataset = open_dataset(args.dataset, arguments.dataset_path(args), args.subdataset)
-        folder = args.output_dir / "trainings" / dataset.name
-        trained = training_run.train_detector(
-            dataset, folder, training_run.TrainingOptions(**options), settings=vars(args)
-        )
-        if trained and rank == 0:
-            print(
-                f"Trained in {time.monotonic() - start:.0f} s and wrote {folder / MODEL_FILE}; "
-                f"evaluate it with: {evaluation_command(args)}"
-            )
+        if args.subdataset != ALL_CATEGORIES or args.dataset == "custom":
+            train_category(args, args.subdataset)
+            return
+        names = find_categories(args.dataset, arguments.dataset_path(args))
+        trained = each_category(names, lambda name: train_category(args, name))
+        if rank == 0:
+            headers = ["Category", "Images", "Steps", "Seconds"]
+            columns = list(zip(*trained.values(), strict=True))
+            means = [sum(column) / len(column) for column in columns]
+            rows = [[name, *values] for name, values in trained.items()]
+            print(f"\n{tabulate([*rows, ['mean', *means]], headers=headers, floatfmt='.0f')}\n")
+            raise_if_failed(names, trained)
+            print(f"Evaluate them with: {evaluation_command(args, ALL_CATEGORIES)}")
 
 
-def evaluation_command(args: argparse.Namespace) -> str:
+def train_category(args: argparse.Namespace, category: str) -> tuple[int, int, float]:
+    """Train one detector, unless that is done; returns the number of images and steps, and the seconds it took."""
+    from dataclasses import fields
+
+    from efficientad.checkpoint import MODEL_FILE
+    from efficientad.datasets import open_dataset
+    from efficientad.training_options import TrainingOptions, say
+    from efficientad.training_run import train_detector
+
+    start = time.monotonic()
+    options = TrainingOptions(**{field.name: getattr(args, field.name) for field in fields(TrainingOptions)})
+    dataset = open_dataset(args.dataset, arguments.dataset_path(args), category)
+    folder = args.output_dir / "trainings" / dataset.name
+    settings = train_detector(dataset, folder, options, {**vars(args), "subdataset": category})
+    if settings is None:
+        return 0, 0, 0.0
+    seconds = time.monotonic() - start
+    say(
+        f"Trained in {seconds:.0f} s and wrote {folder / MODEL_FILE}; "
+        f"evaluate it with: {evaluation_command(args, category)}"
+    )
+    return settings["train_images"], settings["steps"], seconds
+
+
+def evaluation_command(args: argparse.Namespace, category: str) -> str:
     """The eval.py command line for what was trained with these arguments."""
     words = [
         "python",
@@ -159,7 +191,7 @@ def evaluation_command(args: argparse.Namespace) -> str:
         str(arguments.dataset_path(args)),
     ]
     if args.dataset != "custom":
-        words += ["--subdataset", args.subdataset]
+        words += ["--subdataset", category]
     return shlex.join([*words, "--output_dir", str(args.output_dir)])
 
 

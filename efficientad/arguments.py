@@ -46,9 +46,22 @@ def ratio(text: str) -> float:
     return value
 
 
+def rate(text: str) -> float:
+    value = positive_float(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and below 1, not {text}")
+    return value
+
+
+def threshold(text: str) -> float | None:
+    """A score, or None for "auto"."""
+    return None if text == "auto" else non_negative_float(text)
+
+
 # argparse names these in "invalid ... value"
 positive_int.__name__ = non_negative_int.__name__ = "whole number"
-positive_float.__name__ = non_negative_float.__name__ = ratio.__name__ = "number"
+positive_float.__name__ = non_negative_float.__name__ = ratio.__name__ = rate.__name__ = "number"
+threshold.__name__ = "threshold"
 
 
 def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +79,8 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
         "--subdataset",
         default="bottle",
         metavar="NAME",
-        help="category of mvtec_ad, mvtec_loco or visa; a custom set has none (default: %(default)s)",
+        help="category of mvtec_ad, mvtec_loco or visa, or all for each of them; a custom set has none "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "-c",
@@ -129,6 +143,20 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> argparse._Argument
     return group
 
 
+def add_threshold_argument(group: argparse._ArgumentGroup) -> None:
+    """-T, None for "auto"."""
+    group.add_argument(
+        "-T",
+        "--threshold",
+        type=threshold,
+        default="auto",
+        metavar="X",
+        help="an image is called anomalous when its score is above it; auto: the one that train.py calibrated on "
+        "held-out good images. Scores start at 0, 25.5 is what 0.5%% of the pixels of good images exceed "
+        "(default: %(default)s)",
+    )
+
+
 def add_workers_argument(group: argparse._ArgumentGroup) -> None:
     """--num_workers."""
     group.add_argument(
@@ -137,6 +165,17 @@ def add_workers_argument(group: argparse._ArgumentGroup) -> None:
         default=min(8, os.cpu_count() or 1),
         metavar="N",
         help="threads that read images; 0: none beside the main one (default: %(default)s on this machine)",
+    )
+
+
+def add_on_error_argument(group: argparse._ArgumentGroup) -> None:
+    """--on_error."""
+    group.add_argument(
+        "--on_error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at images that cannot be read; stop: name them all and end; skip: go on as if they were not there, "
+        "and list them at the end and in skipped_files.csv (default: %(default)s)",
     )
 
 

@@ -8,7 +8,7 @@ visa        PATH/<category>/train/good, .../test/<class> (VisA's one-class layou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from efficientad.errors import UserError, require_folder
 from efficientad.images import find_images, is_data_folder, is_image_name
 
 GOOD = "good"  # the one class name that is not anomalous
+ALL_CATEGORIES = "all"  # in place of a category's name: each of them, one after another
 VALIDATION_SHARE = 0.1  # of the training images, where the set has no validation images of its own
 
 
@@ -67,31 +68,61 @@ def open_dataset(layout: str, path: Path, subdataset: str) -> Dataset:
         return Dataset(layout, path)
     root = path / subdataset
     if not root.is_dir():
-        categories = sorted(folder.name for folder in path.iterdir() if (folder / "train").is_dir())
+        categories = _categories(path)
         hint = f"choose from {', '.join(categories)}" if categories else f"nor any other; check {flag}"
         raise UserError(f"{path} has no category {subdataset!r} (--subdataset), {hint}")
     return Dataset(f"{layout}/{subdataset}", root)
 
 
-def find_training_images(dataset: Dataset, seed: int) -> TrainingSplit:
+def find_categories(layout: str, path: Path) -> list[str]:
+    """The names of all categories of one layout below `path`, in alphabetical order.
+
+    Raises:
+        UserError: the folder is missing or has none, or the layout is custom, which has no categories.
+    """
+    flag = f"--{path_argument(layout)}"
+    if layout == "custom":
+        raise UserError(f"--subdataset {ALL_CATEGORIES} is for data sets with categories, a custom one has none")
+    require_folder(path, f"give the data set's folder with {flag}, or choose another --dataset")
+    categories = _categories(path)
+    if not categories:
+        raise UserError(f"{path} has no category, that is no folder with a folder train in it; check {flag}")
+    return categories
+
+
+def _categories(path: Path) -> list[str]:
+    return sorted(folder.name for folder in path.iterdir() if (folder / "train").is_dir())
+
+
+def find_training_images(dataset: Dataset, seed: int, leave_out: Collection[str] = ()) -> TrainingSplit:
     """The good training images, split for validation by the data set itself or else by `seed`.
+
+    Args:
+        leave_out: paths of images that count as if they were not there.
 
     Raises:
         UserError: no train folder, anything but good images in it, or fewer than two of them.
     """
     folder = _training_folder(dataset)
-    images = find_images(folder)
+    images = _find_images_but(folder, leave_out)
+    readable = "readable " if leave_out else ""
     if (dataset.root / "validation").is_dir():
         own_validation = dataset.root / "validation" / GOOD
-        validation = find_images(own_validation) if own_validation.is_dir() else []
+        validation = _find_images_but(own_validation, leave_out) if own_validation.is_dir() else []
         if not images or not validation:
             empty = own_validation if images else folder
-            raise UserError(f"{empty} holds no images; a set with a validation folder needs good images in both")
+            raise UserError(
+                f"{empty} holds no {readable}images; a set with a validation folder needs good images in both"
+            )
         return TrainingSplit(images, validation)
     if len(images) < 2:
-        count = "only one image" if images else "no images"
+        count = f"only one {readable}image" if images else f"no {readable}images"
         raise UserError(f"{folder} holds {count}; training needs at least two good images, better hundreds")
     return split_validation(images, seed)
+
+
+def _find_images_but(folder: Path, leave_out: Collection[str]) -> list[Path]:
+    return [path for path in find_images(folder) if str(path) not in leave_out]
 
 
 def split_validation(images: Sequence[Path], seed: int) -> TrainingSplit:

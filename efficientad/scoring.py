@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from efficientad.datasets import Sample
+from efficientad.images import UnreadableImageError
 from efficientad.inference import Prediction, predict
 from efficientad.maps import resize_map, write_side_by_side, write_tiff
-from efficientad.networks import EfficientAD
 from efficientad.parallel import parallel_map
 from efficientad.report import ScoredSample
+from efficientad.runtimes import Detector
 
 
 def score_samples(
-    model: EfficientAD,
+    detector: Detector,
     samples: Sequence[Sample],
     map_files: Mapping[Sample, Path],
     threshold: float,
     batch_size: int,
     workers: int,
-    device: torch.device,
-    precision: str,
+    pass_over: Callable[[UnreadableImageError], None] | None = None,
 ) -> Iterator[ScoredSample]:
     """Scores in the order of the samples; when one is there, its map is written.
 
@@ -31,6 +29,7 @@ def score_samples(
         map_files: for every sample the .tiff or .jpg file of its map, or nothing at all.
         threshold: only for the colours of a .jpg.
         workers: threads that read ahead, and as many that write.
+        pass_over: see predict.
 
     Raises:
         UserError: see predict.
@@ -47,5 +46,5 @@ def score_samples(
                 write_side_by_side(map_files[sample], prediction.image, anomaly_map, threshold)
         return ScoredSample(sample, prediction.digest, prediction.score)
 
-    predictions = predict(model, samples, batch_size, workers, device, precision, keep_images=pictures)
+    predictions = predict(detector, samples, batch_size, workers, pictures, pass_over)
     return parallel_map(write, predictions, workers)

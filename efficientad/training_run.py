@@ -3,81 +3,39 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from efficientad import checkpoint, device, normalization
+from efficientad import bad_files, checkpoint, device, normalization
 from efficientad.atomic_file import write_text_atomically
+from efficientad.calibration import describe_calibration
 from efficientad.datasets import Dataset, TrainingSplit, find_training_images
 from efficientad.distributed import rank, ranks, wait_for_ranks
 from efficientad.errors import UserError
 from efficientad.image_set import ImageSet
+from efficientad.images import read_image
 from efficientad.initialization import initialize_network, solve_student
 from efficientad.locks import lock_folder
 from efficientad.natural import natural_batches
 from efficientad.networks import EfficientAD
-from efficientad.recipes import DEFAULT_EPOCHS, RECIPES
+from efficientad.recipes import RECIPES
 from efficientad.resuming import compare_images, read_state
 from efficientad.stored_images import StoredImage, find_stored_images
 from efficientad.teacher_answers import TeacherAnswers
-from efficientad.training import Training, TrainingPlan
+from efficientad.training import Training
+from efficientad.training_options import MAY_DIFFER, TrainingOptions, make_plan, report_start, say
 
 STATE_FILE = "checkpoint.pt"
-FEW_IMAGES_SEEN = 1000
 NATURAL_CACHE_SHARE = 0.25  # of what the training images leave; the teacher's answers save more and get the rest
 
-# Settings that do not change the result, or whose effect is compared itself (images, teacher, steps)
-_MAY_DIFFER = {
-    "cache_gb",
-    "checkpoint_minutes",
-    "custom_dataset_path",
-    "device",
-    "epochs",
-    "machine",
-    "mvtec_ad_path",
-    "mvtec_loco_path",
-    "num_workers",
-    "output_dir",
-    "overwrite",
-    "resume",
-    "teacher",
-    "train_steps",
-    "visa_path",
-    "weights",
-}
 
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """What a user can choose; the names are those of train.py's flags."""
-
-    epochs: int | None  # at most one of epochs and train_steps
-    train_steps: int | None
-    batch_size: int
-    model_size: str
-    weights: Path | None  # of the teacher; None: the shipped one
-    imagenet_train_path: list[Path]
-    recipe: str
-    lr: float | None  # None: the recipe's
-    weight_decay: float
-    seed: int
-    device: str
-    precision: str
-    num_workers: int
-    cache_gb: float
-    checkpoint_minutes: float
-    deterministic: bool
-    resume: bool
-    overwrite: bool
-
-
-def train_detector(dataset: Dataset, folder: Path, options: TrainingOptions, settings: Mapping[str, Any]) -> bool:
+def train_detector(
+    dataset: Dataset, folder: Path, options: TrainingOptions, settings: Mapping[str, Any]
+) -> dict | None:
     """Train a detector and write it to model.pt in `folder`, with its log and settings.
 
     Of several ranks all must call it; the first one writes and tells.
@@ -87,7 +45,7 @@ def train_detector(dataset: Dataset, folder: Path, options: TrainingOptions, set
             when a training is resumed.
 
     Returns:
-        whether there was anything to do: a finished training is not resumed.
+        the settings and what was found of the data; None if the training to be resumed is finished.
 
     Raises:
         UserError: a model or an interrupted training is in the way, the data cannot be used, or it is not what
@@ -97,26 +55,25 @@ def train_detector(dataset: Dataset, folder: Path, options: TrainingOptions, set
     state_file = folder / STATE_FILE
     resuming = options.resume and state_file.exists()
     if not resuming and not _may_begin(folder, options):
-        return False
+        return None
     with lock_folder(folder) if rank() == 0 else nullcontext():
         wait_for_ranks()  # so that the first one has the lock, or fails alone
         run = _Run(dataset, folder, options, settings, resuming)
         with _naming_the_state(state_file):
             run.fit()
             if rank() == 0:
-                checkpoint.save_model(run.model, folder / checkpoint.MODEL_FILE, run.settings)
-                state_file.unlink(missing_ok=True)
+                run.save()
         wait_for_ranks()
-    return True
+    return run.settings
 
 
 def _may_begin(folder: Path, options: TrainingOptions) -> bool:
     model_file, state_file = folder / checkpoint.MODEL_FILE, folder / STATE_FILE
     if options.resume:
         if model_file.exists():
-            _say(f"{folder} already holds a trained model: nothing to resume")
+            say(f"{folder} already holds a trained model: nothing to resume")
             return False
-        _say(f"{folder} holds no {STATE_FILE}: nothing to resume, beginning anew")
+        say(f"{folder} holds no {STATE_FILE}: nothing to resume, beginning anew")
     elif not options.overwrite:
         if state_file.exists():
             raise UserError(
@@ -159,12 +116,12 @@ class _Run:
         if options.deterministic:
             device.compute_deterministically()
         precision = device.resolve_precision(options.precision, compute)
-        split = find_training_images(dataset, options.seed)
+        split = self._split(dataset)
         if len(split.train) < ranks():
             raise UserError(f"{len(split.train)} training images are too few for {ranks()} processes; start fewer")
         self.model, teacher = _start_model(options)
         stored = find_stored_images(options.imagenet_train_path)
-        self._plan = _make_plan(options, len(split.train), compute, precision)
+        self._plan = make_plan(options, len(split.train), compute, precision)
         facts = {
             "train_images": len(split.train),
             "validation_images": len(split.validation),
@@ -175,13 +132,23 @@ class _Run:
             "teacher": str(teacher),
             "processes": ranks(),
         }
-        _report_start(dataset.name, options, facts)
+        report_start(dataset.name, options, facts)
         self.settings = json.loads(json.dumps({**settings, **facts}, default=str))
         self._state = self._read_state() if resuming else None
         self._load_images(dataset, split, stored)
 
+    def _split(self, dataset: Dataset) -> TrainingSplit:
+        options = self._options
+        split = find_training_images(dataset, options.seed)
+        self.skipped = []
+        if options.on_error == "skip":
+            paths = [*split.train, *split.validation]
+            self.skipped = bad_files.find_unreadable(paths, read_image, options.num_workers)
+            split = find_training_images(dataset, options.seed, leave_out={bad.name for bad in self.skipped})
+        return split
+
     def _read_state(self) -> dict:
-        compared = {key: value for key, value in self.settings.items() if key not in _MAY_DIFFER}
+        compared = {key: value for key, value in self.settings.items() if key not in MAY_DIFFER}
         state = read_state(self._state_file, "a training", "augmentation", compared)
         for name, tensor in self.model.teacher.state_dict().items():
             if not torch.equal(tensor, state["model"][f"teacher.{name}"]):
@@ -229,7 +196,7 @@ class _Run:
         )
         if self._state:
             training.restore(self._state)
-            _say(f"Resuming after {self._state['step']} of {plan.steps} steps")
+            say(f"Resuming after {self._state['step']} of {plan.steps} steps")
         else:
             if rank() == 0:
                 self._state_file.unlink(missing_ok=True)  # of a run that is not to be resumed
@@ -241,6 +208,20 @@ class _Run:
         normalization.fit_map_quantiles(model, images, self._held_out, precision)
         if self._recipe.weighed_maps:
             normalization.fit_map_weights(model, images, self._held_out, precision)
+        normalization.fit_calibration(model, images, self._held_out, precision, self._options.target_fpr)
+        say(describe_calibration(model.calibration, len(self._held_out)))
+
+    def save(self) -> None:
+        """Write the model, and remove the state; list the images that were passed over."""
+        checkpoint.save_model(self.model, self._folder / checkpoint.MODEL_FILE, self.settings)
+        self._state_file.unlink(missing_ok=True)
+        if self._options.on_error == "skip":
+            bad_files.write_skipped(self._folder, self.skipped)
+            say(bad_files.describe_skipped(self._folder, self.skipped))
+        else:
+            (self._folder / bad_files.SKIPPED_FILE).unlink(
+                missing_ok=True
+            )  # of the training that this one replaces
 
 
 def _start_model(options: TrainingOptions) -> tuple[EfficientAD, Path]:
@@ -253,42 +234,3 @@ def _start_model(options: TrainingOptions) -> tuple[EfficientAD, Path]:
     if rank() > 0:
         torch.manual_seed(options.seed + 1_000_003 * rank())  # all begin alike, but each has its own dropout
     return model, checkpoint.load_teacher_weights(model, options.weights)
-
-
-def _make_plan(options: TrainingOptions, images: int, compute: torch.device, precision: str) -> TrainingPlan:
-    recipe = RECIPES[options.recipe]
-    steps_per_epoch = math.ceil(images / (options.batch_size * ranks()))
-    return TrainingPlan(
-        steps=options.train_steps or (options.epochs or DEFAULT_EPOCHS) * steps_per_epoch,
-        batch_size=options.batch_size,
-        lr=options.lr or recipe.lr,
-        autoencoder_lr=recipe.autoencoder_lr * (options.lr or recipe.lr),
-        weight_decay=options.weight_decay,
-        schedule=recipe.schedule,
-        device=compute,
-        precision=precision,
-        seed=options.seed,
-    )
-
-
-def _report_start(name: str, options: TrainingOptions, facts: Mapping[str, Any]) -> None:
-    """Print what is going to happen, and a warning where it will be too little."""
-    penalty = f"{facts['natural_images']} natural images" if facts["natural_images"] else "off"
-    _say(f"Data set {name}: {facts['train_images']} good images, {facts['validation_images']} more held out")
-    steps = f"{facts['steps']} steps of batch size {options.batch_size}"
-    if ranks() > 1:
-        steps += f" on each of {ranks()} processes"
-    _say(f"EfficientAD {options.model_size}, {steps}, penalty {penalty}, recipe {options.recipe}")
-    _say(f"Using {facts['machine']}")
-    _say(f"Teacher {facts['teacher']}")
-    seen = facts["steps"] * min(options.batch_size * ranks(), facts["train_images"])
-    if seen < FEW_IMAGES_SEEN:
-        advice = f"below {FEW_IMAGES_SEEN} the maps stay weak; raise --epochs or --train_steps"
-        if options.recipe == "paper":
-            advice += ", or take --recipe fast"
-        _say(f"Note: only about {seen} images will be seen; {advice}")
-
-
-def _say(line: str) -> None:
-    if rank() == 0:
-        print(line, flush=True)
