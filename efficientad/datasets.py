@@ -75,14 +75,12 @@ def open_dataset(layout: str, path: Path, subdataset: str) -> Dataset:
 
 
 def find_categories(layout: str, path: Path) -> list[str]:
-    """The names of all categories of one layout below `path`, in alphabetical order.
+    """The names of all categories of a layout that has them, below `path`, in alphabetical order.
 
     Raises:
-        UserError: the folder is missing or has none, or the layout is custom, which has no categories.
+        UserError: the folder is missing or has none.
     """
     flag = f"--{path_argument(layout)}"
-    if layout == "custom":
-        raise UserError(f"--subdataset {ALL_CATEGORIES} is for data sets with categories, a custom one has none")
     require_folder(path, f"give the data set's folder with {flag}, or choose another --dataset")
     categories = _categories(path)
     if not categories:

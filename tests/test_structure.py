@@ -41,7 +41,7 @@ LAYERS = [
     ["staging", "tensors", "datasets", "checkpoint", "sources", "backbones", "stored_images", "teacher_answers"],
     ["losses", "resuming", "image_set", "image_cache", "prepare", "distillation", "runtimes"],
     ["natural", "normalization", "initialization", "outputs", "report", "training_log", "inference", "preview"],
-    ["pretraining_data", "scoring", "results", "training"],
+    ["pretraining_data", "scoring", "results", "training", "category_summary"],
     ["pretraining", "workloads", "watching", "training_options"],
     ["training_run"],
     ["pretrain", "predict", "benchmark"],
