@@ -68,6 +68,14 @@ class Localization:
         if located.in_set:
             self._overall.add(located.in_set)
 
+    def merge(self, other: Localization) -> None:
+        """Add all that another process counted of the same set."""
+        self._defective += other._defective
+        self._left_out += other._left_out
+        for name, histograms in other._classes.items():
+            self._classes.setdefault(name, PixelHistograms()).merge(histograms)
+        self._overall.merge(other._overall)
+
     def metrics(self) -> PixelMetrics:
         """The rows over all that was added."""
         good = [self._classes[GOOD]] if GOOD in self._classes else []
