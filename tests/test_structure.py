@@ -32,8 +32,8 @@ LAYERS = [
     layer.split()
     for layer in (
         "atomic_file errors",
-        "arguments augmentation calibration csv_file curves distributed locks measuring output_layer parallel recipes "
-        "signals",
+        "arguments augmentation calibration csv_file curves distributed locks measuring output_layer parallel "
+        "recipes signals",
         "coco device images maps metrics networks pixel_metrics regions sweep torch_file",
         "bad_files categories",
         "backbones checkpoint datasets exported pictures sources staging stored_images teacher_answers tensors "
