@@ -60,6 +60,11 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="results go to DIR/anomaly_maps/<data set>/test (default: %(default)s)",
     )
+    group.add_argument(
+        "--no_report",
+        action="store_true",
+        help="do without report.html, the page with pictures, charts and a threshold to move (default: write it)",
+    )
     return parser
 
 
@@ -67,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
     from tqdm import tqdm
 
-    from efficientad import checkpoint, device, outputs, report
+    from efficientad import checkpoint, device, html_report, outputs, pictures, report
     from efficientad.datasets import find_test_samples, open_dataset
     from efficientad.scoring import score_samples
 
@@ -84,6 +89,10 @@ def main(args: argparse.Namespace) -> None:
     suffix = {"tiff": ".tiff", "jpg": ".jpg", "none": None}[args.map_format]
     maps = dict(zip(samples, outputs.map_names(samples, suffix), strict=True)) if suffix else {}
     names = [*maps.values(), report.SCORES_FILE, report.MISMATCH_FILE, report.METRICS_FILE]
+    sizes = None
+    if not args.no_report:
+        names.append(html_report.REPORT_FILE)
+        sizes = pictures.plan_pictures(len(samples))
     stale = outputs.claim_files(folder, names)
     print(f"Data set {dataset.name}: {len(samples)} test images, threshold {args.threshold:g}")
     print(f"Model {weights_dir} ({model.model_size}), {device.describe(compute, precision)}", flush=True)
@@ -92,7 +101,7 @@ def main(args: argparse.Namespace) -> None:
     scored = list(
         tqdm(
             score_samples(
-                model, samples, files, args.threshold, args.batch_size, args.num_workers, compute, precision
+                model, samples, files, args.threshold, args.batch_size, args.num_workers, compute, precision, sizes
             ),
             desc="Evaluating",
             total=len(samples),
@@ -105,12 +114,20 @@ def main(args: argparse.Namespace) -> None:
     report.write_scores(folder / report.SCORES_FILE, scored, args.threshold)
     mismatches = report.write_mismatches(folder / report.MISMATCH_FILE, scored, args.threshold)
     report.write_metrics(folder / report.METRICS_FILE, evaluation, facts)
+    if sizes:
+        command = arguments.command_line(get_parser(), args)
+        run = html_report.describe_run(
+            dataset, model, weights_dir, device.describe(compute, precision), command, evaluation
+        )
+        html_report.write_report(folder / html_report.REPORT_FILE, scored, maps, evaluation, run)
     outputs.release_files(folder, stale, names)
     print(f"\n{report.format_tables(evaluation, auc_by_class=args.dataset == 'mvtec_loco')}\n")
     print(
         f"Label and score disagree on {mismatches} images, most suspicious first: {folder / report.MISMATCH_FILE}"
     )
     print(f"{'Maps, scores' if maps else 'Scores'} and metrics are in {folder}")
+    if sizes:
+        print(f"All of it to look at, in a browser: {folder / html_report.REPORT_FILE}")
 
 
 if __name__ == "__main__":

@@ -141,6 +141,7 @@ def main(args: argparse.Namespace) -> None:
     from efficientad.networks import EfficientAD
     from efficientad.stored_images import find_stored_images
     from efficientad.teacher_answers import TeacherAnswers
+    from efficientad.training_chart import draw_training
 
     start = time.monotonic()
     dataset = open_dataset(args.dataset, arguments.dataset_path(args), args.subdataset)
@@ -177,6 +178,7 @@ def main(args: argparse.Namespace) -> None:
         "lr": plan.lr,
         "machine": device.describe(compute, precision),
         "teacher": str(teacher_file),
+        "command": arguments.command_line(get_parser(), args),
     }
     report_start(dataset.name, args, facts)
 
@@ -202,6 +204,7 @@ def main(args: argparse.Namespace) -> None:
     if recipe.weighed_maps:
         normalization.fit_map_weights(model, images, held_out, precision)
     checkpoint.save_model(model, folder / checkpoint.MODEL_FILE, json.loads(settings))
+    draw_training(folder / "log.csv", folder / "training.png")
     print(
         f"Trained in {time.monotonic() - start:.0f} s and wrote {folder / checkpoint.MODEL_FILE}; "
         f"evaluate it with: {evaluation_command(args)}"

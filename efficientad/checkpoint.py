@@ -138,6 +138,7 @@ def _load_own(path: Path) -> EfficientAD:
         state = contents["state_dict"]
         if contents.get("calibration"):
             model.calibration = Calibration(**contents["calibration"])
+        model.provenance = {**contents["training"], "versions": contents["versions"]}
         if contents["version"] == 1:
             state = {**state, "map_weights": torch.tensor(EQUAL_MAP_WEIGHTS)}
     except (KeyError, TypeError, ValueError) as error:

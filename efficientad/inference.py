@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,7 @@ class Prediction:
     digest: str  # SHA-256 of the file's bytes
     image_size: tuple[int, int]  # width and height of the upright image
     image: Image.Image | None  # upright RGB at its own size, where asked for
+    thumbnail: bytes | None  # where asked for
     score: float  # the largest value of the map, float32
     anomaly_map: np.ndarray  # S x S float32, 0-255 scale
 
@@ -43,6 +44,7 @@ class _Loaded:
     digest: str
     image_size: tuple[int, int]
     image: Image.Image | None
+    thumbnail: bytes | None
     pixels: Tensor  # uint8, 3 x S x S
 
 
@@ -54,6 +56,7 @@ def predict(
     device: torch.device,
     precision: str,
     keep_images: bool = False,
+    make_thumbnail: Callable[[Image.Image], bytes] | None = None,
 ) -> Iterator[Prediction]:
     """Predictions in the order of the samples; at most a few batches are in memory at once.
 
@@ -61,6 +64,7 @@ def predict(
         model: in eval mode, on `device`.
         workers: threads that read images ahead.
         keep_images: give the predictions their images, which may be large.
+        make_thumbnail: what remains of an image otherwise; called in the threads that read.
 
     Raises:
         UserError: images are unreadable. From the first one on nothing more is predicted, but all
@@ -74,7 +78,9 @@ def predict(
         except UnreadableImageError as error:
             return str(error)
         pixels = to_square(image, model.image_size)
-        return _Loaded(sample, hashlib.sha256(data).hexdigest(), image.size, image if keep_images else None, pixels)
+        thumbnail = make_thumbnail(image) if make_thumbnail else None
+        kept = image if keep_images else None
+        return _Loaded(sample, hashlib.sha256(data).hexdigest(), image.size, kept, thumbnail, pixels)
 
     pending: tuple[list[_Loaded], Tensor] | None = None
     for batch in _batches(parallel_map(load, samples, workers), batch_size):
@@ -119,4 +125,6 @@ def _finish(batch: list[_Loaded], anomaly_maps: Tensor) -> Iterator[Prediction]:
             raise UserError(
                 f"the score of {loaded.sample.path} is not finite; try --precision fp32, or train again"
             )
-        yield Prediction(loaded.sample, loaded.digest, loaded.image_size, loaded.image, score, anomaly_map)
+        yield Prediction(
+            loaded.sample, loaded.digest, loaded.image_size, loaded.image, loaded.thumbnail, score, anomaly_map
+        )

@@ -14,6 +14,7 @@ from tabulate import tabulate
 from efficientad.csv_file import write_csv
 from efficientad.datasets import Sample
 from efficientad.metrics import Row, class_rows, merge_copies, overall_row
+from efficientad.pictures import Picture
 
 SCORES_FILE = "scores.csv"
 MISMATCH_FILE = "mismatch_samples.csv"
@@ -27,6 +28,7 @@ class ScoredSample:
     sample: Sample
     digest: str
     score: float
+    picture: Picture | None = None  # for report.html
 
     def is_mismatch(self, threshold: float) -> bool:
         """Whether label and decision disagree: a missed defect, a false alarm, or a wrong label."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from efficientad.datasets import Sample
+from efficientad.ground_truth import find_masks
 from efficientad.inference import Prediction, predict
 from efficientad.maps import resize_map, write_side_by_side, write_tiff
 from efficientad.networks import EfficientAD
 from efficientad.parallel import parallel_map
+from efficientad.pictures import Picture, PictureSizes, encode_map, encode_mask, encode_thumbnail
 from efficientad.report import ScoredSample
 
 
@@ -24,6 +27,7 @@ def score_samples(
     workers: int,
     device: torch.device,
     precision: str,
+    sizes: PictureSizes | None = None,
 ) -> Iterator[ScoredSample]:
     """Scores in the order of the samples; when one is there, its map is written.
 
@@ -31,6 +35,7 @@ def score_samples(
         map_files: for every sample the .tiff or .jpg file of its map, or nothing at all.
         threshold: only for the colours of a .jpg.
         workers: threads that read ahead, and as many that write.
+        sizes: of the pictures to make for a report, or None for none.
 
     Raises:
         UserError: see predict.
@@ -45,7 +50,19 @@ def score_samples(
                 write_tiff(map_files[sample], anomaly_map)
             else:
                 write_side_by_side(map_files[sample], prediction.image, anomaly_map, threshold)
-        return ScoredSample(sample, prediction.digest, prediction.score)
+        picture = _picture(prediction, sizes) if sizes else None
+        return ScoredSample(sample, prediction.digest, prediction.score, picture)
 
-    predictions = predict(model, samples, batch_size, workers, device, precision, keep_images=pictures)
+    make_thumbnail = partial(encode_thumbnail, sizes=sizes) if sizes else None
+    predictions = predict(model, samples, batch_size, workers, device, precision, pictures, make_thumbnail)
     return parallel_map(write, predictions, workers)
+
+
+def _picture(prediction: Prediction, sizes: PictureSizes) -> Picture:
+    masks = find_masks(prediction.sample)
+    return Picture(
+        prediction.image_size,
+        prediction.thumbnail,
+        encode_map(prediction.anomaly_map, sizes.map_side),
+        encode_mask(masks, prediction.image_size, sizes.thumbnail_side // 2),
+    )

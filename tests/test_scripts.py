@@ -53,7 +53,7 @@ def test_training_says_what_it_does_and_what_to_do_next(tmp_path, dataset_folder
 
 def test_training_leaves_its_settings_and_log(output):
     folder = output / "trainings" / "custom"
-    assert sorted(path.name for path in folder.iterdir()) == ["args.json", "log.csv", "model.pt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["args.json", "log.csv", "model.pt", "training.png"]
     settings = json.loads((folder / "args.json").read_text())
     assert (settings["steps"], settings["batch_size"], settings["seed"], settings["lr"]) == (2, 5, 42, 1e-4)
     assert torch.load(folder / "model.pt", weights_only=True)["training"] == settings
@@ -110,7 +110,10 @@ def test_layouts_with_categories(tmp_path, tiny_teacher, layout, capsys):
     assert (tmp_path / "out" / "trainings" / layout / "nut" / "model.pt").is_file()
     folder = tmp_path / "out" / "anomaly_maps" / layout / "nut" / "test"
     files = {path.name for path in folder.iterdir()}
-    assert files == {"scores.csv", "metrics.json", "mismatch_samples.csv", "written_files.json"}
+    tables = {"scores.csv", "metrics.json", "mismatch_samples.csv", "written_files.json"}
+    assert files == {*tables, "report.html"}
+    evaluate(*words, "-f", "none", "--no_report")
+    assert {path.name for path in folder.iterdir()} == tables
     assert ("Image auc of logical_anomalies: " in printed) == loco
 
 
@@ -150,6 +153,7 @@ def test_evaluating_again_replaces_its_own_files_and_no_others(output, dataset_f
         "good/notes.txt",
         "metrics.json",
         "mismatch_samples.csv",
+        "report.html",
         "scores.csv",
         "written_files.json",
     ]

@@ -1,0 +1,240 @@
+"""report.html: an evaluation in one file that a browser shows without a network or any other file."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import os
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import torch
+
+import efficientad
+from efficientad.arguments import path_argument
+from efficientad.calibration import RATE_INTERVAL, Calibration
+from efficientad.datasets import GOOD, Dataset, Sample
+from efficientad.networks import EfficientAD
+from efficientad.pictures import MAP_FLOOR, MAP_LEVELS, PAGE_BYTES, REPORT_BYTES, TEXT_BYTES
+from efficientad.report import Evaluation, ScoredSample
+
+REPORT_FILE = "report.html"
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_SCRIPTS = ("pictures.js", "charts.js", "report.js")
+_KEPT_FORMAT_LETTERS = "\u200c\u200d"  # Persian and Indic words and emoji need these joiners
+_UNPRINTED = {"Cc", "Cs", "Zl", "Zp", "Cf"}  # control, broken Unicode, line breaks, invisible and reordering
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a report tells of the run beside its scores."""
+
+    title: str
+    test_folder: Path
+    facts: Sequence[tuple[str, str]]  # label and value
+    commands: Sequence[tuple[str, str]]  # what it does and the command line
+    calibration: Calibration | None
+
+
+def write_report(
+    path: Path,
+    scored: Sequence[ScoredSample],
+    maps: Mapping[Sample, str],
+    evaluation: Evaluation,
+    run: Run,
+) -> None:
+    """Write the page.
+
+    Args:
+        scored: with pictures. Where those of all images would make the page too large, the least suspicious ones
+            are left out.
+        maps: for each sample the file of its map, relative to the page's folder; empty where none were written.
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    script = "\n".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in _SCRIPTS)
+    script = f'"use strict";\n(() => {{\n{script}}})();\n'
+    data = _page_data(path.parent, scored, maps, evaluation, run)
+    loader = jinja2.FileSystemLoader(_TEMPLATES)
+    template = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(
+        "report.html"
+    )
+    page = template.render(
+        title=visible(run.title),
+        facts=[(label, visible(value)) for label, value in run.facts],
+        commands=[(label, visible(command)) for label, command in run.commands],
+        style=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        # the page's own script may run and no other, should a hostile name ever get through the escaping
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        data=data,
+    )
+    path.write_text(page, encoding="utf-8", newline="\n")
+
+
+def visible(text: str) -> str:
+    """The text with control letters, and such as reorder or hide others, as escapes; broken bytes as \\xff."""
+    return "".join(
+        letter
+        if unicodedata.category(letter) not in _UNPRINTED or letter in _KEPT_FORMAT_LETTERS
+        else _escaped(letter)
+        for letter in text
+    )
+
+
+def _escaped(letter: str) -> str:
+    code = ord(letter)
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else ascii(letter)[1:-1]
+
+
+def describe_run(
+    dataset: Dataset, model: EfficientAD, weights_dir: Path, machine: str, command: str, evaluation: Evaluation
+) -> Run:
+    """The facts of an evaluation with a loaded model, as far as its file tells them.
+
+    Args:
+        machine: device and precision, for people.
+        command: the command line of the evaluation.
+    """
+    known = model.provenance
+    training = (
+        f"{known.get('steps')} steps of batch size {known.get('batch_size')}, learning rate {known.get('lr')}"
+    )
+    versions = [("now", efficientad.__version__, torch.__version__)]
+    if "versions" in known:
+        versions.append(("when it was trained", *known["versions"].values()))
+    facts = [
+        ("Evaluated", datetime.now().strftime("%Y-%m-%d %H:%M")),
+        ("Test images", _test_fact(dataset, evaluation)),
+        ("Model", f"EfficientAD {model.model_size} in {weights_dir}"),
+        (
+            "Map weights",
+            "student and teacher {:.2f}, autoencoder and student {:.2f}".format(*model.map_weights.tolist()),
+        ),
+        ("Evaluated with", machine),
+        ("Versions", "; ".join(f"{when}: efficientad {own}, torch {torchs}" for when, own, torchs in versions)),
+    ]
+    if model.calibration:
+        facts.append(("Held-out good images", _calibration_fact(model.calibration)))
+    commands = [("Evaluate again", command)]
+    if "steps" in known:
+        counts = f"{known.get('train_images')} good images, {known.get('validation_images')} more held out"
+        source = known.get(path_argument(known.get("dataset", "custom")))
+        natural = f", {known['natural_images']} natural images" if known.get("natural_images") else ""
+        facts += [
+            ("Trained on", f"{counts}{natural}, from {source}"),
+            ("Training", f"{training}, recipe {known.get('recipe')}, seed {known.get('seed')}"),
+            ("Trained with", str(known.get("machine"))),
+            ("Teacher", str(known.get("teacher"))),
+        ]
+    if "command" in known:
+        commands.insert(0, ("Train again", known["command"]))
+    title = dataset.root.resolve().name if dataset.name == "custom" else dataset.name
+    return Run(title, dataset.root / "test", facts, commands, model.calibration)
+
+
+def _test_fact(dataset: Dataset, evaluation: Evaluation) -> str:
+    good = sum(row.count for row in evaluation.classes if row.name == GOOD)
+    count, kinds = evaluation.overall.count, sum(row.name != GOOD for row in evaluation.classes)
+    classes = f"{kinds} {'class' if kinds == 1 else 'classes'}"
+    text = f"{count}: {good} good, {count - good} defective in {classes}, from {dataset.root / 'test'}"
+    if evaluation.distinct:
+        distinct = evaluation.distinct
+        text += f"; {distinct.count} distinct ones, with an AUROC of {100 * distinct.auroc:.2f} %"
+    return text
+
+
+def _calibration_fact(calibration: Calibration) -> str:
+    """The held-out good images and the threshold they give, in a sentence."""
+    low, high = calibration.rate_interval
+    tail = ", extrapolated beyond the highest score" if calibration.extrapolated else ""
+    return (
+        f"{len(calibration.scores)} scores; {100 * calibration.target_fpr:g} % false alarms are expected at "
+        f"threshold {calibration.threshold:.4g} (between {100 * low:.2g} and {100 * high:.2g} % with a "
+        f"probability of {100 * RATE_INTERVAL:g} %{tail})"
+    )
+
+
+def _page_data(
+    folder: Path, scored: Sequence[ScoredSample], maps: Mapping[Sample, str], evaluation: Evaluation, run: Run
+) -> dict[str, Any]:
+    """What the page's script works on: numbers, strings and lists only."""
+    classes = sorted(evaluation.classes, key=lambda row: row.name != GOOD)  # good first
+    numbers = {row.name: number for number, row in enumerate(classes)}
+    illustrated = _within_budget(scored, evaluation.threshold)
+    images = []
+    for index, item in enumerate(scored):
+        sample = item.sample
+        row = [
+            numbers[sample.class_name],
+            visible(sample.image_name),
+            item.score,
+            _link(f"{sample.class_name}/{sample.image_name}"),
+            _link(maps[sample]) if sample in maps else "",
+        ]
+        if index in illustrated:
+            picture = item.picture
+            thumbnail = base64.b64encode(picture.thumbnail).decode()
+            row += [*picture.image_size, thumbnail, picture.anomaly_map, picture.mask]
+        images.append(row)
+    calibration = run.calibration
+    return {
+        "key": hashlib.sha256("".join(item.digest for item in scored).encode()).hexdigest()[:16],
+        "threshold": evaluation.threshold,
+        "classes": [[visible(row.name), _number(row.auroc)] for row in classes],
+        "good": numbers.get(GOOD),
+        "auroc": _number(evaluation.overall.auroc),
+        "images": images,
+        "test_folder": visible(str(run.test_folder)),
+        "test_link": _folder_link(run.test_folder, folder),
+        "held_out": list(calibration.scores) if calibration else [],
+        "held_out_threshold": calibration.threshold if calibration else None,
+        "map_levels": MAP_LEVELS,
+        "map_floor": MAP_FLOOR,
+    }
+
+
+def _within_budget(scored: Sequence[ScoredSample], threshold: float) -> set[int]:
+    """Indices of the images whose pictures fit into REPORT_BYTES, the most suspicious first."""
+
+    def suspicion(index: int) -> float:
+        item = scored[index]
+        return threshold - item.score if item.sample.is_anomalous else item.score - threshold
+
+    room = REPORT_BYTES - PAGE_BYTES - TEXT_BYTES * len(scored)
+    chosen = set()
+    for index in sorted(range(len(scored)), key=suspicion, reverse=True):
+        picture = scored[index].picture
+        if picture is None:
+            continue
+        room -= 4 * len(picture.thumbnail) // 3 + len(picture.anomaly_map) + len(picture.mask)
+        if room < 0:
+            break
+        chosen.add(index)
+    return chosen
+
+
+def _link(path: str) -> str:
+    """A relative path as a link; bytes that are not UTF-8 stay what they are."""
+    return quote(os.fsencode(path))
+
+
+def _folder_link(target: Path, folder: Path) -> str:
+    """The link from a page in `folder` to another folder; relative, so that both can move together."""
+    try:
+        return _link(Path(os.path.relpath(target.resolve(), folder.resolve())).as_posix())
+    except ValueError:  # another drive
+        return target.resolve().as_uri()
+
+
+def _number(value: float) -> float | None:
+    """JSON has no nan."""
+    return None if math.isnan(value) else value
