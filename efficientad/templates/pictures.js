@@ -136,6 +136,26 @@ function maskOutline(text, canvas) {
   return outline;
 }
 
+// Paints only what is on the screen, and the rest when it gets there: a step of the slider stays cheap.
+const onScreen = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    target.isOnScreen = isIntersecting;
+    if (isIntersecting) target.paint?.();
+  }
+}, { rootMargin: "100px" });
+
+function paintWhenSeen(target, paint) {
+  target.paint = () => {
+    target.paint = null;
+    paint();
+  };
+  if (target.isOnScreen) target.paint();
+  else if (target.isOnScreen === undefined) {
+    target.isOnScreen = false;
+    onScreen.observe(target);
+  }
+}
+
 // A frame with the picture(s) of one kind: "image", "heat" or "overlay". repaint(threshold) follows the slider.
 function pictureFrame(image, kind, data, finest = FINEST_PICTURE) {
   const frame = element("span", { class: "frame" });

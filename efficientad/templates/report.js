@@ -252,7 +252,7 @@ function suspectRow(image, group) {
     element("span", { class: "what" }, element("bdi", { class: "name" }, image.name), element("bdi", { class: "chip" }, image.kind), status));
   const refresh = () => {
     status.replaceChildren(`score ${short(image.score)}, margin ${signed(margin(image))} `, badge(image));
-    picture.repaint(threshold);
+    paintWhenSeen(item, () => picture.repaint(threshold));
   };
   refresh();
   return { item, refresh };
@@ -310,12 +310,11 @@ function showGallery() {
     next.disabled = page === pages - 1;
     position.textContent = `Page ${page + 1} of ${pages}`;
   }
-  const visible = listed.slice(page * PAGE, (page + 1) * PAGE);
   const kinds = byId("view").value === "all" ? ["image", "heat", "overlay"] : [byId("view").value];
-  const signature = `${kinds}:${visible.map((image) => image.index)}`;
-  if (signature !== showGallery.signature) {
-    showGallery.signature = signature;
-    cards = visible.map((image) => buildCard(image, kinds));
+  const before = cards;
+  const reusable = new Map(cards.filter((card) => card.kinds === String(kinds)).map((card) => [card.image, card]));
+  cards = listed.slice(page * PAGE, (page + 1) * PAGE).map((image) => reusable.get(image) || buildCard(image, kinds));
+  if (cards.length !== before.length || cards.some((card, index) => card !== before[index])) {
     byId("grid").replaceChildren(...cards.map((card) => card.item));
     byId("grid").className = `grid ${kinds.length > 1 ? "wide" : "narrow"}`;
   }
@@ -331,9 +330,9 @@ function buildCard(image, kinds) {
     element("p", { class: "caption" }, element("bdi", { class: "name", title: image.name }, image.name), element("bdi", { class: "chip" }, image.kind)), status);
   const refresh = () => {
     status.replaceChildren(element("span", {}, `score ${short(image.score)}`), badge(image));
-    for (const picture of pictures) picture.repaint(threshold);
+    paintWhenSeen(item, () => pictures.forEach((picture) => picture.repaint(threshold)));
   };
-  return { item, refresh };
+  return { image, kinds: String(kinds), item, refresh };
 }
 
 const pagers = [...document.querySelectorAll("main .pager")].map((host) => {
