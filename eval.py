@@ -15,8 +15,9 @@ def get_parser() -> argparse.ArgumentParser:
         "-w",
         "--weights_dir",
         type=Path,
-        metavar="DIR",
-        help="folder of the training (default: where train.py puts it for this --output_dir and data set)",
+        metavar="PATH",
+        help="folder of the training, or a file of efficientad.export (default: where train.py puts it for this "
+        "--output_dir and data set)",
     )
     group.add_argument(
         "-m",
@@ -25,14 +26,14 @@ def get_parser() -> argparse.ArgumentParser:
         help="only to make sure; the model knows its size (default: not checked)",
     )
     group = parser.add_argument_group("evaluation")
+    arguments.add_threshold_argument(group)
     group.add_argument(
-        "-T",
-        "--threshold",
+        "--thresholds",
         type=arguments.non_negative_float,
-        default=80.0,
+        nargs="+",
+        default=[],
         metavar="X",
-        help="an image is called anomalous when its score is above it; scores start at 0, 25.5 is what 0.5%% of "
-        "the pixels of good images exceed, 255 is far out but no limit (default: %(default)s)",
+        help="also print the tables for each of these (default: none)",
     )
     group.add_argument(
         "-b",
@@ -52,6 +53,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="tiff: float32 maps at each image's size; jpg: the image beside a heat map; none: only the "
         "tables (default: %(default)s)",
     )
+    arguments.add_on_error_argument(group)
     group.add_argument(
         "-o",
         "--output_dir",
@@ -72,36 +74,51 @@ def main(args: argparse.Namespace) -> None:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
     from tqdm import tqdm
 
-    from efficientad import checkpoint, device, html_report, outputs, pictures, report
+    from efficientad import bad_files, calibration, html_report, outputs, pictures, report
     from efficientad.datasets import find_test_samples, open_dataset
+    from efficientad.images import check_file, raise_if_unreadable
+    from efficientad.runtimes import load_detector
     from efficientad.scoring import score_samples
 
     dataset = open_dataset(args.dataset, arguments.dataset_path(args), args.subdataset)
     samples = find_test_samples(dataset)
-    compute = device.resolve_device(args.device)
-    precision = device.resolve_precision(args.precision, compute)
     weights_dir = args.weights_dir or args.output_dir / "trainings" / dataset.name
-    model = checkpoint.load_model(weights_dir, compute)
-    if args.model_size not in (None, model.model_size):
-        raise UserError(f"{weights_dir} holds a {model.model_size} model but --model_size is {args.model_size}")
+    detector = load_detector(weights_dir, args.device, args.precision)
+    if args.model_size not in (None, detector.model_size):
+        raise UserError(f"{weights_dir} holds a {detector.model_size} model but --model_size is {args.model_size}")
+    threshold, origin = calibration.choose_threshold(args.threshold, detector.calibration)
+
+    skipped = [] if args.on_error == "skip" else None
+    if skipped is None:
+        paths = [sample.path for sample in samples]
+        raise_if_unreadable(bad_files.find_unreadable(paths, check_file, args.num_workers))
 
     folder = args.output_dir / "anomaly_maps" / dataset.name / "test"
     suffix = {"tiff": ".tiff", "jpg": ".jpg", "none": None}[args.map_format]
     maps = dict(zip(samples, outputs.map_names(samples, suffix), strict=True)) if suffix else {}
     names = [*maps.values(), report.SCORES_FILE, report.MISMATCH_FILE, report.METRICS_FILE]
+    if skipped is not None:
+        names.append(bad_files.SKIPPED_FILE)
     sizes = None
     if not args.no_report:
         names.append(html_report.REPORT_FILE)
         sizes = pictures.plan_pictures(len(samples))
     stale = outputs.claim_files(folder, names)
-    print(f"Data set {dataset.name}: {len(samples)} test images, threshold {args.threshold:g}")
-    print(f"Model {weights_dir} ({model.model_size}), {device.describe(compute, precision)}", flush=True)
+    print(f"Data set {dataset.name}: {len(samples)} test images, threshold {threshold:g} ({origin})")
+    print(f"Model {weights_dir} ({detector.model_size}), {detector.description}", flush=True)
 
     files = {sample: folder / name for sample, name in maps.items()}
     scored = list(
         tqdm(
             score_samples(
-                model, samples, files, args.threshold, args.batch_size, args.num_workers, compute, precision, sizes
+                detector,
+                samples,
+                files,
+                threshold,
+                args.batch_size,
+                args.num_workers,
+                pass_over=None if skipped is None else skipped.append,
+                sizes=sizes,
             ),
             desc="Evaluating",
             total=len(samples),
@@ -109,22 +126,30 @@ def main(args: argparse.Namespace) -> None:
         )
     )
 
-    evaluation = report.evaluate_scores(scored, args.threshold)
-    facts = {"dataset": dataset.name, "weights_dir": str(weights_dir), "model_size": model.model_size}
-    report.write_scores(folder / report.SCORES_FILE, scored, args.threshold)
-    mismatches = report.write_mismatches(folder / report.MISMATCH_FILE, scored, args.threshold)
+    if skipped and not scored:
+        raise UserError(f"none of the {len(samples)} test images can be read; {skipped[0]}, for one")
+
+    evaluation = report.evaluate_scores(scored, threshold, args.thresholds)
+    facts = {"dataset": dataset.name, "weights_dir": str(weights_dir), "model_size": detector.model_size}
+    report.write_scores(folder / report.SCORES_FILE, scored, threshold)
+    mismatches = report.write_mismatches(folder / report.MISMATCH_FILE, scored, threshold)
     report.write_metrics(folder / report.METRICS_FILE, evaluation, facts)
     if sizes:
         command = arguments.command_line(get_parser(), args)
-        run = html_report.describe_run(
-            dataset, model, weights_dir, device.describe(compute, precision), command, evaluation
-        )
+        run = html_report.describe_run(dataset, detector, weights_dir, origin, command, evaluation, skipped or ())
         html_report.write_report(folder / html_report.REPORT_FILE, scored, maps, evaluation, run)
-    outputs.release_files(folder, stale, names)
+    if skipped is not None:
+        bad_files.write_skipped(folder, skipped)
+    unreadable = {error.name for error in skipped or ()}
+    lost = {name for sample, name in maps.items() if str(sample.path) in unreadable}
+    outputs.release_files(folder, stale | lost, [name for name in names if name not in lost])
     print(f"\n{report.format_tables(evaluation, auc_by_class=args.dataset == 'mvtec_loco')}\n")
+    print(f"{report.format_thresholds(evaluation)}\n")
     print(
         f"Label and score disagree on {mismatches} images, most suspicious first: {folder / report.MISMATCH_FILE}"
     )
+    if skipped is not None:
+        print(bad_files.describe_skipped(folder, skipped))
     print(f"{'Maps, scores' if maps else 'Scores'} and metrics are in {folder}")
     if sizes:
         print(f"All of it to look at, in a browser: {folder / html_report.REPORT_FILE}")

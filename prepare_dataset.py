@@ -59,7 +59,11 @@ def get_parser() -> argparse.ArgumentParser:
         default="skip",
         help="what an image of the COCO file without any annotation is (default: %(default)s)",
     )
-    group.add_argument("--skip_missing", action="store_true", help="leave out annotated images that are not there")
+    group.add_argument(
+        "--skip_missing",
+        action="store_true",
+        help="leave out annotated images that are not there; --on_error skip does so, too",
+    )
     group = parser.add_argument_group("data set")
     group.add_argument(
         "--train_ratio",
@@ -102,20 +106,25 @@ def get_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="replace an output folder that this tool made and nobody added to (default: refuse)",
     )
+    arguments.add_on_error_argument(group)
     arguments.add_workers_argument(group)
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
     # Imports after parsing: --help and a wrong flag answer at once.
-    from efficientad import prepare, preview, sources, staging
+    from efficientad import bad_files, prepare, preview, sources, staging
     from efficientad.coco import read_coco
+    from efficientad.images import UnreadableImageError
 
     check_flags(args)
     inputs = [args.labeled_dir, args.unlabeled_dir, args.defect_dir]
     staging.require_free(args.output_dir, args.overwrite, "--output_dir", inputs)
     if args.preview:
         staging.require_free(args.preview, args.overwrite, "--preview", [*inputs, args.output_dir])
+    skip = args.on_error == "skip"
+    skipped: list[UnreadableImageError] = []
+    pass_over = skipped.append if skip else None
     class_names: dict[str, str] = {}
     found: list[sources.SourceImage] = []
     if args.annotations != NONE:
@@ -126,8 +135,9 @@ def main(args: argparse.Namespace) -> None:
             args.normal_categories,
             use_names=args.folder_names == "name",
             take_unannotated=args.unannotated == "good",
-            skip_missing=args.skip_missing,
+            skip_missing=args.skip_missing or skip,
         )
+        skipped += [UnreadableImageError(str(path), "missing") for path in annotated.missing]
         found, class_names = annotated.images, annotated.class_names
         print("\n".join(annotated.notes))
     if args.unlabeled_dir != NONE:
@@ -135,13 +145,18 @@ def main(args: argparse.Namespace) -> None:
     if args.defect_dir:
         found = found + sources.find_defective(args.defect_dir)
 
-    plan = prepare.make_plan(found, prepare.look_at_files(found, args.num_workers), args.train_ratio, args.seed)
+    found, facts = prepare.look_at_files(found, args.num_workers, pass_over)
+    plan = prepare.make_plan(found, facts, args.train_ratio, args.seed)
     print("".join(f"{note}\n" for note in plan.notes), end="", flush=True)
     with staging.staged_folder(args.output_dir, args.overwrite, "--output_dir") as folder:
         prepare.write_plan(plan, folder, args.link, args.num_workers)
         if args.preview:
             with staging.staged_folder(args.preview, args.overwrite, "--preview") as drawn:
-                preview.write_previews(found, coco.categories, drawn, args.num_workers)
+                preview.write_previews(found, coco.categories, drawn, args.num_workers, pass_over)
+        if skip:
+            bad_files.write_skipped(folder, skipped)
+    if skip:
+        print(f"\n{bad_files.describe_skipped(args.output_dir, skipped)}")
     report(args, plan.counts(), class_names)
 
 

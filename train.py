@@ -108,6 +108,13 @@ def get_parser() -> argparse.ArgumentParser:
         help="of Adam; 0: off (default: %(default)s)",
     )
     group.add_argument(
+        "--target_fpr",
+        type=arguments.rate,
+        default=0.01,
+        metavar="X",
+        help="share of good images above the threshold that eval.py will take (default: %(default)s)",
+    )
+    group.add_argument(
         "--seed",
         type=arguments.non_negative_int,
         default=42,
@@ -125,6 +132,7 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="the model goes to DIR/trainings/<data set> (default: %(default)s)",
     )
+    arguments.add_on_error_argument(group)
     group.add_argument("--overwrite", action="store_true", help="replace a finished model there (default: refuse)")
     return parser
 
@@ -133,9 +141,11 @@ def main(args: argparse.Namespace) -> None:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
     import torch
 
-    from efficientad import checkpoint, device, normalization, training
+    from efficientad import bad_files, checkpoint, device, normalization, training
+    from efficientad.calibration import describe_calibration
     from efficientad.datasets import find_training_images, open_dataset
     from efficientad.image_set import ImageSet
+    from efficientad.images import read_image
     from efficientad.initialization import initialize_network, solve_student
     from efficientad.natural import natural_batches
     from efficientad.networks import EfficientAD
@@ -159,6 +169,10 @@ def main(args: argparse.Namespace) -> None:
         initialize_network(model.autoencoder)
     teacher_file = checkpoint.load_teacher_weights(model, args.weights)
     stored = find_stored_images(args.imagenet_train_path)
+    skipped = []
+    if args.on_error == "skip":
+        skipped = bad_files.find_unreadable([*split.train, *split.validation], read_image, args.num_workers)
+        split = find_training_images(dataset, args.seed, leave_out={problem.name for problem in skipped})
     plan = training.TrainingPlan(
         steps=args.train_steps or (args.epochs or DEFAULT_EPOCHS) * math.ceil(len(split.train) / args.batch_size),
         batch_size=args.batch_size,
@@ -203,8 +217,15 @@ def main(args: argparse.Namespace) -> None:
     normalization.fit_map_quantiles(model, images, held_out, precision)
     if recipe.weighed_maps:
         normalization.fit_map_weights(model, images, held_out, precision)
+    normalization.fit_calibration(model, images, held_out, precision, args.target_fpr)
+    print(describe_calibration(model.calibration, len(split.validation)))
     checkpoint.save_model(model, folder / checkpoint.MODEL_FILE, json.loads(settings))
     draw_training(folder / "log.csv", folder / "training.png")
+    if args.on_error == "skip":
+        bad_files.write_skipped(folder, skipped)
+        print(bad_files.describe_skipped(folder, skipped))
+    else:
+        (folder / bad_files.SKIPPED_FILE).unlink(missing_ok=True)  # of the training that this one replaces
     print(
         f"Trained in {time.monotonic() - start:.0f} s and wrote {folder / checkpoint.MODEL_FILE}; "
         f"evaluate it with: {evaluation_command(args)}"

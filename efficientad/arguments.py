@@ -47,9 +47,22 @@ def ratio(text: str) -> float:
     return value
 
 
+def rate(text: str) -> float:
+    value = positive_float(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and below 1, not {text}")
+    return value
+
+
+def threshold(text: str) -> float | None:
+    """A score, or None for "auto"."""
+    return None if text == "auto" else non_negative_float(text)
+
+
 # argparse names these in "invalid ... value"
 positive_int.__name__ = non_negative_int.__name__ = "whole number"
-positive_float.__name__ = non_negative_float.__name__ = ratio.__name__ = "number"
+positive_float.__name__ = non_negative_float.__name__ = ratio.__name__ = rate.__name__ = "number"
+threshold.__name__ = "threshold"
 
 
 def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,9 +126,10 @@ def dataset_path(args: argparse.Namespace) -> Path:
 def command_line(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
     """A script's command line that gives these arguments: every flag whose value is not the default."""
     words = []
+    defaults = parser.parse_args([])
     for action in parser._actions:
-        value = getattr(args, action.dest, action.default)
-        if value == action.default:
+        value = getattr(args, action.dest, None)
+        if value == getattr(defaults, action.dest, None):
             continue
         words.append(max(action.option_strings, key=len))
         if action.nargs != 0:
@@ -143,6 +157,20 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> argparse._Argument
     return group
 
 
+def add_threshold_argument(group: argparse._ArgumentGroup) -> None:
+    """-T, None for "auto"."""
+    group.add_argument(
+        "-T",
+        "--threshold",
+        type=threshold,
+        default="auto",
+        metavar="X",
+        help="an image is called anomalous when its score is above it; auto: the one that train.py calibrated on "
+        "held-out good images. Scores start at 0, 25.5 is what 0.5%% of the pixels of good images exceed "
+        "(default: %(default)s)",
+    )
+
+
 def add_workers_argument(group: argparse._ArgumentGroup) -> None:
     """--num_workers."""
     group.add_argument(
@@ -151,6 +179,17 @@ def add_workers_argument(group: argparse._ArgumentGroup) -> None:
         default=min(8, os.cpu_count() or 1),
         metavar="N",
         help="threads that read images; 0: none beside the main one (default: %(default)s on this machine)",
+    )
+
+
+def add_on_error_argument(group: argparse._ArgumentGroup) -> None:
+    """--on_error."""
+    group.add_argument(
+        "--on_error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at images that cannot be read; stop: name them all and end; skip: go on as if they were not there, "
+        "and list them at the end and in skipped_files.csv (default: %(default)s)",
     )
 
 

@@ -27,14 +27,15 @@ class Calibration:
 
 
 def calibrate(scores: Sequence[float], target_fpr: float) -> Calibration:
-    """The threshold that good images exceed at `target_fpr` in expectation.
+    """The threshold that good images exceed at the rate `target_fpr`.
 
     With n scores and n + 1 >= 1 / target_fpr it is one of the scores: the k-th smallest of n is exceeded by one
     more good image with probability 1 - k / (n + 1), whatever the distribution, and the true rate follows a beta
-    distribution. A lower rate lies beyond the highest score and is extrapolated: a score is the maximum of a map,
-    and the distribution of maxima tends to Gumbel's. Location and scale are estimated without the highest tenth;
-    how far out the threshold then must lie depends on n alone and comes from simulated Gumbel samples, so that
-    the estimates' own uncertainty counts.
+    distribution. A lower rate lies beyond the highest score and is extrapolated with an exponential tail. Good
+    images of boards and tiles kept the rate of that one, where a Gumbel or a normal tail promised too little, and
+    a tail on a logarithmic scale led to thresholds that find nothing. Location and scale are estimated without the
+    highest tenth. How many scales out the threshold lies depends on n alone and comes from simulated samples: the
+    true rate is as likely to be above the target as below it.
 
     Args:
         scores: n >= FEWEST_SCORES finite scores of good images that no network has learnt from.
@@ -52,10 +53,41 @@ def calibrate(scores: Sequence[float], target_fpr: float) -> Calibration:
     rank = int(np.ceil((count + 1) * (1 - target_fpr) - 1e-9))
     extrapolated = rank > count
     if extrapolated:
-        threshold, interval = _gumbel_threshold(ordered, target_fpr)
+        threshold, interval = _extrapolated_threshold(ordered, target_fpr)
     else:
         threshold, interval = float(ordered[max(rank, 1) - 1]), _beta_interval(count + 1 - rank, rank)
+    threshold = float(f"{threshold:.6g}")  # as tables print it, so that a user can give the same to -T
     return Calibration(tuple(ordered.tolist()), target_fpr, threshold, interval, extrapolated)
+
+
+def choose_threshold(given: float | None, calibration: Calibration | None) -> tuple[float, str]:
+    """The threshold to take, and where it comes from in words; `given` is None for the calibrated one."""
+    if given is not None:
+        return given, "given"
+    if calibration is None:
+        return DEFAULT_THRESHOLD, "the usual one: this model has no calibration"
+    return calibration.threshold, f"calibrated for {100 * calibration.target_fpr:g} % false positives"
+
+
+def describe_calibration(calibration: Calibration | None, held_out: int) -> str:
+    """A line or two for the user: the threshold, how sure it is, and on what it rests."""
+    if calibration is None:
+        return (
+            f"Threshold not calibrated: {held_out} held-out good images are too few, {FEWEST_SCORES} at least; "
+            f"eval.py will take {DEFAULT_THRESHOLD:g}"
+        )
+    low, high = (100 * rate for rate in calibration.rate_interval)
+    text = (
+        f"Threshold {calibration.threshold:g} for {100 * calibration.target_fpr:g} % false positives, from "
+        f"{held_out} held-out good images: the true rate is {low:.2g} to {high:.2g} %, with "
+        f"{100 * RATE_INTERVAL:g} % probability"
+    )
+    if calibration.extrapolated:
+        text += (
+            f"\nNote: {held_out} images cannot show a rate below {100 / (held_out + 1):.2g} %, so the threshold is "
+            "extrapolated with an exponential tail; more good images make it surer"
+        )
+    return text
 
 
 def _beta_interval(a: int, b: int) -> tuple[float, float]:
@@ -66,29 +98,19 @@ def _beta_interval(a: int, b: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _gumbel_threshold(ordered: np.ndarray, target_fpr: float) -> tuple[float, tuple[float, float]]:
-    samples = np.random.default_rng(0).gumbel(size=(_TRIALS, len(ordered)))
+def _extrapolated_threshold(ordered: np.ndarray, target_fpr: float) -> tuple[float, tuple[float, float]]:
+    samples = np.random.default_rng(0).exponential(size=(_TRIALS, len(ordered)))
     location, scale = _location_and_scale(np.sort(samples, axis=1))
-    # In units of the estimates, the threshold that a further Gumbel value exceeds at the rate, over all samples.
-    low, high = -10.0, 10.0
-    while _exceeded(location + high * scale).mean() > target_fpr:
-        high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _exceeded(location + middle * scale).mean() > target_fpr else (low, middle)
+    distance = np.median((-np.log(target_fpr) - location) / scale)  # an exponential exceeds -log(p) at the rate p
     tail = (1 - RATE_INTERVAL) / 2
-    interval = np.quantile(_exceeded(location + high * scale), [tail, 1 - tail])
+    rates = np.exp(-np.maximum(location + distance * scale, 0))
+    interval = np.quantile(rates, [tail, 1 - tail])
     own_location, own_scale = _location_and_scale(ordered)
-    return float(own_location + high * own_scale), (float(interval[0]), float(interval[1]))
-
-
-def _exceeded(values: np.ndarray) -> np.ndarray:
-    """Probability that a standard Gumbel variable is above each value."""
-    return -np.expm1(-np.exp(-np.clip(values, -700, 700)))
+    return float(own_location + distance * own_scale), (float(interval[0]), float(interval[1]))
 
 
 def _location_and_scale(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and mean difference of the lower scores, along the last axis."""
+    """Mean and half the mean difference of the lower scores, along the last axis."""
     count = ordered.shape[-1]
     kept = ordered[..., : count - max(1, int(_LEFT_OUT * count))]
     size = kept.shape[-1]

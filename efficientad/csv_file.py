@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+_FORMULA = re.compile("'*[=+@\\t\\r\\n-]")  # a cell that begins so would be computed by a spreadsheet
+
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
-    """A header line and the rows, as UTF-8; file names that are not valid UTF-8 keep their bytes."""
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    """A header line and the rows, in UTF-8, every cell as csv_cell makes it."""
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)
-        writer.writerows(rows)
+        writer.writerows(map(csv_cell, row) for row in rows)
+
+
+def csv_cell(value: object) -> str:
+    """The value as text that is safe to open anywhere.
+
+    What a spreadsheet would take for a formula gets an apostrophe in front, numbers excepted, and bytes of a file
+    name that are no UTF-8 become escapes, as in \\udcff for the byte ff.
+    """
+    text = str(value).encode("utf-8", errors="backslashreplace").decode("utf-8")
+    return f"'{text}" if _FORMULA.match(text) and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -8,7 +8,7 @@ visa        PATH/<category>/train/good, .../test/<class> (VisA's one-class layou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,25 +73,35 @@ def open_dataset(layout: str, path: Path, subdataset: str) -> Dataset:
     return Dataset(f"{layout}/{subdataset}", root)
 
 
-def find_training_images(dataset: Dataset, seed: int) -> TrainingSplit:
+def find_training_images(dataset: Dataset, seed: int, leave_out: Collection[str] = ()) -> TrainingSplit:
     """The good training images, split for validation by the data set itself or else by `seed`.
+
+    Args:
+        leave_out: paths of images that count as if they were not there.
 
     Raises:
         UserError: no train folder, anything but good images in it, or fewer than two of them.
     """
     folder = _training_folder(dataset)
-    images = find_images(folder)
+    images = _find_images_but(folder, leave_out)
+    readable = "readable " if leave_out else ""
     if (dataset.root / "validation").is_dir():
         own_validation = dataset.root / "validation" / GOOD
-        validation = find_images(own_validation) if own_validation.is_dir() else []
+        validation = _find_images_but(own_validation, leave_out) if own_validation.is_dir() else []
         if not images or not validation:
             empty = own_validation if images else folder
-            raise UserError(f"{empty} holds no images; a set with a validation folder needs good images in both")
+            raise UserError(
+                f"{empty} holds no {readable}images; a set with a validation folder needs good images in both"
+            )
         return TrainingSplit(images, validation)
     if len(images) < 2:
-        count = "only one image" if images else "no images"
+        count = f"only one {readable}image" if images else f"no {readable}images"
         raise UserError(f"{folder} holds {count}; training needs at least two good images, better hundreds")
     return split_validation(images, seed)
+
+
+def _find_images_but(folder: Path, leave_out: Collection[str]) -> list[Path]:
+    return [path for path in find_images(folder) if str(path) not in leave_out]
 
 
 def split_validation(images: Sequence[Path], seed: int) -> TrainingSplit:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -40,24 +41,29 @@ def list_some(problems: Sequence[str]) -> str:
     return list_files([*problems[:_LISTED], *([f"... and {more} more"] if more > 0 else [])])
 
 
-def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
-    """Parse the command line, run main(args), and exit: 0 done, 2 user error, 130 interrupted."""
+def run_command(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser) -> None:
+    """Parse the command line, run main(args), and exit: what main returns or 0, 2 any error, 130 interrupted."""
     args = parser.parse_args()
     sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be valid Unicode
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is half-made is cleared away, as on Ctrl-C
     try:
-        main(args)
+        status = main(args)
     except UserError as error:
-        sys.exit(_fail(parser, str(error), 2))
-    except OSError as error:  # a full disk or a forbidden folder is the user's to solve; anything else is a bug
-        if error.errno is None:
-            raise
-        where = f": {Path(error.filename)}" if isinstance(error.filename, str) else ""
-        sys.exit(_fail(parser, f"{error.strerror}{where}", 2))
+        status = _fail(parser, str(error), 2)
     except KeyboardInterrupt:
-        sys.exit(_fail(parser, "interrupted", 130))
+        status = _fail(parser, "interrupted", 130)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:  # a full disk or a forbidden folder
+            where = f": {Path(error.filename)}" if isinstance(error.filename, str) else ""
+            status = _fail(parser, f"{error.strerror}{where}", 2)
+        else:  # a bug; Python's own exit status would be 1, which is a result of predict
+            traceback.print_exc()
+            status = 2
+    if status:
+        sys.exit(status)
 
 
 def _fail(parser: argparse.ArgumentParser, message: str, status: int) -> int:
-    print(f"{parser.prog}: error: {message}", file=sys.stderr)
+    lines = "\n".join(map(printable, message.split("\n")))  # a file name may hold codes that a terminal obeys
+    print(f"{parser.prog}: error: {lines}", file=sys.stderr)
     return status

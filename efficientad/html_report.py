@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import torch
-
 import efficientad
 from efficientad.arguments import path_argument
-from efficientad.calibration import RATE_INTERVAL, Calibration
+from efficientad.calibration import Calibration, describe_calibration
 from efficientad.datasets import GOOD, Dataset, Sample
-from efficientad.networks import EfficientAD
+from efficientad.images import UnreadableImageError
 from efficientad.pictures import MAP_FLOOR, MAP_LEVELS, PAGE_BYTES, REPORT_BYTES, TEXT_BYTES
 from efficientad.report import Evaluation, ScoredSample
+from efficientad.runtimes import Detector
 
 REPORT_FILE = "report.html"
 
@@ -96,49 +95,61 @@ def _escaped(letter: str) -> str:
 
 
 def describe_run(
-    dataset: Dataset, model: EfficientAD, weights_dir: Path, machine: str, command: str, evaluation: Evaluation
+    dataset: Dataset,
+    detector: Detector,
+    weights: Path,
+    threshold_origin: str,
+    command: str,
+    evaluation: Evaluation,
+    skipped: Sequence[UnreadableImageError],
 ) -> Run:
-    """The facts of an evaluation with a loaded model, as far as its file tells them.
+    """The facts of an evaluation, and of the training as far as the detector knows it.
 
     Args:
-        machine: device and precision, for people.
+        weights: where the detector came from.
+        threshold_origin: where the threshold came from, in words.
         command: the command line of the evaluation.
+        skipped: test images that could not be read.
     """
-    known = model.provenance
-    training = (
-        f"{known.get('steps')} steps of batch size {known.get('batch_size')}, learning rate {known.get('lr')}"
-    )
-    versions = [("now", efficientad.__version__, torch.__version__)]
-    if "versions" in known:
-        versions.append(("when it was trained", *known["versions"].values()))
+    known, calibration = detector.provenance, detector.calibration
     facts = [
         ("Evaluated", datetime.now().strftime("%Y-%m-%d %H:%M")),
         ("Test images", _test_fact(dataset, evaluation)),
-        ("Model", f"EfficientAD {model.model_size} in {weights_dir}"),
-        (
-            "Map weights",
-            "student and teacher {:.2f}, autoencoder and student {:.2f}".format(*model.map_weights.tolist()),
-        ),
-        ("Evaluated with", machine),
-        ("Versions", "; ".join(f"{when}: efficientad {own}, torch {torchs}" for when, own, torchs in versions)),
+        ("Threshold", f"{evaluation.threshold:g} ({threshold_origin})"),
+        ("Model", f"EfficientAD {detector.model_size} in {weights}"),
+        ("Evaluated with", f"{detector.description}; efficientad {efficientad.__version__}"),
     ]
-    if model.calibration:
-        facts.append(("Held-out good images", _calibration_fact(model.calibration)))
+    if skipped:
+        facts.insert(2, ("Unreadable images", f"{len(skipped)}, which are not in this report"))
+    if calibration:
+        facts.append(("Calibration", describe_calibration(calibration, len(calibration.scores)).replace("\n", " ")))
     commands = [("Evaluate again", command)]
     if "steps" in known:
-        counts = f"{known.get('train_images')} good images, {known.get('validation_images')} more held out"
-        source = known.get(path_argument(known.get("dataset", "custom")))
-        natural = f", {known['natural_images']} natural images" if known.get("natural_images") else ""
-        facts += [
-            ("Trained on", f"{counts}{natural}, from {source}"),
-            ("Training", f"{training}, recipe {known.get('recipe')}, seed {known.get('seed')}"),
-            ("Trained with", str(known.get("machine"))),
-            ("Teacher", str(known.get("teacher"))),
-        ]
+        facts += _training_facts(known)
     if "command" in known:
         commands.insert(0, ("Train again", known["command"]))
     title = dataset.root.resolve().name if dataset.name == "custom" else dataset.name
-    return Run(title, dataset.root / "test", facts, commands, model.calibration)
+    return Run(title, dataset.root / "test", facts, commands, calibration)
+
+
+def _training_facts(known: Mapping[str, Any]) -> list[tuple[str, str]]:
+    natural = f", {known['natural_images']} natural images" if known.get("natural_images") else ""
+    source = known.get(path_argument(known.get("dataset", "custom")))
+    versions = ", ".join(f"{name} {version}" for name, version in known.get("versions", {}).items())
+    return [
+        (
+            "Trained on",
+            f"{known.get('train_images')} good images, {known.get('validation_images')} more held out{natural}, "
+            f"from {source}",
+        ),
+        (
+            "Training",
+            f"{known['steps']} steps of batch size {known.get('batch_size')}, learning rate {known.get('lr')}, "
+            f"recipe {known.get('recipe')}, seed {known.get('seed')}",
+        ),
+        ("Trained with", f"{known.get('machine')}; {versions}"),
+        ("Teacher", str(known.get("teacher"))),
+    ]
 
 
 def _test_fact(dataset: Dataset, evaluation: Evaluation) -> str:
@@ -150,17 +161,6 @@ def _test_fact(dataset: Dataset, evaluation: Evaluation) -> str:
         distinct = evaluation.distinct
         text += f"; {distinct.count} distinct ones, with an AUROC of {100 * distinct.auroc:.2f} %"
     return text
-
-
-def _calibration_fact(calibration: Calibration) -> str:
-    """The held-out good images and the threshold they give, in a sentence."""
-    low, high = calibration.rate_interval
-    tail = ", extrapolated beyond the highest score" if calibration.extrapolated else ""
-    return (
-        f"{len(calibration.scores)} scores; {100 * calibration.target_fpr:g} % false alarms are expected at "
-        f"threshold {calibration.threshold:.4g} (between {100 * low:.2g} and {100 * high:.2g} % with a "
-        f"probability of {100 * RATE_INTERVAL:g} %{tail})"
-    )
 
 
 def _page_data(

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -17,6 +20,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from efficientad.errors import UserError, list_files
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif"})
+
+_LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # of a whole file
 
 _TURNS = {
     5: Image.Transpose.TRANSPOSE,
@@ -27,7 +32,11 @@ _TURNS = {
 
 
 class UnreadableImageError(Exception):
-    """One file cannot be decoded as an image; the message names it."""
+    """One file cannot be decoded as an image; the message is its name and the reason."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name, self.reason = name, reason
 
 
 def is_image_name(name: str) -> bool:
@@ -43,7 +52,8 @@ def is_data_folder(name: str) -> bool:
 def find_images(folder: Path) -> list[Path]:
     """Every image under `folder` at any depth, in an order that does not depend on the file system.
 
-    Hidden files, and folders that are no data, are passed over.
+    Hidden files, and folders that are no data, are passed over. Links to folders are followed, but not in circles,
+    and no folder is looked into twice.
 
     Raises:
         OSError: a folder below cannot be listed.
@@ -52,9 +62,19 @@ def find_images(folder: Path) -> list[Path]:
     def fail(error: OSError) -> None:  # os.walk would pass over it in silence
         raise error
 
+    top = Path(os.path.realpath(folder))
+    seen = {top}
+
+    def is_new(path: str) -> bool:
+        real = Path(os.path.realpath(path))
+        new = real not in seen and not top.is_relative_to(real)
+        seen.add(real)
+        return new
+
     found = []
-    for parent, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = filter(is_data_folder, folders)
+    for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        data = sorted(filter(is_data_folder, folders))
+        folders[:] = [name for name in data if is_new(os.path.join(parent, name))]
         found += [Path(parent, name) for name in names if is_image_name(name)]
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
@@ -76,15 +96,35 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # Pillow's plugins raise almost any type on damaged files
-        raise UnreadableImageError(f"{name}: {_reason(data, error)}") from error
+        raise UnreadableImageError(name, _reason(error, empty=not data)) from error
 
 
-def _reason(data: bytes, error: Exception) -> str:
-    if not data:
+def _reason(error: Exception, empty: bool) -> str:
+    if empty:
         return "empty file"
     if isinstance(error, UnidentifiedImageError):
         return "not an image, or damaged"
     return str(error) or type(error).__name__
+
+
+def check_image(file: BinaryIO, name: str) -> None:
+    """Find the damage that is cheap to find: no image at all, too large, or a JPEG or PNG without its end.
+
+    Reads a few kilobytes, and decodes only files that seem to lack their end. Damage in the middle goes unseen.
+
+    Raises:
+        UnreadableImageError
+    """
+    size = file.seek(0, os.SEEK_END)
+    try:
+        with Image.open(file) as opened:
+            last_bytes = _LAST_BYTES.get(opened.format or "", b"")
+    except Exception as error:  # Pillow's plugins raise almost any type on damaged files
+        raise UnreadableImageError(name, _reason(error, empty=not size)) from error
+    file.seek(max(0, size - len(last_bytes)))
+    if file.read() != last_bytes:
+        file.seek(0)
+        decode_image(file.read(), name)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -133,7 +173,7 @@ def read_header(data: bytes, name: str) -> ImageHeader:
             orientation = opened.getexif().get(ExifTags.Base.Orientation, 1) if may_have_exif else 1
             return ImageHeader(opened.size, orientation if orientation in range(1, 9) else 1)
     except Exception as error:  # Pillow's plugins raise almost any type on damaged files
-        raise UnreadableImageError(f"{name}: {_reason(data, error)}") from error
+        raise UnreadableImageError(name, _reason(error, empty=not data)) from error
 
 
 def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
@@ -159,10 +199,25 @@ def read_image(path: Path) -> Image.Image:
 
 def read_bytes(path: Path) -> bytes:
     """The file's bytes, or UnreadableImageError naming it."""
+    with _open(path) as file:
+        return file.read()
+
+
+def check_file(path: Path) -> None:
+    """check_image for a file on disk; raises UnreadableImageError also when it cannot be opened."""
+    with _open(path) as file:
+        check_image(file, str(path))
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
     try:
-        return path.read_bytes()
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device could be read for ever
+            raise UnreadableImageError(str(path), "not a regular file")
+        with path.open("rb") as file:
+            yield file
     except OSError as error:
-        raise UnreadableImageError(f"{path}: {error.strerror}") from error
+        raise UnreadableImageError(str(path), error.strerror or str(error)) from error
 
 
 def resize_image(image: Image.Image, size: int) -> Image.Image:
@@ -170,8 +225,9 @@ def resize_image(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BILINEAR)
 
 
-def raise_if_unreadable(problems: Sequence[str]) -> None:
+def raise_if_unreadable(problems: Sequence[UnreadableImageError | str]) -> None:
     """End the command, naming every unreadable file, if there is one."""
     if problems:
         count = f"{len(problems)} images" if len(problems) > 1 else "1 image"
-        raise UserError(f"cannot read {count}; repair, replace or remove:{list_files(problems)}")
+        names = list_files([str(problem) for problem in problems])
+        raise UserError(f"cannot read {count}; repair, replace or remove:{names}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from efficientad.datasets import Sample
-from efficientad.device import autocast
 from efficientad.errors import UserError
 from efficientad.images import (
     UnreadableImageError,
@@ -20,9 +20,10 @@ from efficientad.images import (
     raise_if_unreadable,
     read_bytes,
 )
-from efficientad.networks import EfficientAD, anomaly_score
+from efficientad.networks import anomaly_score
 from efficientad.parallel import parallel_map
-from efficientad.tensors import to_square, to_unit_range
+from efficientad.runtimes import Detector
+from efficientad.tensors import to_square
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Prediction:
     thumbnail: bytes | None  # where asked for
     score: float  # the largest value of the map, float32
     anomaly_map: np.ndarray  # S x S float32, 0-255 scale
+    milliseconds: float  # spent on reading it, and on its share of the batch; not those it waited
 
 
 @dataclass(frozen=True)
@@ -46,58 +48,72 @@ class _Loaded:
     image: Image.Image | None
     thumbnail: bytes | None
     pixels: Tensor  # uint8, 3 x S x S
+    seconds: float  # that reading took
+
+
+@dataclass(frozen=True)
+class _Started:
+    """A batch that the detector works on, or has worked on."""
+
+    batch: list[_Loaded]
+    anomaly_maps: Tensor
+    seconds: float  # so far
 
 
 def predict(
-    model: EfficientAD,
+    detector: Detector,
     samples: Sequence[Sample],
     batch_size: int,
     workers: int,
-    device: torch.device,
-    precision: str,
     keep_images: bool = False,
+    pass_over: Callable[[UnreadableImageError], None] | None = None,
     make_thumbnail: Callable[[Image.Image], bytes] | None = None,
 ) -> Iterator[Prediction]:
     """Predictions in the order of the samples; at most a few batches are in memory at once.
 
     Args:
-        model: in eval mode, on `device`.
         workers: threads that read images ahead.
         keep_images: give the predictions their images, which may be large.
+        pass_over: is told of each unreadable image, which then has no prediction; None: they are an error.
         make_thumbnail: what remains of an image otherwise; called in the threads that read.
 
     Raises:
-        UserError: images are unreadable. From the first one on nothing more is predicted, but all
-            remaining files are read, so that the error names every bad one.
+        UserError: images are unreadable, and pass_over is None. From the first one on nothing more is predicted,
+            but all remaining files are read, so that the error names every bad one.
     """
 
-    def load(sample: Sample) -> _Loaded | str:
+    def load(sample: Sample) -> _Loaded | UnreadableImageError:
+        start = time.perf_counter()
         try:
             data = read_bytes(sample.path)
             image = decode_image(data, str(sample.path))
         except UnreadableImageError as error:
-            return str(error)
-        pixels = to_square(image, model.image_size)
+            return error
+        pixels = to_square(image, detector.image_size)
         thumbnail = make_thumbnail(image) if make_thumbnail else None
-        kept = image if keep_images else None
-        return _Loaded(sample, hashlib.sha256(data).hexdigest(), image.size, kept, thumbnail, pixels)
+        kept, digest = image if keep_images else None, hashlib.sha256(data).hexdigest()
+        return _Loaded(sample, digest, image.size, kept, thumbnail, pixels, time.perf_counter() - start)
 
-    pending: tuple[list[_Loaded], Tensor] | None = None
-    for batch in _batches(parallel_map(load, samples, workers), batch_size):
-        started = (batch, _start(model, batch, device, precision))
+    pending: _Started | None = None
+    for batch in _batches(parallel_map(load, samples, workers), batch_size, pass_over):
+        started = _start(detector, batch)
         if pending:
-            yield from _finish(*pending)  # a GPU is at work on the next batch meanwhile
+            yield from _finish(pending)  # a GPU is at work on the next batch meanwhile
         pending = started
     if pending:
-        yield from _finish(*pending)
+        yield from _finish(pending)
 
 
-def _batches(items: Iterator[_Loaded | str], batch_size: int) -> Iterator[list[_Loaded]]:
-    unreadable: list[str] = []
+def _batches(
+    items: Iterator[_Loaded | UnreadableImageError],
+    batch_size: int,
+    pass_over: Callable[[UnreadableImageError], None] | None,
+) -> Iterator[list[_Loaded]]:
+    unreadable: list[UnreadableImageError] = []
     batch: list[_Loaded] = []
     for loaded in items:
-        if isinstance(loaded, str):
-            unreadable.append(loaded)
+        if isinstance(loaded, UnreadableImageError):
+            (pass_over or unreadable.append)(loaded)
         elif not unreadable:
             batch.append(loaded)
             if len(batch) == batch_size:
@@ -108,23 +124,30 @@ def _batches(items: Iterator[_Loaded | str], batch_size: int) -> Iterator[list[_
         yield batch
 
 
-@torch.inference_mode()
-def _start(model: EfficientAD, batch: list[_Loaded], device: torch.device, precision: str) -> Tensor:
-    pixels = torch.stack([loaded.pixels for loaded in batch])
-    if device.type == "cuda":
-        pixels = pixels.pin_memory()  # else the copy would wait for the batch before
-    with autocast(device, precision):
-        return model(to_unit_range(pixels.to(device, non_blocking=True)))
+def _start(detector: Detector, batch: list[_Loaded]) -> _Started:
+    start = time.perf_counter()
+    anomaly_maps = detector(torch.stack([loaded.pixels for loaded in batch]))
+    return _Started(batch, anomaly_maps, time.perf_counter() - start)
 
 
-def _finish(batch: list[_Loaded], anomaly_maps: Tensor) -> Iterator[Prediction]:
-    anomaly_maps = anomaly_maps.cpu()
+def _finish(started: _Started) -> Iterator[Prediction]:
+    start = time.perf_counter()
+    anomaly_maps = started.anomaly_maps.cpu()
     scores = anomaly_score(anomaly_maps).tolist()
-    for loaded, score, anomaly_map in zip(batch, scores, anomaly_maps[:, 0].numpy(), strict=True):
+    share = (started.seconds + time.perf_counter() - start) / len(started.batch)
+    for loaded, score, anomaly_map in zip(started.batch, scores, anomaly_maps[:, 0].numpy(), strict=True):
         if not np.isfinite(score):
             raise UserError(
                 f"the score of {loaded.sample.path} is not finite; try --precision fp32, or train again"
             )
+        milliseconds = 1000 * (loaded.seconds + share)
         yield Prediction(
-            loaded.sample, loaded.digest, loaded.image_size, loaded.image, loaded.thumbnail, score, anomaly_map
+            loaded.sample,
+            loaded.digest,
+            loaded.image_size,
+            loaded.image,
+            loaded.thumbnail,
+            score,
+            anomaly_map,
+            milliseconds,
         )

@@ -10,6 +10,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 JPG_QUALITY = 90
+_LARGEST_JPG = 65_500  # pixels on a side; libjpeg writes no more
 _SMALLEST_SOFTNESS = 1e-6
 
 
@@ -43,9 +44,17 @@ def write_tiff(path: Path, anomaly_map: np.ndarray) -> None:
 
 
 def write_side_by_side(path: Path, image: Image.Image, anomaly_map: np.ndarray, threshold: float) -> None:
-    """Write a JPG of the RGB image with the heat map of its H x W map to its right."""
+    """Write a JPG of the RGB image with the heat map of its H x W map to its right, smaller if it must be."""
     heat_map = Image.fromarray(jet(heat_levels(anomaly_map, threshold)))
     both = Image.new("RGB", (2 * image.width, image.height))
     both.paste(image, (0, 0))
     both.paste(heat_map, (image.width, 0))
+    both.thumbnail((_LARGEST_JPG, _LARGEST_JPG))  # changes nothing but what is larger
     both.save(path, quality=JPG_QUALITY)
+
+
+def write_overlay(path: Path, image: Image.Image, anomaly_map: np.ndarray, threshold: float) -> None:
+    """Write a JPG of the RGB image under the heat map of its H x W map, the more opaque the higher its level."""
+    levels = heat_levels(anomaly_map, threshold)[..., None]
+    pixels = np.asarray(image) + levels * (jet(levels[..., 0]).astype(np.float32) - np.asarray(image))
+    Image.fromarray(np.rint(pixels).astype(np.uint8)).save(path, quality=JPG_QUALITY)

@@ -11,7 +11,7 @@ import os
 import random
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -24,6 +24,7 @@ from efficientad.errors import UserError, list_some
 from efficientad.images import (
     ImageHeader,
     UnreadableImageError,
+    check_image,
     raise_if_unreadable,
     read_bytes,
     read_header,
@@ -69,24 +70,41 @@ class Plan:
         return first | {folder: counts[folder] for folder in sorted(counts, key=_natural_order)}
 
 
-def look_at_files(sources: Sequence[SourceImage], workers: int) -> list[FileFacts]:
-    """Read every source once for its hash and header.
+def look_at_files(
+    sources: Sequence[SourceImage], workers: int, pass_over: Callable[[UnreadableImageError], None] | None = None
+) -> tuple[list[SourceImage], list[FileFacts]]:
+    """Read every source once for its hash and header, and find the damage that is cheap to find.
+
+    Args:
+        pass_over: is told of each unreadable image, which is then left out; None: they are an error.
+
+    Returns:
+        The readable sources and what is known of each.
 
     Raises:
-        UserError: naming every file that cannot be read or is no image.
+        UserError: naming every file that cannot be read or is no image, and pass_over is None.
     """
 
-    def look(source: SourceImage) -> FileFacts | str:
+    def look(source: SourceImage) -> FileFacts | UnreadableImageError:
+        name = str(source.path)
         try:
             data = read_bytes(source.path)
-            return FileFacts(hashlib.sha256(data).hexdigest(), read_header(data, str(source.path)))
+            check_image(io.BytesIO(data), name)
+            return FileFacts(hashlib.sha256(data).hexdigest(), read_header(data, name))
         except UnreadableImageError as error:
-            return str(error)
+            return error
 
     looks = tqdm(parallel_map(look, sources, workers), desc="Reading", total=len(sources), unit="image")
-    facts = list(looks)
-    raise_if_unreadable([problem for problem in facts if isinstance(problem, str)])
-    return facts
+    unreadable: list[UnreadableImageError] = []
+    readable, facts = [], []
+    for source, found in zip(sources, looks, strict=True):
+        if isinstance(found, UnreadableImageError):
+            (pass_over or unreadable.append)(found)
+        else:
+            readable.append(source)
+            facts.append(found)
+    raise_if_unreadable(unreadable)
+    return readable, facts
 
 
 def make_plan(sources: Sequence[SourceImage], facts: Sequence[FileFacts], train_ratio: float, seed: int) -> Plan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from PIL import Image, ImageDraw, ImageFont
@@ -87,25 +87,40 @@ def _write_name(
     pen.text((x + 1, y), name, font=font, fill=(0, 0, 0) if luma > 128 else (255, 255, 255))
 
 
-def write_previews(sources: Sequence[SourceImage], categories: dict[int, str], folder: Path, workers: int) -> None:
+def write_previews(
+    sources: Sequence[SourceImage],
+    categories: dict[int, str],
+    folder: Path,
+    workers: int,
+    pass_over: Callable[[UnreadableImageError], None] | None = None,
+) -> None:
     """A JPG of every annotated source in the empty `folder`, and a manifest.csv of them.
 
+    Args:
+        pass_over: is told of each image that cannot be decoded, which then has no preview; None: they are an error.
+
     Raises:
-        UserError: naming every image that cannot be decoded.
+        UserError: naming every image that cannot be decoded, and pass_over is None.
     """
     annotated = [source for source in sources if source.annotations]
     names = distinct_names([PurePosixPath(source.name).name for source in annotated])
 
-    def write(item: tuple[SourceImage, str]) -> ManifestRow | str:
+    def write(item: tuple[SourceImage, str]) -> ManifestRow | UnreadableImageError:
         source, name = item
         path = folder / PurePosixPath(name).with_suffix(".jpg")
         try:
             draw_annotations(source, categories).save(path, quality=_JPG_QUALITY)
         except UnreadableImageError as error:
-            return str(error)
+            return error
         return ManifestRow(source.path.absolute(), path.name, hashlib.sha256(path.read_bytes()).hexdigest())
 
     done = parallel_map(write, list(zip(annotated, names, strict=True)), workers)
-    rows = list(tqdm(done, desc="Drawing annotations", total=len(annotated), unit="image"))
-    raise_if_unreadable([problem for problem in rows if isinstance(problem, str)])
+    unreadable: list[UnreadableImageError] = []
+    rows = []
+    for row in tqdm(done, desc="Drawing annotations", total=len(annotated), unit="image"):
+        if isinstance(row, UnreadableImageError):
+            (pass_over or unreadable.append)(row)
+        else:
+            rows.append(row)
+    raise_if_unreadable(unreadable)
     write_manifest(folder, rows)

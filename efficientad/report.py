@@ -13,8 +13,10 @@ from tabulate import tabulate
 
 from efficientad.csv_file import write_csv
 from efficientad.datasets import Sample
+from efficientad.errors import printable
 from efficientad.metrics import Row, class_rows, merge_copies, overall_row
 from efficientad.pictures import Picture
+from efficientad.sweep import SweepRow, sweep_thresholds
 
 SCORES_FILE = "scores.csv"
 MISMATCH_FILE = "mismatch_samples.csv"
@@ -43,9 +45,13 @@ class Evaluation:
     classes: list[Row]
     overall: Row
     distinct: Row | None  # over distinct images, where some stand in several classes
+    sweep: list[SweepRow]  # of this and of other informative thresholds
+    others: list[Evaluation]  # at the further thresholds that were asked for
 
 
-def evaluate_scores(scored: Sequence[ScoredSample], threshold: float) -> Evaluation:
+def evaluate_scores(
+    scored: Sequence[ScoredSample], threshold: float, other_thresholds: Sequence[float] = ()
+) -> Evaluation:
     """All rows for the scored images (at least one)."""
     y_true = np.array([item.sample.is_anomalous for item in scored])
     y_score = np.array([item.score for item in scored])
@@ -59,6 +65,8 @@ def evaluate_scores(scored: Sequence[ScoredSample], threshold: float) -> Evaluat
         classes=class_rows(names, y_true, y_score, threshold),
         overall=overall_row(y_true, y_score, threshold),
         distinct=distinct,
+        sweep=sweep_thresholds(y_true, y_score, threshold),
+        others=[evaluate_scores(scored, other) for other in other_thresholds],
     )
 
 
@@ -71,14 +79,14 @@ def format_tables(evaluation: Evaluation, auc_by_class: bool = False) -> str:
     headers = ["Class", "Accuracy", "Precision", "Recall", "Num Samples"]
     classes = [[*_cells(row), row.auroc] for row in evaluation.classes]
     lines = [
-        tabulate(classes, headers=[*headers, "AUROC"], floatfmt=".4f"),
+        tabulate(classes, headers=[*headers, "AUROC"], floatfmt=".4f", disable_numparse=[0]),
         "",
-        tabulate([_cells(evaluation.overall)], headers=headers, floatfmt=".4f"),
+        tabulate([_cells(evaluation.overall)], headers=headers, floatfmt=".4f", disable_numparse=[0]),
         _auc_line(evaluation),
     ]
     if auc_by_class:
         anomalous = [row for row in evaluation.classes if not math.isnan(row.auroc)]
-        lines += [f"Image auc of {row.name}: {100 * row.auroc:.4f}" for row in anomalous]
+        lines += [f"Image auc of {printable(row.name)}: {100 * row.auroc:.4f}" for row in anomalous]
     if evaluation.distinct:
         row = evaluation.distinct
         lines.append(
@@ -88,8 +96,26 @@ def format_tables(evaluation: Evaluation, auc_by_class: bool = False) -> str:
     return "\n".join(lines)
 
 
+def format_thresholds(evaluation: Evaluation) -> str:
+    """What further thresholds decide: the tables of those asked for, then a short sweep."""
+    parts = [f"Threshold {other.threshold:g}:\n{format_tables(other)}\n" for other in evaluation.others]
+    headers = ["Threshold", "Accuracy", "Precision", "Recall", "F1", "False positives", "What it is"]
+    rows = [
+        [
+            f"{row.threshold:g}",
+            *(f"{value:.4f}" for value in (row.accuracy, row.precision, row.recall, row.f1)),
+            f"{row.false_positive_rate:.4f}",
+            "; ".join(row.notes),
+        ]
+        for row in evaluation.sweep
+    ]
+    align = ("decimal", *["right"] * 5, "left")
+    table = tabulate(rows, headers=headers, colalign=align, disable_numparse=True)
+    return "\n".join([*parts, "Other thresholds on these images:", table])
+
+
 def _cells(row: Row) -> list:
-    return [row.name, row.accuracy, row.precision, row.recall, row.count]
+    return [printable(row.name), row.accuracy, row.precision, row.recall, row.count]
 
 
 def _auc_line(evaluation: Evaluation) -> str:

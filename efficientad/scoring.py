@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from efficientad.datasets import Sample
 from efficientad.ground_truth import find_masks
+from efficientad.images import UnreadableImageError
 from efficientad.inference import Prediction, predict
 from efficientad.maps import resize_map, write_side_by_side, write_tiff
-from efficientad.networks import EfficientAD
 from efficientad.parallel import parallel_map
 from efficientad.pictures import Picture, PictureSizes, encode_map, encode_mask, encode_thumbnail
 from efficientad.report import ScoredSample
+from efficientad.runtimes import Detector
 
 
 def score_samples(
-    model: EfficientAD,
+    detector: Detector,
     samples: Sequence[Sample],
     map_files: Mapping[Sample, Path],
     threshold: float,
     batch_size: int,
     workers: int,
-    device: torch.device,
-    precision: str,
+    pass_over: Callable[[UnreadableImageError], None] | None = None,
     sizes: PictureSizes | None = None,
 ) -> Iterator[ScoredSample]:
     """Scores in the order of the samples; when one is there, its map is written.
@@ -35,6 +33,7 @@ def score_samples(
         map_files: for every sample the .tiff or .jpg file of its map, or nothing at all.
         threshold: only for the colours of a .jpg.
         workers: threads that read ahead, and as many that write.
+        pass_over: see predict.
         sizes: of the pictures to make for a report, or None for none.
 
     Raises:
@@ -54,7 +53,7 @@ def score_samples(
         return ScoredSample(sample, prediction.digest, prediction.score, picture)
 
     make_thumbnail = partial(encode_thumbnail, sizes=sizes) if sizes else None
-    predictions = predict(model, samples, batch_size, workers, device, precision, pictures, make_thumbnail)
+    predictions = predict(detector, samples, batch_size, workers, pictures, pass_over, make_thumbnail)
     return parallel_map(write, predictions, workers)
 
 

@@ -37,6 +37,7 @@ class AnnotatedImages:
 
     images: list[SourceImage]
     class_names: dict[str, str]  # defect class folder -> category name
+    missing: list[Path]  # annotated images that are not there
     notes: list[str]
 
 
@@ -67,7 +68,8 @@ def find_annotated(
     notes = [*coco.notes, _describe_normal(coco.categories, normal), *_suspect_part_labels(coco, normal)]
 
     by_path: dict[Path, tuple[str, list[CocoImage]]] = {}  # a file may have several entries
-    for name, path, image in _locate(coco, folder, skip_missing, notes):
+    located, missing = _locate(coco, folder, skip_missing, notes)
+    for name, path, image in located:
         by_path.setdefault(path, (name, []))[1].append(image)
     images, unannotated = [], 0
     for path, (name, entries) in by_path.items():
@@ -84,7 +86,7 @@ def find_annotated(
         what = "taken as good" if take_unannotated else "left out; --unannotated good takes them as good"
         notes.append(f"{unannotated} images have no annotations: {what}")
     images.sort(key=lambda image: image.name)
-    return AnnotatedImages(images, {folders[key]: coco.categories[key] for key in defects}, notes)
+    return AnnotatedImages(images, {folders[key]: coco.categories[key] for key in defects}, missing, notes)
 
 
 def find_normal_categories(categories: dict[int, str], wanted: Sequence[str] | None) -> set[int]:
@@ -161,8 +163,10 @@ def _find_below(folder: Path, flag: str) -> list[Path]:
     return images
 
 
-def _locate(coco: CocoSet, folder: Path, skip_missing: bool, notes: list[str]) -> list[tuple[str, Path, CocoImage]]:
-    """Name, path and entry of every image that is there, none of them outside the folder."""
+def _locate(
+    coco: CocoSet, folder: Path, skip_missing: bool, notes: list[str]
+) -> tuple[list[tuple[str, Path, CocoImage]], list[Path]]:
+    """Name, path and entry of every image that is there, none of them outside the folder; and the missing."""
     root = os.path.realpath(folder)
     located, missing, outside, unusual = [], [], [], []
     for image in coco.images:
@@ -173,7 +177,7 @@ def _locate(coco: CocoSet, folder: Path, skip_missing: bool, notes: list[str]) -
         if _leaves(path, root):
             outside.append(repr(image.file_name))
         elif not _exists(path):
-            missing.append(str(path))
+            missing.append(path)
         elif not is_image_name(path.name):
             unusual.append(str(path))
         else:
@@ -183,7 +187,7 @@ def _locate(coco: CocoSet, folder: Path, skip_missing: bool, notes: list[str]) -
     if missing and not skip_missing:
         raise UserError(
             f"{_count(missing, 'annotated image')} missing; check that --labeled_dir is the folder that the "
-            f"file names start from, or leave them out with --skip_missing:{list_some(missing)}"
+            f"file names start from, or leave them out with --skip_missing:{list_some([*map(str, missing)])}"
         )
     if unusual:
         raise UserError(
@@ -191,10 +195,10 @@ def _locate(coco: CocoSet, folder: Path, skip_missing: bool, notes: list[str]) -
             f"{', '.join(sorted(IMAGE_SUFFIXES))}:{list_some(unusual)}"
         )
     if missing:
-        notes.append(f"{_count(missing, 'annotated image')} missing and left out:{list_some(missing)}")
+        notes.append(f"{_count(missing, 'annotated image')} missing and left out:{list_some([*map(str, missing)])}")
     if not located:
         raise UserError(f"{folder} holds none of the annotated images; check --labeled_dir")
-    return located
+    return located, missing
 
 
 def _leaves(path: Path, root: str) -> bool:

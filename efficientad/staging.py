@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from efficientad.csv_file import write_csv
+from efficientad.bad_files import SKIPPED_FILE
+from efficientad.csv_file import csv_cell, write_csv
 from efficientad.errors import UserError
 
 MANIFEST_FILE = "manifest.csv"
@@ -68,7 +69,10 @@ def require_free(folder: Path, overwrite: bool, flag: str, apart_from: Iterable[
     if own is None:
         raise UserError(f"{folder} was not made by this tool and is not overwritten; choose another {flag}")
     files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    foreign = sorted({path.relative_to(folder).as_posix() for path in files} - own)
+    cells: dict[str, list[str]] = {}  # the manifest has the names as csv_cell makes them
+    for name in (path.relative_to(folder).as_posix() for path in files):
+        cells.setdefault(csv_cell(name), []).append(name)
+    foreign = sorted(names[-1] for cell, names in cells.items() if cell not in own or len(names) > 1)
     if foreign:
         raise UserError(
             f"{folder} is not overwritten: this tool did not write {len(foreign)} of its files, {foreign[0]} for "
@@ -77,16 +81,16 @@ def require_free(folder: Path, overwrite: bool, flag: str, apart_from: Iterable[
 
 
 def _own_files(folder: Path) -> set[str] | None:
-    """What the folder's manifest accounts for; None where there is no manifest."""
+    """What the folder's manifest accounts for, as csv_cell writes it; None where there is no manifest."""
     try:
-        with (folder / MANIFEST_FILE).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with (folder / MANIFEST_FILE).open(newline="", encoding="utf-8") as file:
             rows = list(csv.reader(file))
-    except (OSError, csv.Error):
+    except (OSError, ValueError, csv.Error):
         return None
     if not rows or rows[0] != _MANIFEST_HEADER or any(len(row) != len(_MANIFEST_HEADER) for row in rows):
         return None
     images = {row[1] for row in rows[1:]}
-    return {*images, *filter(None, map(mask_name, images)), MANIFEST_FILE, COUNTS_FILE}
+    return {*images, *filter(None, map(mask_name, images)), MANIFEST_FILE, COUNTS_FILE, SKIPPED_FILE}
 
 
 @contextmanager

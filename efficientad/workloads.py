@@ -14,12 +14,12 @@ from torch import Tensor
 
 from efficientad.augmentation import augment
 from efficientad.datasets import Sample
-from efficientad.device import autocast
 from efficientad.images import read_image
 from efficientad.maps import write_side_by_side, write_tiff
 from efficientad.measuring import count_flops
 from efficientad.networks import EfficientAD, anomaly_score
 from efficientad.parallel import parallel_map
+from efficientad.runtimes import TorchDetector
 from efficientad.scoring import score_samples
 from efficientad.tensors import to_square, to_unit_range
 from efficientad.training import Learner, TrainingPlan
@@ -82,11 +82,8 @@ class Workloads:
         """uint8 images on the host to maps and scores on the host, and the plain way."""
         pixels = self._pixels(batch_size)
 
-        @torch.inference_mode()
         def run() -> None:
-            self._model.eval()
-            with autocast(self.device, self.precision):
-                maps = self._model(to_unit_range(pixels.to(self.device)))
+            maps = TorchDetector(self._model.eval(), self.device, self.precision)(pixels)
             anomaly_score(maps).tolist()
             maps.cpu()
 
@@ -131,9 +128,8 @@ class Workloads:
                 pass
 
         def evaluate(suffix: str) -> None:
-            self._model.eval()
-            options = (_THRESHOLD, batch_size, self.workers, self.device, self.precision)
-            for _ in score_samples(self._model, samples, maps[suffix], *options):
+            detector = TorchDetector(self._model.eval(), self.device, self.precision)
+            for _ in score_samples(detector, samples, maps[suffix], _THRESHOLD, batch_size, self.workers):
                 pass
 
         return {

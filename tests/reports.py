@@ -1,7 +1,9 @@
 """Reports of made-up evaluations: scores and names as a test wants them, small drawn pictures."""
 
 import hashlib
+import json
 import os
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,27 @@ from efficientad.datasets import Sample
 from efficientad.html_report import REPORT_FILE, Run, write_report
 from efficientad.pictures import Picture, encode_map, encode_thumbnail, plan_pictures
 from efficientad.report import ScoredSample, evaluate_scores
+
+
+class Page(HTMLParser):
+    """A report as a browser's parser sees it: every tag with its attributes, and the data of its script."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.json, self._in_json = [], "", False
+        self.feed(path.read_text(encoding="utf-8"))
+        self.data = json.loads(self.json)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._in_json = tag == "script" and dict(attrs).get("id") == "data"
+
+    def handle_endtag(self, tag):
+        self._in_json = False
+
+    def handle_data(self, data):
+        if self._in_json:
+            self.json += data
 
 
 def blob_map(score, centre=(100, 160), radius=40):

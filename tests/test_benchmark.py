@@ -78,6 +78,12 @@ def test_works_take_turns():
     assert times[0] >= 0.02 > times[1]
 
 
+def test_long_works_run_once():
+    calls = []
+    times = time_side_by_side([lambda: (calls.append(0), time.sleep(0.02)), lambda: calls.append(1)], 0.002, CPU)
+    assert calls == [0, 1] and times[0] >= 0.02 > times[1]
+
+
 def test_flops_of_a_convolution():
     layer, image = nn.Conv2d(3, 5, 4), torch.zeros(1, 3, 10, 10)
     assert count_flops(lambda: layer(image)) == 2 * 5 * 7 * 7 * 3 * 4 * 4

@@ -1,9 +1,7 @@
 """The pictures of a report, and what stands in its file; tests/test_report_page.py opens it in a browser."""
 
 import io
-import json
 import os
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -24,28 +22,7 @@ from efficientad.pictures import (
     encode_thumbnail,
     plan_pictures,
 )
-from reports import make_report, scored_images
-
-
-class Page(HTMLParser):
-    """Every tag of a page with its attributes, and the text of the JSON block."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.tags, self.json, self._in_json = [], "", False
-        self.feed(path.read_text(encoding="utf-8"))
-        self.data = json.loads(self.json)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self._in_json = tag == "script" and dict(attrs).get("id") == "data"
-
-    def handle_endtag(self, tag):
-        self._in_json = False
-
-    def handle_data(self, data):
-        if self._in_json:
-            self.json += data
+from reports import Page, make_report, scored_images
 
 
 def decode_map(text, score):

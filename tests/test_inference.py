@@ -10,6 +10,7 @@ from efficientad.datasets import find_test_samples, open_dataset
 from efficientad.errors import UserError
 from efficientad.images import read_image
 from efficientad.inference import predict
+from efficientad.runtimes import TorchDetector
 from efficientad.tensors import to_square
 
 CPU = torch.device("cpu")
@@ -21,8 +22,8 @@ def samples(tmp_path):
     return find_test_samples(open_dataset("custom", root, ""))
 
 
-def predict_all(model, samples, batch_size, workers=2, **options):
-    return list(predict(model, samples, batch_size, workers, CPU, "fp32", **options))
+def predict_all(model, samples, batch_size, workers=2, precision="fp32", **options):
+    return list(predict(TorchDetector(model, CPU, precision), samples, batch_size, workers, **options))
 
 
 def test_predictions_equal_the_plain_version(tiny_model, samples):
@@ -38,6 +39,7 @@ def test_predictions_equal_the_plain_version(tiny_model, samples):
         assert prediction.digest == hashlib.sha256(path.read_bytes()).hexdigest()
         assert prediction.image_size == image.size
         assert prediction.image.tobytes() == image.tobytes()
+        assert 0 < prediction.milliseconds < 10_000
 
 
 @pytest.mark.parametrize("batch_size", [2, 7, 16])
@@ -50,7 +52,7 @@ def test_batches_equal_singles(tiny_model, samples, batch_size):
 
 def test_bf16_is_close_to_fp32(tiny_model, samples):
     exact = np.array([p.score for p in predict_all(tiny_model, samples, 4)])
-    rounded = np.array([p.score for p in predict(tiny_model, samples, 4, 2, CPU, "bf16")])
+    rounded = np.array([p.score for p in predict_all(tiny_model, samples, 4, precision="bf16")])
     assert rounded.dtype == exact.dtype and (rounded != exact).any()
     np.testing.assert_allclose(rounded, exact, rtol=0.02)
 
@@ -60,6 +62,14 @@ def test_all_unreadable_images_are_named(tiny_model, samples):
     samples[5].path.write_bytes(b"")
     with pytest.raises(UserError, match=rf"cannot read 2 images(.|\n)*{samples[1].path.name}(.|\n)*empty file"):
         predict_all(tiny_model, samples, 1)
+
+
+def test_unreadable_images_can_be_passed_over(tiny_model, samples):
+    samples[1].path.write_text("text")
+    problems = []
+    predictions = predict_all(tiny_model, samples, 3, pass_over=problems.append)
+    assert [p.sample for p in predictions] == [samples[0], *samples[2:]]
+    assert len(problems) == 1 and str(samples[1].path) in str(problems[0])
 
 
 def test_score_that_is_not_finite_is_an_error(tiny_model, samples):

@@ -14,6 +14,7 @@ import train as train_script
 from conftest import fail, fill_folder, make_dataset, write_six_files
 from efficientad.checkpoint import load_teacher_weights, save_model
 from efficientad.networks import EfficientAD
+from reports import Page
 
 
 def train(*words):
@@ -86,6 +87,61 @@ def test_fast_recipe(tmp_path, dataset_folder, tiny_teacher, capsys):
         assert float(list(csv.DictReader(file))[-1]["lr"]) < 1e-4
 
 
+def test_the_threshold_is_calibrated_on_held_out_images_and_taken(tmp_path, tiny_teacher, capsys):
+    root = make_dataset(tmp_path / "parts", train=6)
+    fill_folder(root / "validation" / "good", 9, seed=500)
+    words = ["-d", "custom", "-c", root, "-o", tmp_path / "out"]
+    train(*words, "-w", tiny_teacher, "--train_steps", 3, "--target_fpr", 0.1)
+    printed = capsys.readouterr().out
+    calibration = torch.load(tmp_path / "out/trainings/custom/model.pt", weights_only=True)["calibration"]
+    threshold = f"{calibration['threshold']:g}"
+    assert f"Threshold {threshold} for 10 % false positives, from 9 held-out good images" in printed
+    assert "cannot show" not in printed  # the highest of nine is exceeded by the tenth with probability 0.1
+    assert calibration["threshold"] == pytest.approx(max(calibration["scores"]), rel=1e-5)
+
+    evaluate(*words, "-f", "none")
+    assert f"threshold {threshold} (calibrated for 10 % false positives)" in capsys.readouterr().out
+    folder = tmp_path / "out/anomaly_maps/custom/test"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["threshold"] == calibration["threshold"] and metrics["others"] == []
+    with (folder / "scores.csv").open() as file:
+        for row in csv.DictReader(file):
+            assert row["threshold"] == threshold
+            assert row["y_pred"] == str(int(float(row["y_score"]) > calibration["threshold"]))
+
+    # The held-out images evaluated as test images have the very scores that are stored.
+    shutil.rmtree(root / "test")
+    shutil.copytree(root / "validation", root / "test")
+    evaluate(*words, "-f", "none")
+    with (folder / "scores.csv").open() as file:
+        scores = sorted(float(row["y_score"]) for row in csv.DictReader(file))
+    assert scores == pytest.approx(list(calibration["scores"]), rel=1e-4)
+
+
+def test_few_held_out_images_give_no_threshold(tmp_path, dataset_folder, tiny_teacher, capsys):
+    output = tmp_path / "out"
+    train("-d", "custom", "-c", dataset_folder, "-o", output, "-w", tiny_teacher, "--train_steps", 1)
+    assert "1 held-out good images are too few, 4 at least; eval.py will take 80" in capsys.readouterr().out
+    evaluate("-d", "custom", "-c", dataset_folder, "-o", output, "-f", "none")
+    assert "threshold 80 (the usual one: this model has no calibration)" in capsys.readouterr().out
+
+
+def test_further_thresholds_and_the_sweep(output, dataset_folder, capsys):
+    capsys.readouterr()
+    evaluate("-d", "custom", "-c", dataset_folder, "-o", output, "-f", "none", "-T", 7, "--thresholds", 1e6, 0)
+    printed = capsys.readouterr().out
+    assert "threshold 7 (given)" in printed
+    assert printed.index("Overall") < printed.index("\nThreshold 1e+06:") < printed.index("\nThreshold 0:")
+    assert printed.count("Final image auc") == 3
+    sweep = printed[printed.index("Other thresholds on these images:") :].splitlines()
+    assert any("in use" in line and line.split()[0] == "7" for line in sweep)
+    assert any("best F1 (an oracle" in line for line in sweep)
+    metrics = json.loads((output / "anomaly_maps/custom/test/metrics.json").read_text())
+    assert [other["threshold"] for other in metrics["others"]] == [1e6, 0]
+    assert metrics["others"][0]["overall"]["recall"] == 0
+    assert [row for row in metrics["sweep"] if "in use" in row["notes"]][0]["threshold"] == 7
+
+
 def test_finished_model_is_replaced_only_when_asked(output, dataset_folder, tiny_teacher, monkeypatch, capsys):
     words = ["-d", "custom", "-c", dataset_folder, "-o", output, "-w", tiny_teacher, "--train_steps", 2]
     model_file = output / "trainings/custom/model.pt"
@@ -132,6 +188,29 @@ def test_tiff_maps_are_float_at_the_images_own_size(output, dataset_folder):
         scores = {(row["defect_class"], row["image_name"]): float(row["y_score"]) for row in csv.DictReader(file)}
     assert len(scores) == 8
     assert scores["good", "000.png"] >= values.max() - 1e-3
+
+
+def test_the_report_tells_scores_pictures_facts_and_commands(output, dataset_folder):
+    masks = dataset_folder / "ground_truth" / "defect_type_1"
+    masks.mkdir(parents=True)
+    Image.new("L", (60, 40), 255).save(masks / "000_mask.png")
+    words = ["-d", "custom", "-c", dataset_folder, "-o", output, "-T", 3.5]
+    evaluate(*words)
+    folder = output / "anomaly_maps" / "custom" / "test"
+    page = Page(folder / "report.html")
+    with (folder / "scores.csv").open() as file:
+        expected = {(row["defect_class"], row["image_name"]): float(row["y_score"]) for row in csv.DictReader(file)}
+    rows = page.data["images"]
+    kinds = [name for name, _ in page.data["classes"]]
+    assert {(kinds[row[0]], row[1]): row[2] for row in rows} == pytest.approx(expected)
+    for row in rows:
+        assert (folder / page.data["test_link"] / row[3]).is_file() and (folder / row[4]).is_file()
+        assert row[5:7] == [60, 40] and len(row[8]) == 64**2
+        assert bool(row[9]) == (row[3] == "defect_type_1/000.png")
+    text = (folder / "report.html").read_text()
+    for fact in ("parts", "9 good images, 1 more held out", "2 steps of batch size 5", "--threshold 3.5"):
+        assert fact in text
+    assert f"python train.py --dataset custom --custom_dataset_path {dataset_folder}" in text
 
 
 def test_evaluating_again_replaces_its_own_files_and_no_others(output, dataset_folder, capsys):
@@ -218,6 +297,7 @@ def test_wrong_training_commands(tmp_path, dataset_folder, tiny_teacher, monkeyp
     assert "not allowed with argument" in error(*custom, "--epochs", 10, "--train_steps", 10)
     assert "must be at least 1" in error(*custom, "-b", 0)
     assert "must be above 0" in error(*custom, "--lr", 0)
+    assert "must be above 0 and below 1" in error(*custom, "--target_fpr", 1)
     assert "invalid whole number value: 'x'" in error(*custom, "-e", "x")
     assert "fp16 needs a CUDA GPU" in error(*custom, "--device", "cpu", "--precision", "fp16")
     assert "no such file or folder of images" in error(*custom, "-i", tmp_path / "no_images")
@@ -242,6 +322,7 @@ def test_wrong_evaluation_commands(output, dataset_folder, monkeypatch, capsys):
     assert "train first" in error("-d", "custom", "-c", dataset_folder, "-o", output / "other")
     assert "must be a number of 0 or more" in error(*custom, "-T", "nan")
     assert "must be a number of 0 or more" in error(*custom, "-T", "-3")
+    assert "invalid threshold value: 'automatic'" in error(*custom, "-T", "automatic")
     (dataset_folder / "test" / "good" / "000.png").write_text("text")
     assert "cannot read 1 image" in error(*custom)
     shutil.rmtree(dataset_folder / "test")

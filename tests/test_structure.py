@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import efficientad.benchmark as benchmark_module
+import efficientad.predict as predict_module
 import efficientad.pretrain as pretrain_module
 import eval as eval_script
 import prepare_dataset as prepare_script
@@ -17,7 +18,7 @@ import train as train_script
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {"prepare_dataset": prepare_script, "train": train_script, "eval": eval_script}
-COMMANDS = {**SCRIPTS, "pretrain": pretrain_module, "benchmark": benchmark_module}
+COMMANDS = {**SCRIPTS, "pretrain": pretrain_module, "predict": predict_module, "benchmark": benchmark_module}
 
 # A module imports only from the layers above its own line.
 LAYERS = [
@@ -32,22 +33,14 @@ LAYERS = [
         "measuring",
         "output_layer",
     ],
-    ["device", "images", "metrics", "maps", "networks", "coco", "staging"],
-    [
-        "tensors",
-        "datasets",
-        "training_chart",
-        "checkpoint",
-        "sources",
-        "backbones",
-        "stored_images",
-        "teacher_answers",
-    ],
-    ["image_set", "image_cache", "prepare", "distillation", "ground_truth", "pictures"],
+    ["device", "images", "metrics", "sweep", "maps", "networks", "coco", "regions", "training_chart"],
+    ["bad_files"],
+    ["staging", "tensors", "datasets", "checkpoint", "sources", "backbones", "stored_images", "teacher_answers"],
+    ["image_set", "image_cache", "prepare", "distillation", "runtimes", "ground_truth", "pictures"],
     ["natural", "normalization", "initialization", "outputs", "report", "training", "inference", "preview"],
-    ["pretraining_data", "scoring", "html_report"],
-    ["pretraining", "workloads"],
-    ["pretrain", "benchmark"],
+    ["pretraining_data", "scoring", "results", "html_report"],
+    ["pretraining", "workloads", "watching"],
+    ["pretrain", "predict", "benchmark"],
 ]
 
 
@@ -78,7 +71,14 @@ def test_modules_stay_readable():
 
 @pytest.mark.parametrize(
     "script",
-    ["train.py", "eval.py", "prepare_dataset.py", "efficientad/pretrain.py", "efficientad/benchmark.py"],
+    [
+        "train.py",
+        "eval.py",
+        "prepare_dataset.py",
+        "efficientad/pretrain.py",
+        "efficientad/predict.py",
+        "efficientad/benchmark.py",
+    ],
 )
 def test_help_and_flag_errors_import_nothing_heavy(script):
     code = (

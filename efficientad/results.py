@@ -1,0 +1,172 @@
+"""What predict leaves of an image: a line of scores.csv, its map, its regions."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from efficientad.errors import UserError
+from efficientad.inference import Prediction
+from efficientad.maps import resize_map, write_overlay, write_side_by_side, write_tiff
+from efficientad.regions import ImageRegions, coco_contents, find_regions
+
+SCORES_FILE = "scores.csv"
+REGIONS_FILE = "regions.json"
+MAP_SUFFIXES = {"tiff": ".tiff", "jpg": ".jpg", "overlay": ".jpg", "none": None}
+COLUMNS = ("path", "score", "threshold", "anomalous", "milliseconds", "bytes", "modified")
+
+Signature = tuple[int, int]  # of a file's contents: its length in bytes and when it was modified, in nanoseconds
+
+
+@dataclass(frozen=True)
+class Result:
+    """A decision on an image, and its regions where they were asked for."""
+
+    path: Path
+    name: str  # below the folder that was given
+    score: float
+    is_anomalous: bool
+    milliseconds: float
+    image_size: tuple[int, int]  # width and height
+    signature: Signature
+    regions: list | None
+
+
+class ResultWriter:
+    """Turns predictions into results, and writes the map of each image and the file of its regions."""
+
+    def __init__(
+        self, folder: Path, threshold: float, map_format: str, save_regions: bool, file_per_image: bool
+    ) -> None:
+        """
+        Args:
+            map_format: tiff, jpg, overlay or none.
+            save_regions: look for them.
+            file_per_image: write the regions of each image to regions/<name>.json.
+        """
+        self.threshold = threshold
+        self.needs_images = map_format in ("jpg", "overlay")
+        self._folder, self._map_format = folder, map_format
+        self._regions, self._file_per_image = save_regions, file_per_image
+
+    def names(self, name: str) -> list[str]:
+        """The files below the folder that an image of this name leads to; it keeps its suffix: a.png and a.jpg."""
+        names = []
+        if suffix := MAP_SUFFIXES[self._map_format]:
+            names.append(f"maps/{name}{suffix}")
+        if self._regions and self._file_per_image:
+            names.append(f"regions/{name}.json")
+        return names
+
+    def write(self, prediction: Prediction, signature: Signature) -> Result:
+        """The result of a prediction, when its files are written."""
+        name, is_anomalous = prediction.sample.image_name, prediction.score > self.threshold
+        files = [self._folder / file for file in self.names(name)]
+        for file in files:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        regions = None
+        if files or self._regions:
+            anomaly_map = resize_map(prediction.anomaly_map, *prediction.image_size)
+            if self._map_format == "tiff":
+                write_tiff(files[0], anomaly_map)
+            elif self._map_format != "none":
+                write = {"jpg": write_side_by_side, "overlay": write_overlay}[self._map_format]
+                write(files[0], prediction.image, anomaly_map, self.threshold)
+            if self._regions:
+                regions = find_regions(anomaly_map, self.threshold, is_anomalous)
+        result = Result(
+            prediction.sample.path,
+            name,
+            prediction.score,
+            is_anomalous,
+            prediction.milliseconds,
+            prediction.image_size,
+            signature,
+            regions,
+        )
+        if self._regions and self._file_per_image:
+            write_regions(files[-1], [result], self.threshold)
+        return result
+
+
+def write_regions(path: Path, results: Sequence[Result], threshold: float) -> None:
+    """Write the regions of all results as a COCO file, which appears complete or not at all."""
+    images = [ImageRegions(result.name, result.image_size, result.regions) for result in results]
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(coco_contents(images, {"threshold": threshold})) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+class ScoresFile:
+    """scores.csv, written line by line, so that an interrupted run leaves what it has done."""
+
+    def __init__(self, path: Path, go_on: bool) -> None:
+        """Begin the file, or with `go_on` append to the one that is there."""
+        self.done: dict[str, Signature] = {}  # by path, as far as the file goes back
+        if go_on and path.exists():
+            self.done = _read_done(path)
+            torn = not path.read_bytes().endswith(b"\n")  # the last run was killed while it wrote
+            self._file = path.open("a", newline="", encoding="utf-8", errors="surrogateescape")
+            if torn:
+                self._file.write("\n")
+        else:
+            self._file = path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
+            csv.writer(self._file).writerow(COLUMNS)
+        self._file.flush()
+
+    def append(self, result: Result, threshold: float) -> None:
+        """Add a line; it is in the file when this returns."""
+        csv.writer(self._file).writerow(
+            [
+                result.path,
+                f"{result.score:.9g}",  # nine digits identify a float32
+                f"{threshold:.9g}",
+                int(result.is_anomalous),
+                f"{result.milliseconds:.1f}",
+                *result.signature,
+            ]
+        )
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def check_results_folder(folder: Path, go_on: bool) -> None:
+    """Refuse a folder whose files are not predict's.
+
+    Args:
+        go_on: whether results are going to be added to those in it.
+
+    Raises:
+        UserError
+    """
+    path = folder / SCORES_FILE
+    if path.exists():
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            if next(csv.reader(file), []) != list(COLUMNS):
+                raise UserError(f"{path} was not written by predict; choose another --output_dir")
+    elif go_on and folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} holds other files; choose another --output_dir")
+
+
+def signature_of(path: Path) -> Signature:
+    """Of the file as it is now."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _read_done(path: Path) -> dict[str, Signature]:
+    """The last signature of each path; a line that was torn counts as missing."""
+    done = {}
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        for row in csv.DictReader(file):
+            try:
+                done[row["path"]] = (int(row["bytes"]), int(row["modified"]))
+            except (TypeError, ValueError):
+                continue
+    return done

@@ -1,0 +1,103 @@
+"""A folder that images appear in: which of them are complete and new, and how long they had to wait."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from efficientad.images import find_images
+from efficientad.results import Signature, signature_of
+
+SETTLING_SECONDS = 0.5  # a file that has not changed for so long is complete
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A complete image file."""
+
+    path: Path
+    signature: Signature
+    noticed: float  # on the monotonic clock: when it was known to be complete
+
+
+class FolderWatcher:
+    """Finds the image files of a folder, at any depth, that are complete and were not there before, or differ.
+
+    A file is complete when it was last modified a while ago, as one that is moved in often is, or has not changed
+    for that while under the watcher's eyes. The folder is listed again and again: that works on every file system,
+    those of a network included.
+    """
+
+    def __init__(self, folder: Path, passed_over: Path, done: dict[str, Signature]) -> None:
+        """
+        Args:
+            passed_over: a folder whose images do not count, such as the one that maps are written to.
+            done: signatures by path; a file with the same one is not new.
+        """
+        self._folder, self._passed_over, self._done = folder, passed_over.absolute(), dict(done)
+        self._changing: dict[Path, tuple[Signature, float]] = {}  # and since when the signature is the same
+
+    def scan(self) -> list[Arrival]:
+        """The files that have become complete since the last scan, oldest first; each is given once.
+
+        Raises:
+            OSError: the folder cannot be listed; try again.
+        """
+        now, changing, arrivals = time.monotonic(), {}, []
+        for path in find_images(self._folder):
+            try:
+                signature = signature_of(path)
+            except OSError:
+                continue  # gone again
+            if self._done.get(str(path)) == signature or self._passed_over in path.absolute().parents:
+                continue
+            earlier, since = self._changing.get(path, (None, now))
+            since = since if earlier == signature else now
+            if max(time.time() - signature[1] / 1e9, now - since) >= SETTLING_SECONDS:
+                self._done[str(path)] = signature
+                arrivals.append(Arrival(path, signature, now))
+            else:
+                changing[path] = signature, since
+        self._changing = changing
+        return sorted(arrivals, key=lambda arrival: arrival.signature[1])
+
+
+class LatencyLog:
+    """Percentiles of how long images waited and were worked on, told at regular intervals."""
+
+    def __init__(self, seconds: float, tell: Callable[[str], None]) -> None:
+        """
+        Args:
+            seconds: between two lines; an interval without images has none.
+            tell: is given each line.
+        """
+        self._seconds, self._tell = seconds, tell
+        self._due = time.monotonic() + seconds
+        self._latencies: list[float] = []
+
+    def add(self, arrival: Arrival) -> None:
+        """Note that the image's result has been written just now."""
+        self._latencies.append(1000 * (time.monotonic() - arrival.noticed))
+
+    def tell_when_due(self) -> None:
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + self._seconds
+            self.tell()
+
+    def tell(self) -> None:
+        """Tell what there is to tell, now."""
+        if not self._latencies:
+            return
+        values = ", ".join(
+            f"{name} {value:.0f}"
+            for name, value in zip(
+                ("median", "p95", "p99", "max"), np.percentile(self._latencies, (50, 95, 99, 100)), strict=True
+            )
+        )
+        count = f"{len(self._latencies)} image" + "s" * (len(self._latencies) != 1)
+        self._tell(f"{time.strftime('%H:%M:%S')}  {count}, ms from complete to result: {values}")
+        self._latencies = []

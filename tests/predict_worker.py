@@ -1,0 +1,10 @@
+"""efficientad.predict with tiny networks, as a process of its own."""
+
+import stubs
+from efficientad import predict
+from efficientad.errors import run_command
+
+if __name__ == "__main__":
+    stubs.use_tiny_networks()
+    predict.LOG_SECONDS = 0.5
+    run_command(predict.main, predict.get_parser())
