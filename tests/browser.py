@@ -28,6 +28,13 @@ class Browser:
         self._address = f"http://127.0.0.1:{port}"
         self._driver = subprocess.Popen([programs[1], f"--port={port}"], stdout=subprocess.DEVNULL)
         self._session = None
+        try:
+            self._start(programs, downloads)
+        except RuntimeError:
+            self.close()
+            raise
+
+    def _start(self, programs, downloads):
         self._wait_for_driver()
         options = {
             "binary": programs[0],
@@ -52,7 +59,6 @@ class Browser:
                 if self._call("GET", "/status")["ready"]:
                     return
             time.sleep(0.05)
-        self.close()
         raise RuntimeError("chromedriver does not answer")
 
     def _call(self, method, path, body=None):

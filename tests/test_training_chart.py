@@ -13,15 +13,18 @@ def draw(tmp_path, rows):
     draw_training(log, tmp_path / "training.png")
     with Image.open(tmp_path / "training.png") as image:
         assert image.format == "PNG" and image.size == (1200, 900)
-        return {tuple(colour) for colour in np.asarray(image.convert("RGB")).reshape(-1, 3).tolist()}
+        return np.asarray(image.convert("RGB"))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7000])
 def test_every_term_has_a_curve_unless_it_is_zero(tmp_path, steps):
     rows = [f"{10 * step},{3 + 1 / (step + 1)},0.2,1.1,0.05,4.5,0.0001,9.5" for step in range(steps)]
-    purple = (138, 63, 160)
-    assert purple in draw(tmp_path, rows)
-    assert purple not in draw(tmp_path, [row.replace(",0.2,", ",0.000000,") for row in rows])
+
+    def has_purple(rows):  # the penalty's curve
+        return (draw(tmp_path, rows) == (138, 63, 160)).all(axis=-1).any()
+
+    assert has_purple(rows)
+    assert not has_purple([row.replace(",0.2,", ",0.000000,") for row in rows])
 
 
 def test_a_log_with_other_columns_is_drawn(tmp_path):

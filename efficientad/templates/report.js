@@ -125,7 +125,7 @@ function showSummary(alarms, missed) {
   byId("tiles").replaceChildren(...tiles);
   byId("bar-counts").replaceChildren(
     element("span", {}, counted(alarms, "false alarm")), element("span", {}, counted(missed, "missed defect")));
-  byId("copy").textContent = `Copy -T ${threshold}`;
+  byId("copy").textContent = `Copy -T ${Number(threshold.toPrecision(4))}`;
 }
 
 function showTable(alarms, missed) {
