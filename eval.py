@@ -77,6 +77,8 @@ def main(args: argparse.Namespace) -> None:
     from efficientad import bad_files, calibration, html_report, outputs, pictures, report
     from efficientad.datasets import find_test_samples, open_dataset
     from efficientad.images import check_file, raise_if_unreadable
+    from efficientad.localization import Localization
+    from efficientad.masks import GROUND_TRUTH, find_masks
     from efficientad.runtimes import load_detector
     from efficientad.scoring import score_samples
 
@@ -92,6 +94,8 @@ def main(args: argparse.Namespace) -> None:
     if skipped is None:
         paths = [sample.path for sample in samples]
         raise_if_unreadable(bad_files.find_unreadable(paths, check_file, args.num_workers))
+    masks = find_masks(dataset, samples)
+    localization = Localization(masks) if masks else None
 
     folder = args.output_dir / "anomaly_maps" / dataset.name / "test"
     suffix = {"tiff": ".tiff", "jpg": ".jpg", "none": None}[args.map_format]
@@ -106,30 +110,28 @@ def main(args: argparse.Namespace) -> None:
     stale = outputs.claim_files(folder, names)
     print(f"Data set {dataset.name}: {len(samples)} test images, threshold {threshold:g} ({origin})")
     print(f"Model {weights_dir} ({detector.model_size}), {detector.description}", flush=True)
+    if not masks and (dataset.root / GROUND_TRUTH).is_dir():
+        print(f"Note: no file in {dataset.root / GROUND_TRUTH} is the mask of a test image; see dataset/README.md")
 
     files = {sample: folder / name for sample, name in maps.items()}
-    scored = list(
-        tqdm(
-            score_samples(
-                detector,
-                samples,
-                files,
-                threshold,
-                args.batch_size,
-                args.num_workers,
-                pass_over=None if skipped is None else skipped.append,
-                sizes=sizes,
-            ),
-            desc="Evaluating",
-            total=len(samples),
-            unit="image",
-        )
+    scoring = score_samples(
+        detector,
+        samples,
+        files,
+        threshold,
+        args.batch_size,
+        args.num_workers,
+        pass_over=None if skipped is None else skipped.append,
+        localization=localization,
+        sizes=sizes,
+        masks=masks,
     )
-
+    scored = list(tqdm(scoring, desc="Evaluating", total=len(samples), unit="image"))
     if skipped and not scored:
         raise UserError(f"none of the {len(samples)} test images can be read; {skipped[0]}, for one")
 
-    evaluation = report.evaluate_scores(scored, threshold, args.thresholds)
+    pixel_metrics = localization.metrics() if localization else None
+    evaluation = report.evaluate_scores(scored, threshold, args.thresholds, pixel_metrics)
     facts = {"dataset": dataset.name, "weights_dir": str(weights_dir), "model_size": detector.model_size}
     report.write_scores(folder / report.SCORES_FILE, scored, threshold)
     mismatches = report.write_mismatches(folder / report.MISMATCH_FILE, scored, threshold)
@@ -144,6 +146,7 @@ def main(args: argparse.Namespace) -> None:
     lost = {name for sample, name in maps.items() if str(sample.path) in unreadable}
     outputs.release_files(folder, stale | lost, [name for name in names if name not in lost])
     print(f"\n{report.format_tables(evaluation, auc_by_class=args.dataset == 'mvtec_loco')}\n")
+    print(f"{report.format_metrics(evaluation)}\n")
     print(f"{report.format_thresholds(evaluation)}\n")
     print(
         f"Label and score disagree on {mismatches} images, most suspicious first: {folder / report.MISMATCH_FILE}"

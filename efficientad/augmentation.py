@@ -3,35 +3,44 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
-def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Brightness, contrast or saturation of each image by its own factor from U(0.8, 1.2) (section 3.3).
+class Changes(NamedTuple):
+    """How N images are changed: two tensors N x 1 x 1 x 1 on the CPU."""
+
+    kind: Tensor  # 0: brightness, 1: contrast, 2: saturation
+    factor: Tensor
+
+
+def draw_changes(count: int, generator: torch.Generator) -> Changes:
+    """One kind of change for each image, and its own factor from U(0.8, 1.2) (section 3.3).
+
+    Args:
+        generator: on the CPU, so that a seed means the same on every device.
+    """
+    kind = torch.randint(0, 3, (count, 1, 1, 1), generator=generator)
+    return Changes(kind, torch.empty(count, 1, 1, 1).uniform_(0.8, 1.2, generator=generator))
+
+
+def augment(images: Tensor, changes: Changes) -> Tensor:
+    """Brightness, contrast or saturation of each image changed.
 
     All three blend the image with another one: black, its mean gray, or its gray version. The result is clamped
     to [0, 1] as torchvision's adjust_brightness, adjust_contrast and adjust_saturation do.
 
     Args:
         images: N x 3 x S x S, float32 in [0, 1].
-        generator: on the CPU, so that a seed means the same on every device.
     """
-    count = len(images)
-    kind = torch.randint(0, 3, (count, 1, 1, 1), generator=generator).to(images.device, non_blocking=True)
-    factor = torch.empty(count, 1, 1, 1).uniform_(0.8, 1.2, generator=generator)
-    factor = factor.to(images.device, non_blocking=True)
+    kind, factor = (values.to(images.device, non_blocking=True) for values in changes)
     gray = _grayscale(images)
     mean_gray = gray.mean(dim=(1, 2, 3), keepdim=True)
     other = torch.where(kind == 0, torch.zeros_like(gray), torch.where(kind == 1, mean_gray, gray))
     return (factor * images + (1 - factor) * other).clamp(0, 1)
-
-
-def randomly_gray(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Each image of N x 3 x S x S replaced by its gray version with the given probability."""
-    return where_gray(images, torch.rand(len(images), generator=generator) < probability)
 
 
 def where_gray(images: Tensor, chosen: Tensor) -> Tensor:

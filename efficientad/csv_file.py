@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from efficientad.atomic_file import write_text_atomically
 
 _FORMULA = re.compile("'*[=+@\\t\\r\\n-]")  # a cell that begins so would be computed by a spreadsheet
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
-    """A header line and the rows, in UTF-8, every cell as csv_cell makes it."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(map(csv_cell, row) for row in rows)
+    """A header line and the rows, in UTF-8, by csv_cell; the file appears whole or not at all."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(header)
+    writer.writerows(map(csv_cell, row) for row in rows)
+    write_text_atomically(path, text.getvalue())
 
 
 def csv_cell(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -52,6 +53,17 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """The autocast context of a resolved precision; does nothing for fp32."""
     dtype = _AUTOCAST_DTYPES.get(precision)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def compute_deterministically() -> None:
+    """From now on the same input gives the same output on a CUDA GPU, too; where that cannot be, torch warns.
+
+    The bilinear upsampling of the autoencoder has no deterministic gradient on a GPU; torch then takes another,
+    slower implementation.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def describe(device: torch.device, precision: str) -> str:

@@ -1,14 +1,24 @@
-"""Several processes at one task, as torchrun starts them; a single process is the same with one rank."""
+"""Several processes as one, as torchrun starts them; a single process is the same with one rank."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+from efficientad.errors import UserError
+
+_PATIENCE = timedelta(
+    days=7
+)  # ranks with works of their own wait long for each other; a dead one is noticed at once
+
+_Item = TypeVar("_Item")
 
 
 @contextmanager
@@ -21,28 +31,90 @@ def process_group(device_name: str) -> Iterator[tuple[int, int]]:
     on_gpu = device_name != "cpu" and torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    with _naming_lost_ranks():
+        # Small things that the host must know go through gloo: no waiting for the GPU
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_PATIENCE)
     try:
         yield dist.get_rank(), world
     finally:
         dist.destroy_process_group()
 
 
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def ranks() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def own_part(count: int) -> slice:
+    """Of `count` things in a row those of this rank, as even as possible; none may be left for the last ranks."""
+    size, more = divmod(count, ranks())
+    start = rank() * size + min(rank(), more)
+    return slice(start, start + size + (rank() < more))
+
+
 def sum_over_ranks(values: Tensor) -> Tensor:
     """The sum of every rank's `values`, in place; nothing to do for a single process."""
     if dist.is_initialized():
-        dist.all_reduce(values)
+        with _naming_lost_ranks():
+            dist.all_reduce(values)
     return values
+
+
+def largest_over_ranks(value: int) -> int:
+    """The largest of the ranks' numbers."""
+    if not dist.is_initialized():
+        return value
+    number = torch.tensor(value)
+    with _naming_lost_ranks():
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+    return int(number)
 
 
 def from_first_rank(values: Tensor) -> Tensor:
     """Rank 0's `values` on every rank, in place."""
     if dist.is_initialized():
-        dist.broadcast(values, src=0)
+        with _naming_lost_ranks():
+            dist.broadcast(values, src=0)
     return values
+
+
+def gather_rows(values: Tensor) -> Tensor:
+    """Every rank's `values`, of one shape, stacked in the order of the ranks."""
+    if not dist.is_initialized():
+        return values[None]
+    gathered = [torch.empty_like(values) for _ in range(ranks())]
+    with _naming_lost_ranks():
+        dist.all_gather(gathered, values)
+    return torch.stack(gathered)
+
+
+def gather_objects(item: _Item) -> list[_Item]:
+    """Every rank's `item`, in the order of the ranks; anything that can be pickled."""
+    if not dist.is_initialized():
+        return [item]
+    gathered: list = [None] * ranks()
+    with _naming_lost_ranks():
+        dist.all_gather_object(gathered, item)
+    return gathered
 
 
 def wait_for_ranks() -> None:
     """Return when every rank has come this far."""
-    if dist.is_initialized():
-        dist.barrier()
+    largest_over_ranks(0)
+
+
+@contextmanager
+def _naming_lost_ranks() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
+            raise
+        raise UserError(
+            "another process of this run has ended; its own message, if it left one, stands above"
+        ) from error

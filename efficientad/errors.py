@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +19,10 @@ class UserError(Exception):
 
     The message is one sentence for the user: what is wrong, which file, what to do.
     """
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ended by a signal; the message is one sentence that says how to go on."""
 
 
 def require_folder(path: Path, advice: str) -> None:
@@ -45,13 +51,14 @@ def run_command(main: Callable[[argparse.Namespace], int | None], parser: argpar
     """Parse the command line, run main(args), and exit: what main returns or 0, 2 any error, 130 interrupted."""
     args = parser.parse_args()
     sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be valid Unicode
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; what is refused is named by us
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is half-made is cleared away, as on Ctrl-C
     try:
         status = main(args)
     except UserError as error:
         status = _fail(parser, str(error), 2)
-    except KeyboardInterrupt:
-        status = _fail(parser, "interrupted", 130)
+    except KeyboardInterrupt as error:
+        status = _fail(parser, str(error) or "interrupted", 130)
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:  # a full disk or a forbidden folder
             where = f": {Path(error.filename)}" if isinstance(error.filename, str) else ""
@@ -65,5 +72,7 @@ def run_command(main: Callable[[argparse.Namespace], int | None], parser: argpar
 
 def _fail(parser: argparse.ArgumentParser, message: str, status: int) -> int:
     lines = "\n".join(map(printable, message.split("\n")))  # a file name may hold codes that a terminal obeys
-    print(f"{parser.prog}: error: {lines}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")  # among the processes that torchrun started
+    if rank == "0" or status != 130:  # all are interrupted together
+        print(f"{parser.prog}: error: {f'(process {rank}) ' if rank != '0' else ''}{lines}", file=sys.stderr)
     return status

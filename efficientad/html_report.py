@@ -16,9 +16,11 @@ from urllib.parse import quote
 
 import efficientad
 from efficientad.arguments import path_argument
+from efficientad.atomic_file import write_text_atomically
 from efficientad.calibration import Calibration, describe_calibration
 from efficientad.datasets import GOOD, Dataset, Sample
 from efficientad.images import UnreadableImageError
+from efficientad.metrics import INTERVAL
 from efficientad.pictures import MAP_FLOOR, MAP_LEVELS, PAGE_BYTES, REPORT_BYTES, TEXT_BYTES
 from efficientad.report import Evaluation, ScoredSample
 from efficientad.runtimes import Detector
@@ -76,7 +78,7 @@ def write_report(
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         data=data,
     )
-    path.write_text(page, encoding="utf-8", newline="\n")
+    write_text_atomically(path, page)
 
 
 def visible(text: str) -> str:
@@ -119,6 +121,7 @@ def describe_run(
         ("Model", f"EfficientAD {detector.model_size} in {weights}"),
         ("Evaluated with", f"{detector.description}; efficientad {efficientad.__version__}"),
     ]
+    facts += _metric_facts(evaluation)
     if skipped:
         facts.insert(2, ("Unreadable images", f"{len(skipped)}, which are not in this report"))
     if calibration:
@@ -127,9 +130,26 @@ def describe_run(
     if "steps" in known:
         facts += _training_facts(known)
     if "command" in known:
-        commands.insert(0, ("Train again", known["command"]))
+        commands.insert(0, ("Train again", str(known["command"])))
     title = dataset.root.resolve().name if dataset.name == "custom" else dataset.name
     return Run(title, dataset.root / "test", facts, commands, calibration)
+
+
+def _metric_facts(evaluation: Evaluation) -> list[tuple[str, str]]:
+    facts, auroc, pixels = [], evaluation.image_metrics.overall.auroc, evaluation.pixel_metrics
+    if not math.isnan(auroc.low):
+        interval = f"{100 * INTERVAL:g} % interval {100 * auroc.low:.1f} to {100 * auroc.high:.1f} %"
+        facts.append(("AUROC", f"{100 * auroc.value:.1f} % over distinct images, {interval}"))
+    if pixels:
+        row, area = pixels.overall, "AU-sPRO" if pixels.saturated else "AU-PRO"
+        facts.append(
+            (
+                "Finding the place",
+                f"{area} {100 * row.au_pro_30:.1f} % up to a false-positive rate of 30 %, pixel AUROC "
+                f"{100 * row.auroc:.1f} %, over {row.images} images with masks",
+            )
+        )
+    return facts
 
 
 def _training_facts(known: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -156,11 +176,8 @@ def _test_fact(dataset: Dataset, evaluation: Evaluation) -> str:
     good = sum(row.count for row in evaluation.classes if row.name == GOOD)
     count, kinds = evaluation.overall.count, sum(row.name != GOOD for row in evaluation.classes)
     classes = f"{kinds} {'class' if kinds == 1 else 'classes'}"
-    text = f"{count}: {good} good, {count - good} defective in {classes}, from {dataset.root / 'test'}"
-    if evaluation.distinct:
-        distinct = evaluation.distinct
-        text += f"; {distinct.count} distinct ones, with an AUROC of {100 * distinct.auroc:.2f} %"
-    return text
+    distinct = f" ({evaluation.distinct.count} distinct ones)" if evaluation.distinct else ""
+    return f"{count}{distinct}: {good} good, {count - good} defective in {classes}, from {dataset.root / 'test'}"
 
 
 def _page_data(

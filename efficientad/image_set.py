@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from efficientad.distributed import rank
 from efficientad.images import UnreadableImageError, raise_if_unreadable, read_image
 from efficientad.parallel import parallel_map
 from efficientad.tensors import to_square
@@ -19,6 +21,9 @@ class ImageSet:
 
     The first ones are kept in memory, on the device that will use them; those beyond the budget are decoded
     again, a little ahead. What is returned does not depend on the budget.
+
+    Attributes:
+        digests: of every image as it is returned, to find out whether it has changed.
     """
 
     def __init__(
@@ -41,12 +46,16 @@ class ImageSet:
         self._paths, self._size, self._workers = paths, size, workers
         room = min(len(paths), int(budget_bytes // (3 * size * size)))
         self._kept = torch.empty((room, 3, size, size), dtype=torch.uint8, device=device)
+        self.digests: list[str] = []
         unreadable = []
         read = parallel_map(self._try_to_read, range(len(paths)), workers)
-        for index, image in enumerate(tqdm(read, desc="Reading images", total=len(paths), unit="image")):
+        bar = tqdm(read, desc="Reading images", total=len(paths), unit="image", disable=rank() > 0)
+        for index, image in enumerate(bar):
             if isinstance(image, str):
                 unreadable.append(image)
-            elif index < room:
+                continue
+            self.digests.append(_digest(image))
+            if index < room:
                 self._kept[index] = image
         raise_if_unreadable(unreadable)
 
@@ -72,7 +81,8 @@ class ImageSet:
 
     def _load(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         images = [self._kept[i] if i < len(self._kept) else self._read_again(i) for i in indices.tolist()]
-        return indices, torch.stack(images)
+        # A rank may have no part in a short batch
+        return indices, torch.stack(images) if images else self._kept.new_empty((0, *self._kept.shape[1:]))
 
     def _read_again(self, index: int) -> Tensor:
         image = self._try_to_read(index)
@@ -85,3 +95,8 @@ class ImageSet:
             return to_square(read_image(self._paths[index]), self._size)
         except UnreadableImageError as error:
             return str(error)
+
+
+def _digest(image: Tensor) -> str:
+    rows = image.permute(1, 2, 0).contiguous()  # the order that images are decoded in: nothing is copied
+    return hashlib.sha256(rows.numpy()).hexdigest()[:16]

@@ -9,8 +9,9 @@ from torch import nn
 from tqdm import tqdm
 
 from efficientad.device import autocast
+from efficientad.distributed import from_first_rank, rank, ranks, sum_over_ranks
 from efficientad.image_set import ImageSet
-from efficientad.networks import FEATURE_CHANNELS, EfficientAD
+from efficientad.networks import FEATURE_CHANNELS, EfficientAD, feature_map_size
 from efficientad.output_layer import OutputLayerFit
 from efficientad.teacher_answers import TeacherAnswers
 from efficientad.tensors import to_unit_range
@@ -72,12 +73,18 @@ def solve_student(
     """
     device = model.teacher_mean.device
     fit = OutputLayerFit(model.student[-1], FEATURE_CHANNELS, seed)
-    order = torch.arange(indices.start, indices.stop).split(_SOLVED_AT_ONCE)
+    order = torch.arange(indices.start, indices.stop).split(_SOLVED_AT_ONCE)[rank() :: ranks()]
+    places = feature_map_size(model.image_size) ** 2
+    fit.skip(places, rank())
     patches = math.ceil(fit.patches_needed / len(indices))
-    bar = tqdm(images.batches(order), desc="Solving the student's output layer", total=len(order), unit="batch")
+    description = "Solving the student's output layer"
+    bar = tqdm(images.batches(order), description, total=len(order), unit="batch", disable=rank() > 0)
     for batch, pixels in bar:
         plain = to_unit_range(pixels.to(device))
         with autocast(device, precision):
             hidden = model.student[:-1](model.normalize(plain)).float()
         fit.add(hidden, model.normalize_features(answers(batch, plain)), patches)
-    fit.set(fit.solve(_STUDENT_RIDGE))
+        fit.skip(places, ranks() - 1)
+    sum_over_ranks(fit.squares)
+    sum_over_ranks(fit.products)
+    fit.set(from_first_rank(fit.solve(_STUDENT_RIDGE)))

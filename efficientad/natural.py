@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from efficientad.distributed import own_part, ranks
 from efficientad.image_cache import ImageCache
 from efficientad.parallel import parallel_map
 from efficientad.stored_images import StoredImage
@@ -25,7 +27,13 @@ def crop_centre_half(image: Image.Image, size: int) -> Tensor:
 
 
 def natural_batches(
-    stored: Sequence[StoredImage], batch_size: int, size: int, budget_bytes: float, workers: int, seed: int
+    stored: Sequence[StoredImage],
+    batch_size: int,
+    size: int,
+    budget_bytes: float,
+    workers: int,
+    seed: int,
+    start: int = 0,
 ) -> Iterator[Tensor]:
     """Endless uint8 batches, batch_size x 3 x size x size, every image once before any comes again.
 
@@ -33,16 +41,26 @@ def natural_batches(
     An unreadable image is replaced by another one, with a line that names it: one in a million must not end a
     long training.
 
+    Args:
+        start: batches to pass over. Of several ranks each has its own part of every joined batch.
+
     Raises:
         UserError: no image at all is readable.
     """
     images = ImageCache(stored, lambda image: crop_centre_half(image, size), 3 * size * size, budget_bytes)
+    order = _own_indices(len(stored), batch_size, start, seed)
     batch: list[Tensor] = []
-    for image in parallel_map(images.__getitem__, _shuffled_forever(len(stored), seed), workers):
+    for image in parallel_map(images.__getitem__, order, workers):
         batch.append(image)
         if len(batch) == batch_size:
             yield torch.stack(batch)
             batch = []
+
+
+def _own_indices(count: int, batch_size: int, start: int, seed: int) -> Iterator[int]:
+    everything = itertools.islice(_shuffled_forever(count, seed), start * batch_size * ranks(), None)
+    while joined := list(itertools.islice(everything, batch_size * ranks())):
+        yield from joined[own_part(len(joined))]
 
 
 def _shuffled_forever(count: int, seed: int) -> Iterator[int]:

@@ -1,6 +1,7 @@
 """The fitted statistics of the detector: teacher channels and map quantiles, with their progress bars.
 
-Both are fitted on good images with every network in eval mode, before and after training.
+Both are fitted on good images with every network in eval mode, before and after training. Of several ranks each
+looks at its own share of the images, and all find the same: what one process would.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from tqdm import tqdm
 
 from efficientad.calibration import FEWEST_SCORES, calibrate
 from efficientad.device import autocast
+from efficientad.distributed import gather_objects, rank, ranks, sum_over_ranks
 from efficientad.errors import UserError
 from efficientad.image_set import ImageSet
-from efficientad.networks import EQUAL_MAP_WEIGHTS, EfficientAD, RawMaps, anomaly_score
+from efficientad.networks import EQUAL_MAP_WEIGHTS, FEATURE_CHANNELS, EfficientAD, RawMaps, anomaly_score
 from efficientad.teacher_answers import TeacherAnswers
 from efficientad.tensors import to_unit_range
 
@@ -39,12 +41,13 @@ def fit_teacher_statistics(model: EfficientAD, images: ImageSet, indices: range,
     device = model.teacher_mean.device
 
     def channel_mean(description: str, of: Callable[[Tensor], Tensor]) -> Tensor:
-        total, count = 0.0, 0
+        total = torch.zeros(FEATURE_CHANNELS, dtype=torch.float64, device=device)
+        count = torch.zeros((), dtype=torch.float64, device=device)
         for batch, pixels in _batches(images, indices, description):
             values = of(answers(batch, to_unit_range(pixels.to(device))).double())
-            total = total + values.sum(dim=(0, 2, 3))
+            total += values.sum(dim=(0, 2, 3))
             count += values.shape[0] * values.shape[2] * values.shape[3]
-        return (total / count).view(1, -1, 1, 1)
+        return (sum_over_ranks(total) / sum_over_ranks(count)).view(1, -1, 1, 1)
 
     mean = channel_mean("Computing mean of features", lambda features: features)
     variance = channel_mean("Computing std of features", lambda features: (features - mean).square())
@@ -69,7 +72,8 @@ def fit_map_quantiles(model: EfficientAD, images: ImageSet, indices: range, prec
     for _, pixels in _batches(images, indices, "Final map normalization"):
         with autocast(device, precision):
             maps.append(RawMaps(*(raw.cpu() for raw in model.raw_maps(to_unit_range(pixels.to(device))))))
-    model.quantiles.copy_(torch.from_numpy(map_quantiles(maps)))
+    everywhere = [raw_maps for part in gather_objects(maps) for raw_maps in part]
+    model.quantiles.copy_(torch.from_numpy(map_quantiles(everywhere)))
 
 
 @torch.inference_mode()
@@ -88,6 +92,7 @@ def fit_calibration(
     for _, pixels in _batches(images, indices, "Calibrating the threshold"):
         with autocast(device, precision):
             scores += anomaly_score(model(to_unit_range(pixels.to(device)))).tolist()
+    scores = [score for part in gather_objects(scores) for score in part]
     model.calibration = calibrate(scores, target_fpr) if len(scores) >= FEWEST_SCORES else None
 
 
@@ -103,14 +108,15 @@ def fit_map_weights(model: EfficientAD, images: ImageSet, indices: range, precis
     """
     model.eval()
     device = model.quantiles.device
-    error, variance = 0.0, 0.0
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
     for _, pixels in _batches(images, indices, "Weighing the maps"):
         with autocast(device, precision):
             normalized = model.normalize(to_unit_range(pixels.to(device)))
             teacher = model.teacher_features(normalized)
             autoencoder = model.autoencoder(normalized).float()
-        error += float((teacher - autoencoder).square().sum(dtype=torch.float64))
-        variance += float(teacher.square().sum(dtype=torch.float64))
+        sums[0] += (teacher - autoencoder).square().sum(dtype=torch.float64)
+        sums[1] += teacher.square().sum(dtype=torch.float64)
+    error, variance = sum_over_ranks(sums).tolist()
     weight = min(EQUAL_MAP_WEIGHTS[1], max(0.0, 1 - error / variance))
     model.map_weights.copy_(torch.tensor([1 - weight, weight]))
 
@@ -138,5 +144,7 @@ def map_quantiles(batches: list[RawMaps]) -> np.ndarray:
 
 
 def _batches(images: ImageSet, indices: range, description: str) -> Iterator[tuple[Tensor, Tensor]]:
-    order = torch.arange(indices.start, indices.stop).split(_BATCH_SIZE)
-    return iter(tqdm(images.batches(order), desc=description, total=len(order), unit="batch"))
+    """This rank's share of the images."""
+    own = torch.tensor(indices[rank() :: ranks()])
+    order = own.split(_BATCH_SIZE) if len(own) else []
+    return iter(tqdm(images.batches(order), desc=description, total=len(order), unit="batch", disable=rank() > 0))

@@ -5,12 +5,9 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
-
-from efficientad.images import UnreadableImageError, read_image
 
 REPORT_BYTES = 30_000_000  # what a report may have, so that it can be mailed and opens at once
 PAGE_BYTES = 500_000  # of the report without its images
@@ -82,30 +79,23 @@ def encode_map(anomaly_map: np.ndarray, side: int) -> str:
     return np.frombuffer(MAP_LEVELS.encode(), np.uint8)[levels].tobytes().decode()
 
 
-def encode_mask(files: Sequence[Path], size: tuple[int, int], side: int) -> str:
-    """The union of the masks as "width height run run ...".
+def encode_mask(masks: Sequence[np.ndarray], side: int) -> str:
+    """The union of an image's masks as "width height run run ..."; empty without any.
 
     A run tells how many cells are outside, inside, outside, ... row by row. A cell is inside when any of its
-    pixels is. An unreadable mask is left out, as a picture is not worth a failure.
+    pixels is.
 
     Args:
-        size: width and height of the image that the masks belong to.
+        masks: H x W, not 0 where the defect is.
         side: of the grid's longer side, in cells; halved while the text is long.
     """
-    masks = []
-    for file in files:
-        try:
-            masks.append(read_image(file).convert("L").point(lambda level: 255 * (level > 0)))
-        except UnreadableImageError:
-            continue
     if not masks:
         return ""
+    union = Image.fromarray(np.any([mask != 0 for mask in masks], axis=0).astype(np.uint8) * 255)
     while True:
-        scale = min(1.0, side / max(size))
-        width, height = (max(1, round(scale * length)) for length in size)
-        grid = np.zeros((height, width), dtype=bool)
-        for mask in masks:
-            grid |= np.asarray(mask.resize((width, height), Image.Resampling.BOX, reducing_gap=2.0)) > 0
+        scale = min(1.0, side / max(union.size))
+        width, height = (max(1, round(scale * length)) for length in union.size)
+        grid = np.asarray(union.resize((width, height), Image.Resampling.BOX, reducing_gap=2.0)) > 0
         text = f"{width} {height} {' '.join(map(str, _runs(grid)))}"
         if len(text) <= _MOST_MASK_TEXT or side <= 8:
             return text

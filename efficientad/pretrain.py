@@ -177,6 +177,7 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
     from efficientad.networks import IMAGE_SIZE
     from efficientad.pretraining import Distillation
     from efficientad.pretraining_data import Batches, DistillationPlan
+    from efficientad.resuming import read_state
     from efficientad.stored_images import find_stored_images
     from efficientad.tensors import to_square
 
@@ -201,7 +202,8 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
     if plan.precision == "fp16":
         raise UserError("--precision fp16 is for train.py and eval.py; a distillation takes bf16 or fp32")
     settings = {key: str(value) for key, value in vars(args).items() if key not in _MAY_DIFFER}
-    state = _read_state(args, settings) if args.resume else None
+    state_file = args.output.with_name(f"{args.output.name}.state")
+    state = read_state(state_file, "a pretraining", "pdn", settings) if args.resume else None
     torch.manual_seed(args.seed)
     pdn = _start_teacher(args.model_size, args.init_weights)
     stored = find_stored_images(args.images)
@@ -283,20 +285,6 @@ def _check_flags(args: argparse.Namespace) -> None:
             f"--window {args.window}: a window of whole patches is 37, 41, 45, ... pixels wide; "
             f"take {max(37, args.window // 4 * 4 + 1)}"
         )
-
-
-def _read_state(args: argparse.Namespace, settings: dict[str, str]) -> dict:
-    from efficientad import checkpoint
-
-    file = args.output.with_name(f"{args.output.name}.state")
-    state = checkpoint.read_torch_file(file)
-    if not isinstance(state, dict) or "settings" not in state:
-        raise UserError(f"{file} is not the state of a pretraining; remove it or choose another --output")
-    differing = [key for key, value in settings.items() if state["settings"].get(key) != value]
-    if differing:
-        was = ", ".join(f"--{key} {state['settings'].get(key)}" for key in differing)
-        raise UserError(f"{file} was made with other flags ({was}); give the same ones with --resume")
-    return state
 
 
 def _split(count: int, seed: int) -> tuple[list[int], list[int]]:

@@ -17,11 +17,12 @@ from tqdm import tqdm
 from efficientad.checkpoint import write_atomically
 from efficientad.device import autocast
 from efficientad.distillation import DistillationTarget
-from efficientad.distributed import from_first_rank, sum_over_ranks
-from efficientad.errors import UserError
+from efficientad.distributed import from_first_rank, largest_over_ranks, sum_over_ranks
+from efficientad.errors import Interrupted, UserError
 from efficientad.networks import FEATURE_CHANNELS
 from efficientad.output_layer import OutputLayerFit
 from efficientad.pretraining_data import Batches, DistillationPlan, random_windows
+from efficientad.signals import STOP_NOTICE, stop_requests
 
 EVALUATIONS = 20  # in the course of a run; the state is saved after each
 STATE_SECONDS = 300  # and at least this often
@@ -139,6 +140,7 @@ class Distillation:
 
         Raises:
             UserError: the loss is no longer finite; the best weights so far stay.
+            Interrupted: by a signal; the state is saved.
         """
         plan = self.plan
         if solve and self.step == 0:
@@ -149,7 +151,8 @@ class Distillation:
         progress = self.progress()
         loss_sum, since, images = torch.zeros((), device=plan.device), self.step, 0
         start = last = saved = time.perf_counter()
-        with tqdm(total=1000, initial=int(1000 * progress), desc="Distilling", disable=plan.rank > 0) as bar:
+        bar = tqdm(total=1000, initial=int(1000 * progress), desc="Distilling", disable=plan.rank > 0)
+        with bar, stop_requests("" if plan.rank else STOP_NOTICE) as asked_to_stop:
             for large, small in self.batches.from_step(self.step):
                 if progress >= 1:
                     break
@@ -166,9 +169,12 @@ class Distillation:
                     loss_sum, since, images = torch.zeros_like(loss_sum), self.step, 0
                     start = last = time.perf_counter()
                     saved = -math.inf  # now
-                if last - saved > STATE_SECONDS:
+                stop = largest_over_ranks(asked_to_stop())
+                if stop or last - saved > STATE_SECONDS:
                     self._save_state()
                     saved = last
+                if stop:
+                    raise Interrupted(f"interrupted after step {self.step}; continue with --resume")
         if solve:
             self._solve(trained=True)
             self._evaluate(held_out)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from efficientad.device import autocast
+from efficientad.distributed import from_first_rank
 from efficientad.networks import FEATURE_CHANNELS, EfficientAD, feature_map_size
 
 
@@ -13,7 +14,8 @@ class TeacherAnswers:
     """Raw outputs of a model's teacher by image index, kept in float16 as far as a budget goes.
 
     All are rounded to float16, kept or not, and every image is computed on its own, so the budget changes only the
-    time. Before rounding they are shifted and scaled by what the first image shows, so that float16 suits them.
+    time. Before rounding they are shifted and scaled by what the first image shows (the first rank's, of several),
+    so that float16 suits them.
     """
 
     def __init__(self, model: EfficientAD, budget_bytes: float, device: torch.device, precision: str) -> None:
@@ -36,8 +38,19 @@ class TeacherAnswers:
             indices: of the images, on the CPU.
             images: N x 3 x S x S, float32 in [0, 1], on the device.
         """
-        answers = torch.cat([self._answer(i, image) for i, image in zip(indices.tolist(), images, strict=True)])
-        return answers.float() * self._scale + self._shift
+        answers = [self._answer(i, image) for i, image in zip(indices.tolist(), images, strict=True)]
+        if not answers:  # a rank that has no part in a short batch
+            side = feature_map_size(self._model.image_size)
+            return images.new_empty((0, FEATURE_CHANNELS, side, side))
+        return torch.cat(answers).float() * self._scale + self._shift
+
+    def state(self) -> dict[str, Tensor]:
+        """What was found in the first image: on it the rounding of all others depends."""
+        return {"shift": self._shift, "scale": self._scale}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Round as those answers did whose `state` this is."""
+        self._shift, self._scale = (state[name].to(self._device) for name in ("shift", "scale"))
 
     def _answer(self, index: int, image: Tensor) -> Tensor:
         if index in self._kept:
@@ -50,6 +63,8 @@ class TeacherAnswers:
             # An image without structure says little of the spread of others; 65,504 is float16's limit
             scale = torch.maximum(spread, size / 1000)
             self._scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+            from_first_rank(self._shift)
+            from_first_rank(self._scale)
         answer = ((raw - self._shift) / self._scale).half()
         if len(self._kept) < self._room:
             self._kept[index] = answer

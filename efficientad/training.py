@@ -1,42 +1,33 @@
-"""The losses of EfficientAD and the training loop. Takes a model and images, never argparse's namespace."""
+"""The training loop, and its state between two steps. Takes a model and images, never argparse's namespace."""
 
 from __future__ import annotations
 
-import csv
+import itertools
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from tqdm import tqdm
+from torch import Tensor
 
-from efficientad.augmentation import augment, randomly_gray
+from efficientad.augmentation import Changes, augment, draw_changes, where_gray
+from efficientad.checkpoint import write_atomically
 from efficientad.device import autocast
-from efficientad.errors import UserError
+from efficientad.distributed import gather_objects, largest_over_ranks, own_part, rank, ranks, sum_over_ranks
+from efficientad.errors import Interrupted
 from efficientad.image_set import ImageSet
-from efficientad.networks import FEATURE_CHANNELS, EfficientAD
+from efficientad.losses import Losses, compute_losses
+from efficientad.networks import EfficientAD
+from efficientad.signals import STOP_NOTICE, stop_requests
 from efficientad.teacher_answers import TeacherAnswers
 from efficientad.tensors import to_unit_range
+from efficientad.training_log import TrainingLog
 
-HARD_QUANTILE = 0.999  # section 3.2
 NATURAL_GRAY_SHARE = 0.3  # of the penalty images
 LR_DECAY_AT = 0.95  # of the steps; then the learning rate is a tenth
 WARM_UP = 0.05  # of the steps, of the cosine schedule
-LOG_EVERY = 10  # steps; reading a loss makes a GPU wait, so not every step is read
-
-
-class Losses(NamedTuple):
-    """The terms of one step, each a scalar float32 tensor. Their sum is what is minimized."""
-
-    hard: Tensor  # student learns the teacher, where it is worst at it
-    penalty: Tensor  # student stays silent on natural images; 0 without them
-    ae: Tensor  # autoencoder learns the teacher
-    stae: Tensor  # student's second half learns the autoencoder
 
 
 @dataclass(frozen=True)
@@ -44,7 +35,7 @@ class TrainingPlan:
     """What the loop needs to know beside model and images."""
 
     steps: int
-    batch_size: int
+    batch_size: int  # of each rank
     lr: float  # of the student
     autoencoder_lr: float
     weight_decay: float
@@ -52,56 +43,6 @@ class TrainingPlan:
     device: torch.device
     precision: str  # resolved: fp32, bf16 or fp16
     seed: int
-
-
-def hard_feature_loss(teacher: Tensor, student: Tensor) -> Tensor:
-    """Mean of the squared differences at or above their 0.999 quantile over batch, channels and pixels.
-
-    Args:
-        teacher, student: N x 384 x 56 x 56, float32.
-    """
-    distances = (teacher - student).square().flatten()
-    return distances.topk(hard_feature_count(distances.numel()), sorted=False).values.mean()
-
-
-def hard_feature_count(elements: int) -> int:
-    """How many of `elements` values lie at or above their interpolated 0.999 quantile."""
-    return elements - math.ceil(HARD_QUANTILE * (elements - 1))
-
-
-def compute_losses(
-    model: EfficientAD, images: Tensor, augmented: Tensor, teacher_plain: Tensor, natural: Tensor | None
-) -> Losses:
-    """The losses of sections 3.2 and 3.3 for one batch.
-
-    One pass of the student serves all three kinds of images; only its last layer differs: the first
-    384 channels answer plain and natural images, the last 384 augmented ones.
-
-    Args:
-        images, augmented: N x 3 x S x S, float32 in [0, 1], the same images before and after augmentation.
-        teacher_plain: N x 384 x 56 x 56, float32, the normalized teacher's output for `images`.
-        natural: M x 3 x S x S natural images for the penalty, or None.
-    """
-    plain, changed = model.normalize(images), model.normalize(augmented)
-    groups = [plain, changed] if natural is None else [plain, changed, model.normalize(natural)]
-    hidden = model.student[:-1](torch.cat(groups)).split([len(group) for group in groups])
-    last = model.student[-1]
-    as_teacher, as_autoencoder = slice(None, FEATURE_CHANNELS), slice(FEATURE_CHANNELS, None)
-    with torch.no_grad():
-        teacher_changed = model.teacher_features(changed)
-    autoencoder = model.autoencoder(changed).float()
-
-    hard = hard_feature_loss(teacher_plain, _last_layer(last, hidden[0], as_teacher))
-    ae = F.mse_loss(autoencoder, teacher_changed)
-    stae = F.mse_loss(_last_layer(last, hidden[1], as_autoencoder), autoencoder)
-    penalty = hard.new_zeros(())
-    if natural is not None:
-        penalty = _last_layer(last, hidden[2], as_teacher).square().mean()
-    return Losses(hard, penalty, ae, stae)
-
-
-def _last_layer(layer: nn.Conv2d, hidden: Tensor, channels: slice) -> Tensor:
-    return F.conv2d(hidden, layer.weight[channels], layer.bias[channels]).float()
 
 
 def shuffled_batches(indices: range, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -130,120 +71,178 @@ class Learner:
 
     def __init__(self, model: EfficientAD, plan: TrainingPlan) -> None:
         self._model, self._plan = model, plan
+        self.steps_done = 0
         self._generator = torch.Generator().manual_seed(plan.seed + 1)  # the order of the images has another one
-        groups = [
-            {"params": list(model.student.parameters()), "lr": plan.lr},
-            {"params": list(model.autoencoder.parameters()), "lr": plan.autoencoder_lr},
-        ]
+        networks = {model.student: plan.lr, model.autoencoder: plan.autoencoder_lr}
+        groups = [{"params": list(network.parameters()), "lr": lr} for network, lr in networks.items()]
+        self._lrs = list(networks.values())
         self._optimizer = torch.optim.Adam(groups, weight_decay=plan.weight_decay, fused=True)
-        self._scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer, lambda step: learning_rate_factor(plan.schedule, step, plan.steps)
-        )
         self._scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.precision == "fp16")
 
     def learning_rate(self) -> float:
         """Of the student, in the step to come."""
-        return self._scheduler.get_last_lr()[0]
+        return self._lrs[0] * self._factor()
 
-    def step(self, images: Tensor, teacher_plain: Tensor, natural: Tensor | None) -> Losses:
-        """One optimizer step (algorithm 1); returns the losses before it.
+    def _factor(self) -> float:
+        return learning_rate_factor(self._plan.schedule, self.steps_done, self._plan.steps)
+
+    def step(self, images: Tensor, teacher_plain: Tensor, natural: Tensor | None, batch: int) -> Losses:
+        """One optimizer step (algorithm 1); returns this rank's share of the losses before it.
+
+        All ranks draw for the whole batch, so that one process would change the same images in the same way.
 
         Args:
-            images: N x 3 x S x S, float32 in [0, 1], on the plan's device.
+            images: N x 3 x S x S, float32 in [0, 1], on the plan's device: the rank's own part of a batch.
             teacher_plain: the normalized teacher's output for them.
-            natural: M x 3 x S x S natural images for the penalty, in colour, or None.
+            natural: N x 3 x S x S natural images for the penalty, in colour, or None.
+            batch: images of the step, over all ranks.
         """
+        own = own_part(batch)
         if natural is not None:
-            natural = randomly_gray(natural, NATURAL_GRAY_SHARE, self._generator)
-        augmented = augment(images, self._generator)
+            gray = torch.rand(batch, generator=self._generator) < NATURAL_GRAY_SHARE
+            natural = where_gray(natural, gray[own])
+        changes = draw_changes(batch, self._generator)
+        augmented = augment(images, Changes(*(values[own] for values in changes)))
         with autocast(self._plan.device, self._plan.precision):
-            losses = compute_losses(self._model, images, augmented, teacher_plain, natural)
+            losses = compute_losses(self._model, images, augmented, teacher_plain, natural, batch)
+        for group, lr in zip(self._optimizer.param_groups, self._lrs, strict=True):
+            group["lr"] = lr * self._factor()
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(sum(losses)).backward()
+        self._add_gradients()
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        self._scheduler.step()
+        self.steps_done += 1
         return losses
 
+    def _add_gradients(self) -> None:
+        """Each rank has the gradients of its share of the loss; afterwards all have those of the whole."""
+        if ranks() == 1:
+            return
+        gradients = [p.grad for group in self._optimizer.param_groups for p in group["params"]]
+        whole = sum_over_ranks(torch.cat([gradient.flatten() for gradient in gradients]))
+        parts = whole.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view(gradient.shape))
 
-def train(
-    model: EfficientAD,
-    images: ImageSet,
-    indices: range,
-    answers: TeacherAnswers,
-    natural_batches: Iterator[Tensor] | None,
-    plan: TrainingPlan,
-    log_file: Path,
-) -> None:
-    """Train student and autoencoder for plan.steps steps (algorithm 1), logging to a CSV file.
+    def state(self) -> dict:
+        """All that the next step depends on beside the model; collects from all ranks."""
+        on_gpu = self._plan.device.type == "cuda"
+        noise = (torch.get_rng_state(), torch.cuda.get_rng_state(self._plan.device) if on_gpu else None)
+        return {
+            "step": self.steps_done,
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "augmentation": self._generator.get_state(),
+            "noise": gather_objects(noise),  # of the dropout; every rank has its own
+        }
 
-    Args:
-        model: with teacher weights and statistics, on plan.device; left in eval mode.
-        indices: of the training images in `images`.
-        answers: of the model's teacher.
-        natural_batches: endless uint8 batches of natural images, one for each step, or None.
-
-    Raises:
-        UserError: the loss is no longer finite; the log up to there stays.
-    """
-    device = plan.device
-    order = shuffled_batches(indices, plan.batch_size, plan.steps, torch.Generator().manual_seed(plan.seed))
-    learner = Learner(model, plan)
-    model.train()
-    with log_file.open("w", newline="") as file, tqdm(total=plan.steps, desc="Training", unit="step") as bar:
-        log = _Log(file, bar, plan.steps)
-        for batch, pixels in images.batches(order):
-            plain = to_unit_range(pixels.to(device, non_blocking=True))
-            natural = None
-            if natural_batches is not None:
-                natural = to_unit_range(next(natural_batches)[: len(plain)].to(device, non_blocking=True))
-            teacher_plain = model.normalize_features(answers(batch, plain))
-            lr = learner.learning_rate()
-            log.add(learner.step(plain, teacher_plain, natural), lr, len(plain))
-    model.eval()
+    def restore(self, state: dict) -> None:
+        """Take over what `state` returned."""
+        self.steps_done = state["step"]
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+        self._generator.set_state(state["augmentation"])
+        on_cpu, on_gpu = state["noise"][rank()]
+        torch.set_rng_state(on_cpu)
+        if on_gpu is not None and self._plan.device.type == "cuda":
+            torch.cuda.set_rng_state(on_gpu, self._plan.device)
 
 
-class _Log:
-    """Averages the losses between two looks at them, writes log.csv and the progress bar."""
+class Training:
+    """One run of the loop (algorithm 1): saved and resumed as a whole."""
 
-    def __init__(self, file, bar: tqdm, steps: int) -> None:
-        self._file = file
-        self._rows = csv.writer(file)
-        self._rows.writerow(["step", *Losses._fields, "loss", "lr", "images_per_s"])
-        self._bar = bar
-        self._steps = steps
-        self._step = 0
-        self._reset()
+    def __init__(
+        self,
+        model: EfficientAD,
+        images: ImageSet,
+        indices: range,
+        answers: TeacherAnswers,
+        plan: TrainingPlan,
+        log_file: Path,
+        state_file: Path,
+        about: dict | None = None,
+        save_every: float = math.inf,
+    ) -> None:
+        """
+        Args:
+            model: with teacher weights and statistics, on plan.device.
+            indices: of the training images in `images`.
+            answers: of the model's teacher.
+            about: goes into the state file, for whoever resumes.
+            save_every: seconds; the state is also saved at the beginning, at the end and on a signal.
+        """
+        self._model, self._images, self._indices, self._answers = model, images, indices, answers
+        self._plan, self._state_file, self._about, self._save_every = plan, state_file, about or {}, save_every
+        self._learner = Learner(model, plan)
+        self._log = TrainingLog(log_file, plan.steps)
+        self._batch = plan.batch_size * ranks()
 
-    def _reset(self) -> None:
-        self._sums: Tensor | None = None
-        self._count = 0
-        self._images = 0
-        self._start = time.perf_counter()
+    def run(self, natural_batches: Iterator[Tensor] | None) -> None:
+        """Train student and autoencoder to the end of the plan; leaves the model in eval mode.
 
-    def add(self, losses: Losses, lr: float, images: int) -> None:
-        terms = torch.stack([loss.detach() for loss in losses])
-        self._sums = terms if self._sums is None else self._sums + terms
-        self._count += 1
-        self._images += images
-        self._step += 1
-        self._bar.update()
-        if self._step % LOG_EVERY == 0 or self._step in (1, self._steps):
-            self._write(lr)
-            self._reset()
+        Args:
+            natural_batches: endless uint8 batches of this rank's natural images, for the steps to come, or None.
 
-    def _write(self, lr: float) -> None:
-        terms = (self._sums / self._count).tolist()
-        loss = sum(terms)
-        speed = self._images / (time.perf_counter() - self._start)
-        self._rows.writerow(
-            [self._step, *(f"{term:.6f}" for term in terms), f"{loss:.6f}", f"{lr:g}", f"{speed:.2f}"]
-        )
-        self._file.flush()
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is not finite at step {self._step} ({self._file.name}); try a smaller --lr, "
-                "--precision fp32, or look for damaged training images"
-            )
-        self._bar.set_description(f"Current loss: {loss:.4f}")
-        self._bar.set_postfix_str(f"{speed:.1f} images/s", refresh=False)
+        Raises:
+            UserError: the loss is no longer finite; the log up to there and the last saved state stay.
+            Interrupted: by a signal; the state is saved.
+        """
+        plan = self._plan
+        order = shuffled_batches(self._indices, self._batch, plan.steps, torch.Generator().manual_seed(plan.seed))
+        order = itertools.islice(order, self._learner.steps_done, None)
+        self._model.train()
+        with stop_requests("" if rank() else STOP_NOTICE) as asked_to_stop, self._log:
+            self._save()
+            for indices, pixels in self._images.batches(batch[own_part(len(batch))] for batch in order):
+                self._train_on(indices, pixels, natural_batches)
+                self._save_if_due(asked_to_stop())
+            self._save()
+        self._model.eval()
+
+    def _train_on(self, indices: Tensor, pixels: Tensor, natural_batches: Iterator[Tensor] | None) -> None:
+        device = self._plan.device
+        plain = to_unit_range(pixels.to(device, non_blocking=True))
+        natural = None
+        if natural_batches is not None:
+            natural = to_unit_range(next(natural_batches)[: len(plain)].to(device, non_blocking=True))
+        teacher_plain = self._model.normalize_features(self._answers(indices, plain))
+        lr, batch = self._learner.learning_rate(), self._images_of_step()
+        self._log.add(self._learner.step(plain, teacher_plain, natural, batch), lr, batch)
+
+    def _images_of_step(self) -> int:
+        """Over all ranks, in the step to come: as shuffled_batches gives them."""
+        count = len(self._indices)
+        done = self._learner.steps_done % math.ceil(count / self._batch) * self._batch
+        return min(self._batch, count - done)
+
+    def _save_if_due(self, asked_to_stop: bool) -> None:
+        due = rank() == 0 and time.monotonic() - self._saved > self._save_every
+        wanted = largest_over_ranks(2 if asked_to_stop else int(due))  # what one rank is asked, all must do
+        if wanted:
+            self._save()
+        if wanted == 2:
+            raise Interrupted(f"interrupted after step {self._learner.steps_done}; continue with --resume")
+
+    def _save(self) -> None:
+        # A step may break the weights, and only the next one's loss would show it.
+        if not all(parameter.isfinite().all() for parameter in self._model.parameters()):
+            raise self._log.not_finite()
+        state = {
+            **self._about,
+            "model": self._model.state_dict(),
+            "answers": self._answers.state(),
+            "log": self._log.state(),
+            **self._learner.state(),
+        }
+        if rank() == 0:
+            self._state_file.parent.mkdir(parents=True, exist_ok=True)  # removed meanwhile: nothing else is lost
+            write_atomically(state, self._state_file)
+        self._saved = time.monotonic()
+
+    def restore(self, state: dict) -> None:
+        """Go on from a state that was saved."""
+        self._model.load_state_dict(state["model"])
+        self._answers.restore(state["answers"])
+        self._learner.restore(state)
+        self._log.restore(state["log"], state["step"], self._plan.device)

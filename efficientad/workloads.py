@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from efficientad.augmentation import augment
+from efficientad.augmentation import augment, draw_changes
 from efficientad.datasets import Sample
 from efficientad.images import read_image
 from efficientad.maps import write_side_by_side, write_tiff
@@ -66,11 +66,11 @@ class Workloads:
 
         def step() -> None:
             self._model.train()
-            self._learner.step(to_unit_range(pixels), answers, None)
+            self._learner.step(to_unit_range(pixels), answers, None, batch_size)
 
         def plain_step() -> None:
             self._plain_model.train()
-            changed = augment(plain_images, generator)
+            changed = augment(plain_images, draw_changes(batch_size, generator))
             losses = self.plain.losses(self._plain_model, plain_images, changed, None)
             self._plain_optimizer.zero_grad()
             sum(losses).backward()

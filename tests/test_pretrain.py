@@ -81,7 +81,7 @@ def test_interrupted_and_resumed(run, tmp_path, natural, monkeypatch, capsys):
     output = tmp_path / "new" / "teacher.pth"
     words = ["--images", natural, "--output", output, "--resume", "--steps", 2, "--window", 133, "--batch_size", 2]
     error = fail(monkeypatch, capsys, pretrain, *words, "--lr", 1e-3)
-    assert "other flags (--lr 0.0001); give the same ones with --resume" in error
+    assert "other settings (lr 0.0001, now 0.001); give the same ones with --resume" in error
     assert "Resuming after 1 steps" in run("--resume")
     error = fail(monkeypatch, capsys, pretrain, *words)
     assert "teacher.pth.state does not exist, so there is nothing to resume" in error

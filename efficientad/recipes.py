@@ -1,0 +1,24 @@
+"""How the networks begin and how they learn, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DEFAULT_EPOCHS = 10
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the networks begin and how they learn."""
+
+    lr: float
+    autoencoder_lr: float  # in learning rates of the student
+    schedule: str
+    solved_start: bool  # He initialization and the student's output layer solved; else PyTorch's initial weights
+    weighed_maps: bool  # by how much the autoencoder has learnt; else half each
+
+
+RECIPES = {
+    "paper": Recipe(lr=1e-4, autoencoder_lr=1, schedule="step", solved_start=False, weighed_maps=False),
+    "fast": Recipe(lr=1e-4, autoencoder_lr=10, schedule="cosine", solved_start=True, weighed_maps=True),
+}

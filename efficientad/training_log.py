@@ -1,0 +1,121 @@
+"""What a training tells while it runs: log.csv and the progress bar."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from efficientad.csv_file import write_csv
+from efficientad.distributed import rank, sum_over_ranks
+from efficientad.errors import UserError
+from efficientad.losses import Losses
+
+LOG_EVERY = 10  # steps; reading a loss makes a GPU wait, so not every step is read
+_FIELDS = ("step", *Losses._fields, "loss", "lr", "images_per_s")
+
+
+class TrainingLog:
+    """Averages the losses between two looks at them; the first rank writes log.csv and shows the progress.
+
+    A context manager for the time of the training.
+    """
+
+    def __init__(self, path: Path, steps: int) -> None:
+        self._path, self._steps = path, steps
+        self._rows: list[list] = []
+        self._step = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: Tensor | None = None
+        self._count = 0
+        self._images = 0
+        self._start = time.perf_counter()
+
+    def __enter__(self) -> TrainingLog:
+        if rank() == 0:
+            self._write_all()
+        self._bar = tqdm(total=self._steps, initial=self._step, desc="Training", unit="step", disable=rank() > 0)
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def add(self, losses: Losses, lr: float, images: int) -> None:
+        """Take the losses of a step.
+
+        Args:
+            losses: this rank's share.
+            images: of the step, over all ranks.
+
+        Raises:
+            UserError: the loss is no longer finite.
+        """
+        terms = torch.stack([loss.detach() for loss in losses])
+        self._sums = terms if self._sums is None else self._sums + terms
+        self._count += 1
+        self._images += images
+        self._step += 1
+        self._bar.update()
+        if self._step % LOG_EVERY == 0 or self._step in (1, self._steps):
+            self._look(lr)
+            self._reset()
+
+    def _look(self, lr: float) -> None:
+        terms = (sum_over_ranks(self._sums.clone()) / self._count).tolist()
+        loss = sum(terms)
+        speed = self._images / (time.perf_counter() - self._start)
+        if rank() == 0:
+            self._write([self._step, *(f"{term:.6f}" for term in terms), f"{loss:.6f}", f"{lr:g}", f"{speed:.2f}"])
+        if not math.isfinite(loss):
+            raise self.not_finite()
+        self._bar.set_description(f"Current loss: {loss:.4f}")
+        self._bar.set_postfix_str(f"{speed:.1f} images/s", refresh=False)
+
+    def not_finite(self) -> UserError:
+        """The error for a training that has failed."""
+        return UserError(
+            f"the loss is not finite at step {self._step} ({self._path}); train again with --overwrite and a "
+            "smaller --lr or --precision fp32, or look for damaged training images"
+        )
+
+    def state(self) -> dict:
+        """What has been added since the last look, over all ranks, so that `restore` can go on from here.
+
+        Raises:
+            UserError: the loss is no longer finite.
+        """
+        sums = None if self._sums is None else sum_over_ranks(self._sums.clone())
+        if sums is not None and not sums.isfinite().all():
+            raise self.not_finite()
+        return {"sums": sums, "count": self._count}
+
+    def restore(self, state: dict, step: int, device: torch.device) -> None:
+        """Go on after `step` from what `state` returned; lines of log.csv from later steps are dropped."""
+        self._step, self._count = step, state["count"]
+        if state["sums"] is not None:
+            sums = state["sums"].to(device)
+            self._sums = sums if rank() == 0 else torch.zeros_like(sums)
+        if rank() == 0 and self._path.exists():
+            with self._path.open(newline="", encoding="utf-8") as file:
+                lines = [line for line in csv.reader(file) if len(line) == len(_FIELDS)]
+            self._rows = [line for line in lines if line[0].isdecimal() and int(line[0]) <= step]
+
+    def _write(self, row: list) -> None:
+        self._rows.append(row)
+        if not self._path.exists():  # removed meanwhile, perhaps with its folder
+            self._write_all()
+            return
+        with self._path.open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow(row)
+
+    def _write_all(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_csv(self._path, _FIELDS, self._rows)

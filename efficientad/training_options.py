@@ -1,0 +1,84 @@
+"""What a user can choose about a training, the plan that follows from it, and what is told of both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from efficientad.distributed import rank, ranks
+from efficientad.recipes import DEFAULT_EPOCHS, RECIPES
+from efficientad.training import TrainingPlan
+
+FEW_IMAGES_SEEN = 1000
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What a user can choose; the names are those of train.py's flags."""
+
+    epochs: int | None  # at most one of epochs and train_steps
+    train_steps: int | None
+    batch_size: int
+    model_size: str
+    weights: Path | None  # of the teacher; None: the shipped one
+    imagenet_train_path: list[Path]
+    recipe: str
+    lr: float | None  # None: the recipe's
+    weight_decay: float
+    seed: int
+    device: str
+    precision: str
+    num_workers: int
+    cache_gb: float
+    checkpoint_minutes: float
+    deterministic: bool
+    target_fpr: float
+    on_error: str  # stop or skip, at images that cannot be read
+    resume: bool
+    overwrite: bool
+
+
+def make_plan(options: TrainingOptions, images: int, compute: torch.device, precision: str) -> TrainingPlan:
+    """The plan of a training on that many images."""
+    recipe = RECIPES[options.recipe]
+    steps_per_epoch = math.ceil(images / (options.batch_size * ranks()))
+    return TrainingPlan(
+        steps=options.train_steps or (options.epochs or DEFAULT_EPOCHS) * steps_per_epoch,
+        batch_size=options.batch_size,
+        lr=options.lr or recipe.lr,
+        autoencoder_lr=recipe.autoencoder_lr * (options.lr or recipe.lr),
+        weight_decay=options.weight_decay,
+        schedule=recipe.schedule,
+        device=compute,
+        precision=precision,
+        seed=options.seed,
+    )
+
+
+def report_start(name: str, options: TrainingOptions, facts: Mapping[str, Any]) -> None:
+    """Print what is going to happen, and a warning where it will be too little."""
+    penalty = f"{facts['natural_images']} natural images" if facts["natural_images"] else "off"
+    say(f"Data set {name}: {facts['train_images']} good images, {facts['validation_images']} more held out")
+    steps = f"{facts['steps']} steps of batch size {options.batch_size}"
+    if ranks() > 1:
+        steps += f" on each of {ranks()} processes"
+    say(f"EfficientAD {options.model_size}, {steps}, penalty {penalty}, recipe {options.recipe}")
+    say(f"Using {facts['machine']}")
+    say(f"Teacher {facts['teacher']}")
+    seen = facts["steps"] * min(options.batch_size * ranks(), facts["train_images"])
+    if seen < FEW_IMAGES_SEEN:
+        advice = f"below {FEW_IMAGES_SEEN} the maps stay weak; raise --epochs or --train_steps"
+        if options.recipe == "paper":
+            advice += ", or take --recipe fast"
+        say(f"Note: only about {seen} images will be seen; {advice}")
+
+
+def say(line: str) -> None:
+    """Print a line, once for all ranks."""
+    if rank() == 0:
+        print(line, flush=True)

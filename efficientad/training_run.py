@@ -1,0 +1,258 @@
+"""The training of one detector, from a data set to model.pt; interrupted, it goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from efficientad import checkpoint, device, normalization
+from efficientad.atomic_file import write_text_atomically
+from efficientad.bad_files import SKIPPED_FILE, describe_skipped, find_unreadable, write_skipped
+from efficientad.calibration import describe_calibration
+from efficientad.datasets import Dataset, TrainingSplit, find_training_images
+from efficientad.distributed import rank, ranks, wait_for_ranks
+from efficientad.errors import UserError
+from efficientad.image_set import ImageSet
+from efficientad.images import UnreadableImageError, read_image
+from efficientad.initialization import initialize_network, solve_student
+from efficientad.locks import lock_folder
+from efficientad.natural import natural_batches
+from efficientad.networks import EfficientAD
+from efficientad.recipes import RECIPES
+from efficientad.resuming import compare_images, read_state
+from efficientad.stored_images import StoredImage, find_stored_images
+from efficientad.teacher_answers import TeacherAnswers
+from efficientad.training import Training
+from efficientad.training_chart import draw_training
+from efficientad.training_options import TrainingOptions, make_plan, report_start, say
+
+STATE_FILE = "checkpoint.pt"
+LOG_FILE = "log.csv"
+NATURAL_CACHE_SHARE = 0.25  # of what the training images leave; the teacher's answers save more and get the rest
+
+# Settings that do not change the result, or whose effect is compared itself (images, teacher, steps)
+_MAY_DIFFER = {
+    "cache_gb",
+    "checkpoint_minutes",
+    "command",
+    "custom_dataset_path",
+    "device",
+    "epochs",
+    "machine",
+    "mvtec_ad_path",
+    "mvtec_loco_path",
+    "num_workers",
+    "output_dir",
+    "overwrite",
+    "resume",
+    "teacher",
+    "train_steps",
+    "visa_path",
+    "weights",
+}
+
+
+def train_detector(dataset: Dataset, folder: Path, options: TrainingOptions, settings: Mapping[str, Any]) -> bool:
+    """Train a detector and write it to model.pt in `folder`, with its log and settings.
+
+    Of several ranks all must call it; the first one writes and tells.
+
+    Args:
+        settings: plain values that are kept with the model; those that change the result must be the same
+            when a training is resumed.
+
+    Returns:
+        whether there was anything to do: a finished training is not resumed.
+
+    Raises:
+        UserError: a model or an interrupted training is in the way, the data cannot be used, or it is not what
+            the training to be resumed began with.
+        Interrupted: by a signal during the training; its state is saved.
+    """
+    state_file = folder / STATE_FILE
+    resuming = options.resume and state_file.exists()
+    if not resuming and not _may_begin(folder, options):
+        return False
+    with lock_folder(folder) if rank() == 0 else nullcontext():
+        wait_for_ranks()  # so that the first one has the lock, or fails alone
+        run = _Run(dataset, folder, options, settings, resuming)
+        with _naming_the_state(state_file):
+            run.fit()
+            if rank() == 0:
+                checkpoint.save_model(run.model, folder / checkpoint.MODEL_FILE, run.settings)
+                state_file.unlink(missing_ok=True)
+                draw_training(folder / LOG_FILE, folder / "training.png")
+                run.tell_skipped()
+        wait_for_ranks()
+    return True
+
+
+def _may_begin(folder: Path, options: TrainingOptions) -> bool:
+    model_file, state_file = folder / checkpoint.MODEL_FILE, folder / STATE_FILE
+    if options.resume:
+        if model_file.exists():
+            say(f"{folder} already holds a trained model: nothing to resume")
+            return False
+        say(f"{folder} holds no {STATE_FILE}: nothing to resume, beginning anew")
+    elif not options.overwrite:
+        if state_file.exists():
+            raise UserError(
+                f"{folder} holds an interrupted training; continue it with --resume, begin anew with --overwrite, "
+                "or choose another --output_dir"
+            )
+        if model_file.exists():
+            raise UserError(
+                f"{folder} already holds a trained model; add --overwrite, or choose another --output_dir"
+            )
+    return True
+
+
+@contextmanager
+def _naming_the_state(state_file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # a full disk, for one
+        if error.errno is None or not state_file.exists():
+            raise
+        raise UserError(
+            f"{error.strerror}: {error.filename}; {state_file} is whole: solve that and continue with --resume"
+        ) from None
+
+
+class _Run:
+    """All that has to be there before the first step, checked."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        folder: Path,
+        options: TrainingOptions,
+        settings: Mapping[str, Any],
+        resuming: bool,
+    ) -> None:
+        self._options, self._folder, self._recipe = options, folder, RECIPES[options.recipe]
+        self._state_file = folder / STATE_FILE
+        compute = device.resolve_device(options.device)
+        if options.deterministic:
+            device.compute_deterministically()
+        precision = device.resolve_precision(options.precision, compute)
+        split, self._skipped = _find_readable_images(dataset, options)
+        if len(split.train) < ranks():
+            raise UserError(f"{len(split.train)} training images are too few for {ranks()} processes; start fewer")
+        self.model, teacher = _start_model(options)
+        stored = find_stored_images(options.imagenet_train_path)
+        self._plan = make_plan(options, len(split.train), compute, precision)
+        facts = {
+            "train_images": len(split.train),
+            "validation_images": len(split.validation),
+            "natural_images": len(stored),
+            "steps": self._plan.steps,
+            "lr": self._plan.lr,
+            "machine": device.describe(compute, precision),
+            "teacher": str(teacher),
+            "processes": ranks(),
+        }
+        report_start(dataset.name, options, facts)
+        self.settings = json.loads(json.dumps({**settings, **facts}, default=str))
+        self._state = self._read_state() if resuming else None
+        self._load_images(dataset, split, stored)
+
+    def _read_state(self) -> dict:
+        compared = {key: value for key, value in self.settings.items() if key not in _MAY_DIFFER}
+        state = read_state(self._state_file, "a training", "augmentation", compared)
+        for name, tensor in self.model.teacher.state_dict().items():
+            if not torch.equal(tensor, state["model"][f"teacher.{name}"]):
+                raise UserError(
+                    f"{self._state_file} was made with another teacher than {self.settings['teacher']}; give "
+                    "that one with --weights, or begin anew with --overwrite"
+                )
+        self.settings = state["settings"]
+        return state
+
+    def _load_images(self, dataset: Dataset, split: TrainingSplit, stored: list[StoredImage]) -> None:
+        options, size, workers = self._options, self.model.image_size, self._options.num_workers
+        paths = [*split.train, *split.validation]
+        budget = options.cache_gb * 1e9
+        self._images = ImageSet(paths, size, budget, workers, self._plan.device)
+        self._train, self._held_out = range(len(split.train)), range(len(split.train), len(paths))
+        names = (path.relative_to(dataset.root).as_posix() for path in paths)
+        self._digests = dict(zip(names, self._images.digests, strict=True))
+        if self._state:
+            compare_images(self._state["images"], self._digests, self._state_file)
+        budget -= self._images.kept_bytes
+        self._natural = None
+        if stored:
+            share = NATURAL_CACHE_SHARE * budget
+            start = self._state["step"] if self._state else 0
+            self._natural = natural_batches(stored, options.batch_size, size, share, workers, options.seed, start)
+            budget -= share
+        self._answers_budget = budget
+
+    def fit(self) -> None:
+        """Train the model and fit all its statistics."""
+        model, plan, images, precision = self.model, self._plan, self._images, self._plan.precision
+        model.to(plan.device, memory_format=torch.channels_last)
+        answers = TeacherAnswers(model, self._answers_budget, plan.device, precision)
+        training = Training(
+            model,
+            images,
+            self._train,
+            answers,
+            plan,
+            self._folder / LOG_FILE,
+            self._state_file,
+            {"settings": self.settings, "images": self._digests},
+            60 * self._options.checkpoint_minutes,
+        )
+        if self._state:
+            training.restore(self._state)
+            say(f"Resuming after {self._state['step']} of {plan.steps} steps")
+        else:
+            if rank() == 0:
+                self._state_file.unlink(missing_ok=True)  # of a run that is not to be resumed
+                write_text_atomically(self._folder / "args.json", json.dumps(self.settings, indent=2) + "\n")
+            normalization.fit_teacher_statistics(model, images, self._train, answers)
+            if self._recipe.solved_start:
+                solve_student(model, images, self._train, answers, precision, self._options.seed)
+        training.run(self._natural)
+        normalization.fit_map_quantiles(model, images, self._held_out, precision)
+        if self._recipe.weighed_maps:
+            normalization.fit_map_weights(model, images, self._held_out, precision)
+        normalization.fit_calibration(model, images, self._held_out, precision, self._options.target_fpr)
+        say(describe_calibration(model.calibration, len(self._held_out)))
+
+    def tell_skipped(self) -> None:
+        """Tell and write down which files were passed over, where that was allowed."""
+        if self._options.on_error == "skip":
+            write_skipped(self._folder, self._skipped)
+            say(describe_skipped(self._folder, self._skipped))
+        else:
+            (self._folder / SKIPPED_FILE).unlink(missing_ok=True)  # of the training that this one replaces
+
+
+def _find_readable_images(
+    dataset: Dataset, options: TrainingOptions
+) -> tuple[TrainingSplit, list[UnreadableImageError]]:
+    """The images to train with, and those that are passed over; an ImageSet later refuses what cannot be read."""
+    split = find_training_images(dataset, options.seed)
+    if options.on_error == "stop":
+        return split, []
+    skipped = find_unreadable([*split.train, *split.validation], read_image, options.num_workers)
+    return find_training_images(dataset, options.seed, leave_out={problem.name for problem in skipped}), skipped
+
+
+def _start_model(options: TrainingOptions) -> tuple[EfficientAD, Path]:
+    """A model with its first weights, and the file that its teacher came from."""
+    torch.manual_seed(options.seed)
+    model = EfficientAD(options.model_size)
+    if RECIPES[options.recipe].solved_start:
+        initialize_network(model.student)
+        initialize_network(model.autoencoder)
+    if rank() > 0:
+        torch.manual_seed(options.seed + 1_000_003 * rank())  # all begin alike, but each has its own dropout
+    return model, checkpoint.load_teacher_weights(model, options.weights)

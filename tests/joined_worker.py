@@ -1,0 +1,54 @@
+"""Everything in which ranks work together, on given images, for one process or several."""
+
+import sys
+
+import torch
+
+import stubs
+from efficientad import normalization
+from efficientad.distributed import own_part, process_group, rank, sum_over_ranks
+from efficientad.initialization import solve_student
+from efficientad.networks import EfficientAD
+from efficientad.teacher_answers import TeacherAnswers
+from efficientad.training import Learner, TrainingPlan
+
+CPU = torch.device("cpu")
+
+
+def joined_work(image_size=64, batches=(5, 4, 1), seen=7):
+    """Losses and gradients of steps whose batches the ranks share, and statistics of images that they share.
+
+    The second batch is even, the last one leaves nothing for a second rank. Dropout is off.
+    """
+    torch.manual_seed(0)
+    model = EfficientAD(image_size=image_size).eval()
+    pixels = torch.randint(0, 256, (seen, 3, image_size, image_size), dtype=torch.uint8)
+    natural = torch.rand(max(batches), 3, image_size, image_size)
+    images, indices = stubs.HeldImages(pixels), range(seen)
+    answers = TeacherAnswers(model, 1e9, CPU, "fp32")
+    normalization.fit_teacher_statistics(model, images, indices, answers)
+    solve_student(model, images, indices, answers, "fp32", seed=0)
+    if rank() > 0:
+        torch.manual_seed(rank())
+    plan = TrainingPlan(100, 1, 1e-3, 1e-3, 0.0, "step", CPU, "fp32", seed=1)
+    learner, losses, gradients = Learner(model, plan), [], []
+    for batch in batches:
+        own = torch.arange(batch)[own_part(batch)]
+        plain = pixels[own] / 255
+        teacher_plain = model.normalize_features(answers(own, plain))
+        share = torch.stack(learner.step(plain, teacher_plain, natural[own], batch)).detach()
+        losses.append(sum_over_ranks(share))
+        gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
+    normalization.fit_map_quantiles(model, images, indices, "fp32")
+    normalization.fit_map_weights(model, images, indices, "fp32")
+    return {"losses": losses, "gradients": gradients, "state": model.state_dict()}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if "--real" not in sys.argv:
+        stubs.use_tiny_networks()
+    with process_group("cpu"):
+        found = joined_work(**({"image_size": 256, "batches": (3, 1), "seen": 4} if "--real" in sys.argv else {}))
+        if rank() == 0:
+            torch.save(found, sys.argv[1])

@@ -1,0 +1,231 @@
+"""Trainings that are killed, stopped or fail, and go on as if nothing had happened."""
+
+import csv
+import functools
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train as train_script
+from conftest import draw_part, fail, fill_folder
+from efficientad import training, training_run
+from efficientad.errors import Interrupted
+from efficientad.locks import LOCK_FILE, lock_folder
+from efficientad.networks import EfficientAD
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture
+def tiny_training(monkeypatch, tiny_teacher, dataset_folder, tmp_path):
+    """The words of a training of milliseconds, which writes to tmp_path / "out"."""
+    monkeypatch.setattr(training_run, "EfficientAD", functools.partial(EfficientAD, image_size=64))
+    return tiny_words(dataset_folder, tiny_teacher, tmp_path / "out")
+
+
+def tiny_words(dataset, teacher, output, steps=12):
+    words = ["-d", "custom", "-c", dataset, "-w", teacher, "-o", output, "--train_steps", steps, "-b", 2]
+    return [str(word) for word in [*words, "--device", "cpu", "--num_workers", 0]]
+
+
+def train(words):
+    train_script.main(train_script.get_parser().parse_args([str(word) for word in words]))
+
+
+def folder_of(output):
+    return output / "trainings" / "custom"
+
+
+def start_worker(words, **more):
+    environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(TESTS / "train_worker.py"), *map(str, words)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, **pipes, **more)
+
+
+def assert_same_model(one, other):
+    one, other = (torch.load(folder_of(out) / "model.pt", weights_only=True)["state_dict"] for out in (one, other))
+    assert one.keys() == other.keys()
+    for key, tensor in one.items():
+        assert torch.equal(tensor, other[key]), key
+
+
+def read_log(output):
+    with (folder_of(output) / "log.csv").open(newline="") as file:
+        return [{key: row[key] for key in row if key != "images_per_s"} for row in csv.DictReader(file)]
+
+
+def stop_at(monkeypatch, step):
+    """The training gets a SIGTERM in its step number `step`."""
+    learn = training.Learner.step
+
+    def learn_and_signal(self, *args):
+        if self.steps_done == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return learn(self, *args)
+
+    monkeypatch.setattr(training.Learner, "step", learn_and_signal)
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path, dataset_folder, tiny_teacher):
+    fill_folder(tmp_path / "natural", 5)
+    more = ["--recipe", "fast", "-i", tmp_path / "natural", "--checkpoint_minutes", 0.0005]
+    whole, killed = (
+        [*tiny_words(dataset_folder, tiny_teacher, tmp_path / name, steps=125), *more]
+        for name in ("whole", "killed")
+    )
+    whole = start_worker(whole)
+    state_file = folder_of(tmp_path / "killed") / "checkpoint.pt"
+    rng = random.Random(0)
+    kills = 0
+    for _ in range(3):
+        process = start_worker([*killed, "--cache_gb", kills % 2, "--resume"])
+        before = state_file.stat().st_mtime_ns if state_file.exists() else 0
+        while process.poll() is None and not (state_file.exists() and state_file.stat().st_mtime_ns > before):
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5))
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL
+        process.communicate()
+    assert kills >= 2  # a fast machine may have finished before the third
+    process = start_worker([*killed, "--resume"])
+    said, error = process.communicate()
+    assert process.returncode == 0, error
+    assert "Resuming after" in said or "nothing to resume" in said
+    assert whole.wait() == 0, whole.communicate()
+    assert_same_model(tmp_path / "whole", tmp_path / "killed")
+    assert read_log(tmp_path / "whole") == read_log(tmp_path / "killed")
+    assert [row["step"] for row in read_log(tmp_path / "killed")] == ["1", *map(str, range(10, 130, 10)), "125"]
+    files = sorted(path.name for path in folder_of(tmp_path / "killed").iterdir())
+    assert files == ["args.json", "log.csv", "model.pt"]
+
+
+def test_a_signal_saves_and_says_how_to_go_on(tiny_training, tmp_path, monkeypatch, capsys):
+    """Between two looks at the loss, in the second epoch, on two signals apart."""
+    train([*tiny_training[:6], "-o", tmp_path / "whole", *tiny_training[8:]])
+    for step in (6, 8):
+        with monkeypatch.context() as patch:
+            stop_at(patch, step)
+            with pytest.raises(Interrupted, match=f"interrupted after step {step + 1}; continue with --resume"):
+                train([*tiny_training, *(["--resume"] if step == 8 else [])])
+    capsys.readouterr()
+    train([*tiny_training, "--resume"])
+    assert "Resuming after 9 of 12 steps" in capsys.readouterr().out
+    assert_same_model(tmp_path / "whole", tmp_path / "out")
+    assert read_log(tmp_path / "whole") == read_log(tmp_path / "out")
+    train([*tiny_training, "--resume"])
+    assert "already holds a trained model: nothing to resume" in capsys.readouterr().out
+
+
+def test_the_same_seed_gives_the_same_bits(tiny_training, tmp_path):
+    for name in ("first", "second"):
+        train([*tiny_training[:6], "-o", tmp_path / name, *tiny_training[8:], "--deterministic"])
+    torch.use_deterministic_algorithms(False)
+    assert_same_model(tmp_path / "first", tmp_path / "second")
+
+
+def test_what_is_resumed_must_be_the_same(tiny_training, dataset_folder, tmp_path, monkeypatch, capsys):
+    stop_at(monkeypatch, 3)
+    with pytest.raises(Interrupted):
+        train(tiny_training)
+    before = (folder_of(tmp_path / "out") / "checkpoint.pt").read_bytes()
+
+    def error(*more):
+        return fail(monkeypatch, capsys, train_script, *tiny_training, *more)
+
+    assert "holds an interrupted training; continue it with --resume, begin anew with --overwrite" in error()
+    assert "(lr 0.0001, now 0.001; seed 42, now 7)" in error("--resume", "--lr", 1e-3, "--seed", 7)
+    assert "(steps 12, now 15)" in error("--resume", "--train_steps", 15)
+    assert "not allowed with argument" in error("--resume", "--overwrite")
+    torch.save(EfficientAD().teacher.state_dict(), tmp_path / "other.pth")
+    assert "was made with another teacher than" in error("--resume", "-w", tmp_path / "other.pth")
+    image = dataset_folder / "train" / "good" / "004.png"
+    draw_part(99).save(image)
+    assert "other images: train/good/004.png is another image; bring" in error("--resume")
+    assert (folder_of(tmp_path / "out") / "checkpoint.pt").read_bytes() == before
+    draw_part(4).save(image)
+    shutil.move(dataset_folder, tmp_path / "moved")  # the same images elsewhere are the same
+    train([*tiny_training, "-c", tmp_path / "moved", "--resume"])
+    assert "Resuming after 4 of 12 steps" in capsys.readouterr().out
+
+
+def test_damaged_state_is_one_line(tiny_training, tmp_path, monkeypatch, capsys):
+    folder_of(tmp_path / "out").mkdir(parents=True)
+    state_file = folder_of(tmp_path / "out") / "checkpoint.pt"
+    torch.save([1], state_file)
+    assert "is not the state of a training" in fail(monkeypatch, capsys, train_script, *tiny_training, "--resume")
+    state_file.write_text("text")
+    assert "is not a torch file, or damaged" in fail(monkeypatch, capsys, train_script, *tiny_training, "--resume")
+
+
+def test_a_full_disk_is_one_line_and_leaves_what_was_good(tiny_training, tmp_path, monkeypatch, capsys):
+    """A limit on the size of files is as near to a full disk as a test comes."""
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5)
+        with pytest.raises(Interrupted):
+            train(tiny_training)
+    before = (folder_of(tmp_path / "out") / "checkpoint.pt").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        error = fail(monkeypatch, capsys, train_script, *tiny_training, "--resume")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert error.count("\n") == 1
+    assert "File too large: " in error and "checkpoint.pt is whole: solve that and continue with --resume" in error
+    assert (folder_of(tmp_path / "out") / "checkpoint.pt").read_bytes() == before
+    assert sorted(path.name for path in folder_of(tmp_path / "out").iterdir()) == [
+        "args.json",
+        "checkpoint.pt",
+        "log.csv",
+    ]
+    train([*tiny_training, "--resume"])
+
+
+def test_an_output_folder_that_is_removed_meanwhile_comes_back(tiny_training, tmp_path, monkeypatch):
+    learn = training.Learner.step
+
+    def learn_and_remove(self, *args):
+        if self.steps_done == 5:
+            shutil.rmtree(tmp_path / "out")
+        return learn(self, *args)
+
+    monkeypatch.setattr(training.Learner, "step", learn_and_remove)
+    train(tiny_training)
+    assert (folder_of(tmp_path / "out") / "model.pt").is_file()
+    assert [row["step"] for row in read_log(tmp_path / "out")] == ["1", "10", "12"]
+
+
+def test_one_run_at_a_time(tiny_training, tmp_path, monkeypatch, capsys):
+    folder = folder_of(tmp_path / "out")
+    holder = "import sys, time, pathlib\nfrom efficientad.locks import lock_folder\n"
+    holder += "with lock_folder(pathlib.Path(sys.argv[1])):\n    print(flush=True)\n    time.sleep(60)\n"
+    command = [sys.executable, "-c", holder, str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(TESTS.parent)})
+    process.stdout.read(1)
+    error = fail(monkeypatch, capsys, train_script, *tiny_training)
+    assert f"{folder} is in use by another run (process {process.pid} on " in error
+    process.kill()
+    process.wait()
+    assert (folder / LOCK_FILE).exists()  # left behind, but it locks nothing
+    train(tiny_training)
+    assert not (folder / LOCK_FILE).exists()
+
+
+def test_a_lock_leaves_no_folders_behind(tmp_path):
+    with lock_folder(tmp_path / "a" / "b"):
+        assert (tmp_path / "a" / "b" / LOCK_FILE).read_text().startswith(f"process {os.getpid()} on ")
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "a").mkdir()
+    with lock_folder(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "b" / "file").write_text("mine")
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["file"]
