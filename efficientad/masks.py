@@ -185,7 +185,7 @@ def _read_saturations(path: Path) -> dict[int, Saturation]:
         ) from None
 
 
-def read_regions(
+def read_defects(
     masks: MaskFiles, saturations: Mapping[int, Saturation], image: Path, image_size: tuple[int, int]
 ) -> list[Defect]:
     """The defects that the masks of one image show.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from efficientad.atomic_file import write_text_atomically
 from efficientad.csv_file import csv_cell
 from efficientad.errors import UserError
 from efficientad.inference import Prediction
@@ -97,9 +97,7 @@ class ResultWriter:
 def write_regions(path: Path, results: Sequence[Result], threshold: float) -> None:
     """Write the regions of all results as a COCO file, which appears complete or not at all."""
     images = [ImageRegions(result.name, result.image_size, result.regions) for result in results]
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(coco_contents(images, {"threshold": threshold})) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_text_atomically(path, json.dumps(coco_contents(images, {"threshold": threshold})) + "\n")
 
 
 class ScoresFile:

@@ -38,7 +38,7 @@ LAYERS = [
         "signals",
     ],
     ["device", "images", "metrics", "pixel_metrics", "sweep", "maps", "networks", "coco", "regions", "torch_file"],
-    ["bad_files"],
+    ["bad_files", "categories"],
     ["staging", "tensors", "datasets", "checkpoint", "sources", "backbones", "stored_images", "teacher_answers"],
     ["losses", "resuming", "image_set", "image_cache", "prepare", "distillation", "runtimes", "masks"],
     [
@@ -52,7 +52,7 @@ LAYERS = [
         "inference",
         "preview",
     ],
-    ["pretraining_data", "scoring", "training", "results"],
+    ["pretraining_data", "scoring", "training", "results", "category_summary"],
     ["pretraining", "workloads", "training_options", "watching"],
     ["training_run", "pretrain", "predict", "benchmark"],
 ]
