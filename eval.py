@@ -109,8 +109,10 @@ def evaluate(args: argparse.Namespace, dataset, folder: Path):
 
     from efficientad import bad_files, calibration, outputs, report
     from efficientad.datasets import find_test_samples
-    from efficientad.distributed import gather_objects, rank, ranks, wait_for_ranks
+    from efficientad.distributed import gather_objects, rank, ranks, say, wait_for_ranks
     from efficientad.images import check_file, raise_if_unreadable
+    from efficientad.localization import Localization
+    from efficientad.masks import GROUND_TRUTH, find_masks
     from efficientad.runtimes import load_detector
     from efficientad.scoring import score_samples
 
@@ -125,6 +127,8 @@ def evaluate(args: argparse.Namespace, dataset, folder: Path):
     if skipped is None:
         paths = [sample.path for sample in samples]
         raise_if_unreadable(bad_files.find_unreadable(paths, check_file, args.num_workers))
+    masks = find_masks(dataset, samples)
+    localization = Localization(masks) if masks else None
 
     suffix = {"tiff": ".tiff", "jpg": ".jpg", "none": None}[args.map_format]
     maps = dict(zip(samples, outputs.map_names(samples, suffix), strict=True)) if suffix else {}
@@ -133,38 +137,36 @@ def evaluate(args: argparse.Namespace, dataset, folder: Path):
         names.append(bad_files.SKIPPED_FILE)
     stale = outputs.claim_files(folder, names) if rank() == 0 else set()
     wait_for_ranks()
-    if rank() == 0:
-        print(f"Data set {dataset.name}: {len(samples)} test images, threshold {threshold:g} ({origin})")
-        print(f"Model {weights_dir} ({detector.model_size}), {detector.description}", flush=True)
+    say(f"Data set {dataset.name}: {len(samples)} test images, threshold {threshold:g} ({origin})")
+    say(f"Model {weights_dir} ({detector.model_size}), {detector.description}")
+    if not masks and (dataset.root / GROUND_TRUTH).is_dir():
+        say(f"Note: no file in {dataset.root / GROUND_TRUTH} is the mask of a test image; see dataset/README.md")
 
-    files = {sample: folder / name for sample, name in maps.items()}
-    scored = list(
-        tqdm(
-            score_samples(
-                detector,
-                samples[rank() :: ranks()],
-                files,
-                threshold,
-                args.batch_size,
-                args.num_workers,
-                pass_over=None if skipped is None else skipped.append,
-            ),
-            desc="Evaluating",
-            total=len(samples[rank() :: ranks()]),
-            unit="image",
-            disable=rank() > 0,
-        )
+    files, own = {sample: folder / name for sample, name in maps.items()}, samples[rank() :: ranks()]
+    scoring = score_samples(
+        detector,
+        own,
+        files,
+        threshold,
+        args.batch_size,
+        args.num_workers,
+        pass_over=None if skipped is None else skipped.append,
+        localization=localization,
     )
+    scored = list(tqdm(scoring, desc="Evaluating", total=len(own), unit="image", disable=rank() > 0))
     everywhere = {item.sample: item for part in gather_objects(scored) for item in part}
     scored = [everywhere[sample] for sample in samples if sample in everywhere]
     if skipped is not None:
         skipped = [error for part in gather_objects(skipped) for error in part]
+    if localization:
+        localization.join_ranks()
     if rank() > 0:
         return None
     if skipped and not scored:
         raise UserError(f"none of the {len(samples)} test images can be read; {skipped[0]}, for one")
 
-    evaluation = report.evaluate_scores(scored, threshold, args.thresholds)
+    pixel_metrics = localization.metrics() if localization else None
+    evaluation = report.evaluate_scores(scored, threshold, args.thresholds, pixel_metrics)
     facts = {"dataset": dataset.name, "weights_dir": str(weights_dir), "model_size": detector.model_size}
     report.write_scores(folder / report.SCORES_FILE, scored, threshold)
     mismatches = report.write_mismatches(folder / report.MISMATCH_FILE, scored, threshold)
@@ -175,6 +177,7 @@ def evaluate(args: argparse.Namespace, dataset, folder: Path):
     lost = {name for sample, name in maps.items() if str(sample.path) in unreadable}
     outputs.release_files(folder, stale | lost, [name for name in names if name not in lost])
     print(f"\n{report.format_tables(evaluation, auc_by_class=args.dataset == 'mvtec_loco')}\n")
+    print(f"{report.format_metrics(evaluation)}\n")
     print(f"{report.format_thresholds(evaluation)}\n")
     print(
         f"Label and score disagree on {mismatches} images, most suspicious first: {folder / report.MISMATCH_FILE}"

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from efficientad import arguments
-from efficientad.errors import UserError, run_command
+from efficientad.errors import UserError, printable, run_command
 
 NONE = Path("none")
 
@@ -176,8 +176,11 @@ def report(args: argparse.Namespace, counts: dict[str, int], class_names: dict[s
 
     from efficientad.staging import MANIFEST_FILE
 
-    rows = [(folder, count, class_names.get(folder.removeprefix("test/"), "")) for folder, count in counts.items()]
-    table = tabulate(rows, headers=["Directory", "Count", "Category"])
+    rows = [
+        (printable(folder), count, class_names.get(folder.removeprefix("test/"), ""))
+        for folder, count in counts.items()
+    ]
+    table = tabulate(rows, headers=["Directory", "Count", "Category"], disable_numparse=[0, 2])
     print(f"\n{table}\n\nWrote {args.output_dir}; {MANIFEST_FILE} in it says where each image comes from")
     if args.preview:
         print(f"The annotations are drawn in {args.preview}")

@@ -1,15 +1,17 @@
 """Reading and writing detectors and teacher weights: one self-describing file, and what other tools leave.
 
-Nothing here ever unpickles code: every file is read with weights_only=True.
+Nothing here ever unpickles code: every file is read by torch_file.
 """
 
 from __future__ import annotations
 
 import io
-import pickle
+import math
 import re
+import reprlib
+import textwrap
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,17 @@ from efficientad.errors import UserError
 from efficientad.networks import (
     EQUAL_MAP_WEIGHTS,
     FEATURE_CHANNELS,
+    IMAGE_SIZE,
     EfficientAD,
     infer_model_size,
 )
+from efficientad.torch_file import read_torch_file, require_weights
 
 MODEL_FILE = "model.pt"
 FORMAT = "efficientad-detector"
 FORMAT_VERSION = 2  # 1 had no map_weights, which were equal, and no calibration
+
+_LARGEST_IMAGE_SIZE = 2048  # a file that claims more is damaged, or wants the memory
 
 _SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
 _NETWORK_FILES = {name: f"{name}_final.pth" for name in ("teacher", "student", "autoencoder")}
@@ -81,7 +87,8 @@ def load_model(folder: Path, device: torch.device) -> EfficientAD:
         raise UserError(
             f"{folder} holds no {MODEL_FILE}; train first, or name the training's folder with --weights_dir"
         )
-    if not ((model.quantiles[:, 1] > model.quantiles[:, 0]).all() and (model.teacher_std > 0).all()):
+    spread = model.quantiles[:, 1] - model.quantiles[:, 0]
+    if not ((spread > 0).all() and spread.isfinite().all() and (model.teacher_std > 0).all()):
         raise UserError(f"{folder} holds a detector whose statistics are degenerate; train it again")
     return model.to(device, memory_format=torch.channels_last).eval()
 
@@ -127,19 +134,39 @@ def _load_own(path: Path) -> EfficientAD:
     contents = read_torch_file(path)
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         raise UserError(f"{path} is not a detector saved by train.py")
-    if contents.get("version", 0) > FORMAT_VERSION:
+    version = contents.get("version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
         raise UserError(f"{path} was saved by a newer version of this toolkit; update to read it")
+    if not isinstance(version, int) or version < 1:
+        raise UserError(f"{path} is damaged: its version is {reprlib.repr(version)}")
+    state = require_weights(contents.get("state_dict"), path)
     try:
-        model = EfficientAD(**contents["config"])
-        state = contents["state_dict"]
-        if contents.get("calibration"):
-            model.calibration = Calibration(**contents["calibration"])
-        if contents["version"] == 1:
-            state = {**state, "map_weights": torch.tensor(EQUAL_MAP_WEIGHTS)}
+        model = _build(**contents["config"])
+        if contents.get("calibration") is not None:
+            model.calibration = _read_calibration(**contents["calibration"])
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged: no complete description of a detector ({error})") from None
+        reason = textwrap.shorten(str(error), 200)
+        raise UserError(f"{path} is damaged: no complete description of a detector ({reason})") from None
+    if version == 1:
+        state["map_weights"] = torch.tensor(EQUAL_MAP_WEIGHTS)
     _load_state(model, state, path, f"{model.model_size} detector")
     return model
+
+
+def _build(model_size: str, image_size: int) -> EfficientAD:
+    if not isinstance(image_size, int) or not IMAGE_SIZE <= image_size <= _LARGEST_IMAGE_SIZE:
+        raise ValueError(f"image_size is {image_size}")
+    return EfficientAD(model_size, image_size)
+
+
+def _read_calibration(**values: Any) -> Calibration:
+    calibration = Calibration(**values)
+    scores, interval = tuple(calibration.scores), tuple(calibration.rate_interval)
+    numbers = [*scores, *interval, calibration.target_fpr, calibration.threshold]
+    finite = all(isinstance(number, float) and math.isfinite(number) for number in numbers)
+    if not finite or len(interval) != 2 or not isinstance(calibration.extrapolated, bool):
+        raise ValueError("the calibration is not one of finite numbers")
+    return replace(calibration, scores=scores, rate_interval=interval)
 
 
 def _load_six_files(folder: Path) -> EfficientAD:
@@ -154,9 +181,10 @@ def _load_six_files(folder: Path) -> EfficientAD:
     for name, state in states.items():
         _load_state(model.get_submodule(name), state, folder / _NETWORK_FILES[name], f"{size} {name}")
     for name in ("teacher_mean", "teacher_std"):
-        statistics = read_torch_file(folder / f"{name}.pt")
-        if not isinstance(statistics, Tensor) or statistics.shape != (1, FEATURE_CHANNELS, 1, 1):
-            raise UserError(f"{folder / f'{name}.pt'} is not a tensor of shape 1 x {FEATURE_CHANNELS} x 1 x 1")
+        file = folder / f"{name}.pt"
+        statistics = require_weights({name: read_torch_file(file)}, file)[name]
+        if statistics.shape != (1, FEATURE_CHANNELS, 1, 1):
+            raise UserError(f"{file} is not a tensor of shape 1 x {FEATURE_CHANNELS} x 1 x 1")
         model.get_buffer(name).copy_(statistics)
     model.quantiles.copy_(_read_quantiles(folder / "quantiles.pt"))
     return model
@@ -167,43 +195,19 @@ def _read_quantiles(path: Path) -> Tensor:
     keys = [key for pair in _QUANTILE_KEYS for key in pair]
     if not isinstance(quantiles, dict) or any(key not in quantiles for key in keys):
         raise UserError(f"{path} does not hold {', '.join(keys)}")
-    return torch.tensor([[float(quantiles[key]) for key in pair] for pair in _QUANTILE_KEYS])
+    try:
+        return torch.tensor([[float(quantiles[key]) for key in pair] for pair in _QUANTILE_KEYS])
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"{path} does not hold numbers as {', '.join(keys)}") from None
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    state = read_torch_file(path)
-    if not isinstance(state, dict) or not state:
-        raise UserError(f"{path} holds no state_dict of a network")
-    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
-        raise UserError(f"{path} holds no state_dict of a network, but other things")
-    return dict(state)
-
-
-def read_torch_file(path: Path) -> Any:
-    """torch.load on the CPU that never runs code from the file, with a line for each way to fail."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # the readers behind torch.load raise almost any type on a damaged file
-        if isinstance(error, pickle.UnpicklingError) and _looks_pickled(path):
-            raise UserError(
-                f"{path} holds pickled Python objects and is not opened, since that could run any code; "
-                "save it again as a state_dict: torch.save(model.state_dict(), path)"
-            ) from None
-        raise UserError(f"{path} is not a torch file, or damaged") from None
-
-
-def _looks_pickled(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) in (b"PK", b"\x80\x02")
+    return require_weights(read_torch_file(path), path)
 
 
 def _sequential_keys(state: dict[str, Tensor], network: nn.Sequential) -> dict[str, Tensor]:
     """Keys conv1.weight, conv2.bias, ... of other tools -> those of `network`, in the order of its layers."""
-    named = {key: re.fullmatch(r"conv(\d+)\.(weight|bias)", key) for key in state}
+    named = {key: re.fullmatch(r"conv(\d{1,3})\.(weight|bias)", key) for key in state}
     if not all(named.values()):
         return state
     layers = [index for index, layer in enumerate(network) if isinstance(layer, nn.Conv2d)]
@@ -222,6 +226,4 @@ def _load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path, kin
         if tensor.shape != expected[key].shape:
             shapes = f"{tuple(tensor.shape)}, not {tuple(expected[key].shape)}"
             raise UserError(f"{path} does not hold the weights of a {kind}: {key} has shape {shapes}")
-        if not tensor.isfinite().all():
-            raise UserError(f"{path} is damaged: {key} has values that are not finite")
     network.load_state_dict(state)

@@ -14,7 +14,7 @@ _FORMULA = re.compile("'*[=+@\\t\\r\\n-]")  # a cell that begins so would be com
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
-    """A header line and the rows, in UTF-8, each cell as csv_cell makes it; the file appears whole or not."""
+    """A header line and the rows, in UTF-8, by csv_cell; the file appears whole or not at all."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(header)

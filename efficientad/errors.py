@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def run_command(main: Callable[[argparse.Namespace], int | None], parser: argpar
     """Parse the command line, run main(args), and exit: what main returns or 0, 2 any error, 130 interrupted."""
     args = parser.parse_args()
     sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be valid Unicode
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; what is refused is named by us
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is half-made is cleared away, as on Ctrl-C
     try:
         status = main(args)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from sklearn.metrics import accuracy_score, precision_score, recall_score, roc_auc_score
+
+from efficientad import curves
+
+RESAMPLES = 1000
+INTERVAL = 0.95
+_DRAWS_AT_ONCE = 1_000_000  # bounds the memory of the bootstrap
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,41 @@ class Row:
     recall: float
     count: int
     auroc: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric in [0, 1], and the bounds of its bootstrap interval (INTERVAL)."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """How well scores separate the anomalous images of one class, or of all classes, from all good images.
+
+    No threshold is chosen, and every distinct image counts once.
+    """
+
+    name: str
+    anomalous: int
+    good: int
+    auroc: Estimate
+    average_precision: Estimate
+    f1_max: Estimate
+    f1_max_threshold: float  # calling an image anomalous when its score is above it reaches f1_max
+    recall_at_fpr_1: Estimate  # with at most 1 % of the good images called anomalous
+    recall_at_fpr_5: Estimate
+
+
+@dataclass(frozen=True)
+class ImageMetrics:
+    """A row for each defect class, sorted by name, and one over all of them."""
+
+    classes: list[ImageRow]
+    overall: ImageRow
 
 
 def image_auroc(y_true: np.ndarray, y_score: np.ndarray) -> float:
@@ -93,3 +134,97 @@ def merge_copies(digests: Sequence[str], y_true: np.ndarray, y_score: np.ndarray
     np.logical_or.at(labels, index, y_true)
     order = np.argsort(first)
     return labels[order], y_score[first[order]]
+
+
+def image_metrics(
+    class_names: Sequence[str], digests: Sequence[str], y_true: np.ndarray, y_score: np.ndarray
+) -> ImageMetrics:
+    """The metrics that need no threshold, over distinct images, with bootstrap intervals.
+
+    A distinct image is good if none of its copies is labelled anomalous.
+
+    Args:
+        class_names, digests: N strings; digests are equal where the files have the same bytes.
+        y_true, y_score: N labels and scores; all images of a class share their label.
+    """
+    _, first, index = np.unique(digests, return_index=True, return_inverse=True)
+    scores, anomalous = y_score[first], np.zeros(len(first), dtype=bool)
+    anomalous[index[y_true]] = True
+    good_scores, names = scores[~anomalous], np.asarray(class_names)
+    return ImageMetrics(
+        classes=[
+            image_row(str(name), scores[np.unique(index[names == name])], good_scores)
+            for name in np.unique(names[y_true])
+        ],
+        overall=image_row("Overall", scores[anomalous], good_scores),
+    )
+
+
+def image_row(name: str, anomalous_scores: np.ndarray, good_scores: np.ndarray) -> ImageRow:
+    """One row: the metrics of curves.py and their percentile intervals.
+
+    The bootstrap draws the anomalous and the good images apart, so that both are in every resample, RESAMPLES
+    times, from a fixed seed. Everything is nan where one kind of image is missing, and an interval also where
+    there is only one image of a kind. Where the scores separate perfectly, so does every resample: the interval
+    is then too narrow.
+
+    Args:
+        anomalous_scores, good_scores: P and N floats of distinct images.
+
+    >>> row = image_row("dent", np.array([3.0, 1.0]), np.array([2.0, 1.0]))
+    >>> row.auroc.value, row.average_precision.value, row.f1_max_threshold
+    (0.625, 0.75, 2.5)
+    """
+    values, index = np.unique(np.concatenate((anomalous_scores, good_scores)), return_inverse=True)
+    place = len(values) - 1 - index.reshape(-1)  # on the curve: the highest score first
+    count = len(anomalous_scores)
+    places = np.sort(place[:count]), np.sort(place[count:])  # the images' order must not move the intervals
+    metrics: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+        "auroc": curves.auroc,
+        "average_precision": curves.average_precision,
+        "f1_max": lambda hits, alarms: curves.f1_max(hits, alarms)[0],
+        "recall_at_fpr_1": lambda hits, alarms: curves.recall_at_fpr(hits, alarms, 0.01),
+        "recall_at_fpr_5": lambda hits, alarms: curves.recall_at_fpr(hits, alarms, 0.05),
+    }
+    if min(len(anomalous_scores), len(good_scores)) == 0:
+        undefined = Estimate(np.nan, np.nan, np.nan)
+        estimates, threshold = dict.fromkeys(metrics, undefined), np.nan
+    else:
+        curve = [np.bincount(kind, minlength=len(values)).cumsum() for kind in places]
+        threshold = _threshold_below(values[::-1], int(curves.f1_max(*curve)[1]))
+        resampled = _resample(places, metrics)
+        estimates = {name: Estimate(float(metric(*curve)), *resampled[name]) for name, metric in metrics.items()}
+    return ImageRow(name, len(anomalous_scores), len(good_scores), f1_max_threshold=float(threshold), **estimates)
+
+
+def _threshold_below(descending: np.ndarray, place: int) -> float:
+    """A threshold that this score is above and the next lower one is not: half-way, so that it suits others too."""
+    if place + 1 == len(descending):
+        return np.nextafter(descending[place], -np.inf)
+    return (float(descending[place]) + float(descending[place + 1])) / 2
+
+
+def _resample(
+    places: tuple[np.ndarray, np.ndarray], metrics: dict[str, Callable]
+) -> dict[str, tuple[float, float]]:
+    """The interval of each metric, from resamples of the curve's counts, many at once."""
+    if min(map(len, places)) < 2:
+        return dict.fromkeys(metrics, (np.nan, np.nan))
+    rng = np.random.default_rng(0)
+    length = int(max(kind.max() for kind in places)) + 1
+    at_once = max(1, _DRAWS_AT_ONCE // max(map(len, places)))
+    found: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
+    for start in range(0, RESAMPLES, at_once):
+        count = min(at_once, RESAMPLES - start)
+        resampled_curves = [_draw(kind, count, length, rng).cumsum(axis=1) for kind in places]
+        for name, metric in metrics.items():
+            found[name].append(metric(*resampled_curves))
+    tails = [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2]
+    return {name: tuple(np.quantile(np.concatenate(parts), tails).tolist()) for name, parts in found.items()}
+
+
+def _draw(places: np.ndarray, count: int, length: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each place of the curve is drawn, in `count` resamples with replacement: count x length."""
+    drawn = places[rng.integers(len(places), size=(count, len(places)))]
+    drawn += np.arange(count)[:, None] * length
+    return np.bincount(drawn.ravel(), minlength=count * length).reshape(count, length)

@@ -15,12 +15,15 @@ from efficientad.atomic_file import write_text_atomically
 from efficientad.csv_file import write_csv
 from efficientad.datasets import Sample
 from efficientad.errors import printable
-from efficientad.metrics import Row, class_rows, merge_copies, overall_row
+from efficientad.metrics import ImageMetrics, ImageRow, Row, class_rows, image_metrics, merge_copies, overall_row
+from efficientad.pixel_metrics import PixelMetrics
 from efficientad.sweep import SweepRow, sweep_thresholds
 
 SCORES_FILE = "scores.csv"
 MISMATCH_FILE = "mismatch_samples.csv"
 METRICS_FILE = "metrics.json"
+
+_FORMATS = ("", ".4f", "", ".4f", ".4f", ".2f", ".4f", ".4f")
 
 
 @dataclass(frozen=True)
@@ -37,39 +40,66 @@ class ScoredSample:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Every number of one evaluation at one threshold."""
+class Decisions:
+    """What the scores decide at one threshold."""
 
     threshold: float
     classes: list[Row]
     overall: Row
     distinct: Row | None  # over distinct images, where some stand in several classes
     sweep: list[SweepRow]  # of this and of other informative thresholds
-    others: list[Evaluation]  # at the further thresholds that were asked for
+
+
+@dataclass(frozen=True)
+class Evaluation(Decisions):
+    """Every number of one evaluation."""
+
+    others: list[Decisions]  # at the further thresholds that were asked for
+    image_metrics: ImageMetrics
+    pixel_metrics: PixelMetrics | None  # where the data set has masks
 
 
 def evaluate_scores(
-    scored: Sequence[ScoredSample], threshold: float, other_thresholds: Sequence[float] = ()
+    scored: Sequence[ScoredSample],
+    threshold: float,
+    other_thresholds: Sequence[float] = (),
+    pixel_metrics: PixelMetrics | None = None,
 ) -> Evaluation:
-    """All rows for the scored images (at least one)."""
-    y_true = np.array([item.sample.is_anomalous for item in scored])
-    y_score = np.array([item.score for item in scored])
-    digests = [item.digest for item in scored]
-    names = [item.sample.class_name for item in scored]
+    """All rows for the scored images (at least one); the pixel metrics are taken over."""
+    y_true, y_score, digests, names = _columns(scored)
+    return Evaluation(
+        **vars(_decide(scored, threshold)),
+        others=[_decide(scored, other) for other in other_thresholds],
+        image_metrics=image_metrics(names, digests, y_true, y_score),
+        pixel_metrics=pixel_metrics,
+    )
+
+
+def _decide(scored: Sequence[ScoredSample], threshold: float) -> Decisions:
+    y_true, y_score, digests, names = _columns(scored)
     distinct = None
     if len(set(digests)) < len(digests):
         distinct = overall_row(*merge_copies(digests, y_true, y_score), threshold, "Distinct images")
-    return Evaluation(
+    return Decisions(
         threshold,
         classes=class_rows(names, y_true, y_score, threshold),
         overall=overall_row(y_true, y_score, threshold),
         distinct=distinct,
         sweep=sweep_thresholds(y_true, y_score, threshold),
-        others=[evaluate_scores(scored, other) for other in other_thresholds],
     )
 
 
-def format_tables(evaluation: Evaluation, auc_by_class: bool = False) -> str:
+def _columns(scored: Sequence[ScoredSample]) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
+    """Labels, scores, digests and class names."""
+    return (
+        np.array([item.sample.is_anomalous for item in scored]),
+        np.array([item.score for item in scored]),
+        [item.digest for item in scored],
+        [item.sample.class_name for item in scored],
+    )
+
+
+def format_tables(evaluation: Decisions, auc_by_class: bool = False) -> str:
     """The tables and the AUC lines for the terminal.
 
     Args:
@@ -117,11 +147,66 @@ def _cells(row: Row) -> list:
     return [printable(row.name), row.accuracy, row.precision, row.recall, row.count]
 
 
-def _auc_line(evaluation: Evaluation) -> str:
+def _auc_line(evaluation: Decisions) -> str:
     if not math.isnan(evaluation.overall.auroc):
         return f"Final image auc: {100 * evaluation.overall.auroc:.4f}"
     missing = "defective" if math.isnan(evaluation.overall.recall) else "good"
     return f"AUC undefined: the test set has no {missing} images"
+
+
+def format_metrics(evaluation: Evaluation) -> str:
+    """The tables of the metrics that need no threshold: images, and pixels where there are masks."""
+    headers = ["Class", "AUROC", "95 % interval", "AP", "F1-max", "Threshold", "Recall, 1 % FP", "Recall, 5 % FP"]
+    metrics = evaluation.image_metrics
+    lines = [
+        "Images against all good ones, each distinct image once, whatever the threshold:",
+        tabulate(
+            [_image_cells(row) for row in (*metrics.classes, metrics.overall)], headers=headers, floatfmt=_FORMATS
+        ),
+    ]
+    if evaluation.pixel_metrics:
+        lines += ["", _format_pixels(evaluation.pixel_metrics)]
+    return "\n".join(lines)
+
+
+def _image_cells(row: ImageRow) -> list:
+    interval = f"{row.auroc.low:.4f} - {row.auroc.high:.4f}"
+    return [
+        printable(row.name),
+        row.auroc.value,
+        "-" if math.isnan(row.auroc.low) else interval,
+        row.average_precision.value,
+        row.f1_max.value,
+        row.f1_max_threshold,
+        row.recall_at_fpr_1.value,
+        row.recall_at_fpr_5.value,
+    ]
+
+
+def _format_pixels(metrics: PixelMetrics) -> str:
+    area = "AU-sPRO" if metrics.saturated else "AU-PRO"
+    headers = ["Class", "AUROC", "F1-max", "Threshold", f"{area} 0.05", f"{area} 0.30", "Masks", "Defects"]
+    rows = [
+        [
+            printable(row.name),
+            row.auroc,
+            row.f1_max,
+            row.f1_max_threshold,
+            row.au_pro_05,
+            row.au_pro_30,
+            row.images,
+            row.regions,
+        ]
+        for row in (*metrics.classes, metrics.overall)
+    ]
+    formats = ("", ".4f", ".4f", ".2f", ".4f", ".4f", "", "")
+    lines = ["Pixels against all that no mask marks:", tabulate(rows, headers=headers, floatfmt=formats)]
+    if metrics.left_out:
+        lines.append(
+            f"{metrics.left_out} of the {metrics.defective} defective images have no mask, or an empty one; the "
+            "pixel metrics leave them out"
+        )
+    return "\n".join(lines)
 
 
 def write_scores(path: Path, scored: Iterable[ScoredSample], threshold: float) -> None:

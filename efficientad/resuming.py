@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from efficientad.checkpoint import read_torch_file
 from efficientad.errors import UserError
+from efficientad.torch_file import read_torch_file
 
 
 def read_state(path: Path, kind: str, part: str, settings: Mapping[str, Any]) -> dict:

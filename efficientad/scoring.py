@@ -8,6 +8,7 @@ from pathlib import Path
 from efficientad.datasets import Sample
 from efficientad.images import UnreadableImageError
 from efficientad.inference import Prediction, predict
+from efficientad.localization import Localization, LocatedSample
 from efficientad.maps import resize_map, write_side_by_side, write_tiff
 from efficientad.parallel import parallel_map
 from efficientad.report import ScoredSample
@@ -22,29 +23,36 @@ def score_samples(
     batch_size: int,
     workers: int,
     pass_over: Callable[[UnreadableImageError], None] | None = None,
+    localization: Localization | None = None,
 ) -> Iterator[ScoredSample]:
-    """Scores in the order of the samples; when one is there, its map is written.
+    """Scores in the order of the samples; when one is there, its map is written and compared with its masks.
 
     Args:
         map_files: for every sample the .tiff or .jpg file of its map, or nothing at all.
         threshold: only for the colours of a .jpg.
         workers: threads that read ahead, and as many that write.
         pass_over: see predict.
+        localization: takes in every sample.
 
     Raises:
-        UserError: see predict.
+        UserError: see predict, and Localization.count.
     """
     pictures = any(file.suffix == ".jpg" for file in map_files.values())
 
-    def write(prediction: Prediction) -> ScoredSample:
+    def finish(prediction: Prediction) -> tuple[ScoredSample, LocatedSample | None]:
         sample = prediction.sample
-        if map_files:
+        if map_files or localization:
             anomaly_map = resize_map(prediction.anomaly_map, *prediction.image_size)
+        if map_files:
             if prediction.image is None:
                 write_tiff(map_files[sample], anomaly_map)
             else:
                 write_side_by_side(map_files[sample], prediction.image, anomaly_map, threshold)
-        return ScoredSample(sample, prediction.digest, prediction.score)
+        located = localization.count(sample, anomaly_map) if localization else None
+        return ScoredSample(sample, prediction.digest, prediction.score), located
 
     predictions = predict(detector, samples, batch_size, workers, pictures, pass_over)
-    return parallel_map(write, predictions, workers)
+    for scored, located in parallel_map(finish, predictions, workers):
+        if localization:
+            localization.add(scored.sample, located)  # here and not in the threads: sums in a fixed order
+        yield scored

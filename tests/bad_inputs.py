@@ -10,7 +10,7 @@ from PIL import Image
 
 from conftest import draw_part
 
-ROOT_USER = hasattr(os, "geteuid") and os.geteuid() == 0
+ROOT_USER = os.geteuid() == 0  # may read everything
 
 
 def jpeg_bytes(image=None, **options):
@@ -91,18 +91,22 @@ READABLE = {
     "%s{0}%.png": part,
     "UPPER.PNG": part,
 }
+# file name: how it is written, and why it is refused
 REFUSED = {
-    "truncated.jpg": lambda path: path.write_bytes(jpeg_bytes()[:-200]),
-    "truncated.png": lambda path: (part(path), path.write_bytes(path.read_bytes()[:-500])),
-    "empty.png": lambda path: path.touch(),
-    "text.png": lambda path: path.write_text("these are not the pixels you are looking for"),
-    "bomb.png": lambda path: path.write_bytes(png_bomb(60_000, 60_000)),
-    "broken_link.png": lambda path: path.symlink_to("nowhere.png"),
-    "circular_link.png": lambda path: path.symlink_to(path.name),
-    "device.png": lambda path: path.symlink_to("/dev/zero"),
-    "pipe.png": os.mkfifo,
-    **({} if ROOT_USER else {"forbidden.png": unreadable}),
+    "truncated.jpg": (lambda path: path.write_bytes(jpeg_bytes()[:-200]), "truncated"),
+    "truncated.png": (lambda path: (part(path), path.write_bytes(path.read_bytes()[:-500])), "truncated"),
+    "empty.png": (lambda path: path.touch(), "empty file"),
+    "text.png": (lambda path: path.write_text("no pixels"), "not an image"),
+    "text.jpg": (lambda path: path.write_text("no pixels"), "not an image"),
+    "bomb.png": (lambda path: path.write_bytes(png_bomb(60_000, 60_000)), "3600000000 pixels"),
+    "broken_link.png": (lambda path: path.symlink_to("nowhere.png"), "No such file"),
+    "circular_link.png": (lambda path: path.symlink_to(path.name), "symbolic links"),
+    "device.png": (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
+    "pipe.png": (os.mkfifo, "not a regular file"),
+    "\udcff\n=.png": (lambda path: path.touch(), "empty file"),
+    **({} if ROOT_USER else {"forbidden.png": (unreadable, "Permission denied")}),
 }
+# passed over without a word
 PASSED_OVER = {
     "Thumbs.db": lambda path: path.write_bytes(b"\xd0\xcf"),
     ".DS_Store": lambda path: path.write_bytes(b"\0"),
@@ -118,5 +122,6 @@ PASSED_OVER = {
 def write_file(folder, name):
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    {**READABLE, **REFUSED, **PASSED_OVER}[name](path)
+    write = REFUSED[name][0] if name in REFUSED else {**READABLE, **PASSED_OVER}[name]
+    write(path)
     return path

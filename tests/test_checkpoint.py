@@ -1,3 +1,4 @@
+import copy
 import pickle
 import zipfile
 
@@ -80,6 +81,35 @@ def test_six_files_of_other_tools(fitted, tmp_path):
             load_model(tmp_path / "six", CPU)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "teacher_mean.pt",
+            torch.full((1, 384, 1, 1), float("nan")),
+            "teacher_mean has values that are not finite",
+        ),
+        ("teacher_std.pt", torch.zeros(3), "not a tensor of shape"),
+        ("teacher_std.pt", torch.zeros(1, 384, 1, 1), "statistics are degenerate"),
+        ("teacher_std.pt", "text", "teacher_std.pt holds no state_dict"),
+        ("quantiles.pt", {"q_st_start": 0.0}, "does not hold q_st_start, q_st_end"),
+        (
+            "quantiles.pt",
+            dict.fromkeys(("q_st_start", "q_st_end", "q_ae_start", "q_ae_end"), "x"),
+            "not hold numbers",
+        ),
+        ("quantiles.pt", {"q_st_start": 0, "q_st_end": float("inf"), "q_ae_start": 0, "q_ae_end": 1}, "degenerate"),
+        ("student_final.pth", [1, 2], "student_final.pth holds no state_dict"),
+    ],
+)
+def test_six_files_that_are_refused(fitted, tmp_path, monkeypatch, name, value, message):
+    monkeypatch.setattr(checkpoint, "infer_model_size", lambda state: "small")
+    write_six_files(fitted, tmp_path / "six")
+    torch.save(value, tmp_path / "six" / name)
+    with pytest.raises(UserError, match=message):
+        load_model(tmp_path / "six", CPU)
+
+
 def test_medium_six_files_are_recognised(tmp_path):
     model = EfficientAD("medium")
     write_six_files(model, tmp_path / "six")
@@ -117,6 +147,15 @@ def test_pickled_module_is_refused(tmp_path):
         load_teacher_weights(EfficientAD(), tmp_path / "teacher.pth")
 
 
+CALIBRATION = {
+    "scores": (1.0, 2.0, 3.0, 4.0),
+    "target_fpr": 0.1,
+    "threshold": 5.0,
+    "rate_interval": (0.0, 0.4),
+    "extrapolated": True,
+}
+
+
 def change_contents(path, change):
     contents = torch.load(path, weights_only=True)
     change(contents)
@@ -137,6 +176,19 @@ def change_contents(path, change):
             "student.1.bias has values that are not finite",
         ),
         (lambda c: c["state_dict"]["quantiles"].fill_(0.5), "statistics are degenerate"),
+        (lambda c: c.update(version="2"), "its version is '2'"),
+        (lambda c: c.update(state_dict=[1]), "holds no state_dict"),
+        (lambda c: c["state_dict"].update(teacher_mean=7), "holds no state_dict of a network, but other things"),
+        (
+            lambda c: c["state_dict"].update(teacher_mean=torch.zeros(1, 384, 1, 1, dtype=torch.complex64)),
+            "teacher_mean is not a tensor of plain numbers",
+        ),
+        (lambda c: c["config"].update(image_size=10**9), "image_size is 1000000000"),
+        (lambda c: c["config"].update(image_size="256"), "image_size is 256"),
+        (lambda c: c["config"].update(more=1), "unexpected keyword"),
+        (lambda c: c.update(calibration={}), "missing"),
+        (lambda c: c.update(calibration={**CALIBRATION, "threshold": float("nan")}), "not one of finite numbers"),
+        (lambda c: c.update(calibration={**CALIBRATION, "scores": [1.0, "2"]}), "not one of finite numbers"),
     ],
 )
 def test_model_files_that_are_refused(fitted, tmp_path, change, message):
@@ -161,6 +213,26 @@ def test_files_that_are_no_model(fitted, tmp_path):
     save_model(fitted, path, {})
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(UserError, match="model.pt is not a torch file"):
+        load_model(tmp_path, CPU)
+
+
+@pytest.mark.parametrize("way", ["compressed", "overlapping"])
+def test_files_that_would_swell_in_memory_are_refused(fitted, tmp_path, monkeypatch, way):
+    """torch stores plainly, one thing after the other; a small file that claims a lot is not even opened."""
+    fitted.teacher[1].weight.zero_()
+    save_model(fitted, tmp_path / "whole.pt", {})
+    with zipfile.ZipFile(tmp_path / "whole.pt") as whole, zipfile.ZipFile(tmp_path / "model.pt", "w") as bomb:
+        for entry in whole.infolist():
+            kind = zipfile.ZIP_DEFLATED if way == "compressed" else zipfile.ZIP_STORED
+            bomb.writestr(entry.filename, whole.read(entry), compress_type=kind)
+        if way == "compressed":
+            bomb.writestr("archive/data/99", bytes(10_000_000), compress_type=zipfile.ZIP_DEFLATED)
+        else:
+            largest = max(bomb.filelist, key=lambda entry: entry.file_size)
+            bomb.filelist += [copy.copy(largest) for _ in range(20)]
+
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("was opened"))
+    with pytest.raises(UserError, match="claims to hold more than its size"):
         load_model(tmp_path, CPU)
 
 

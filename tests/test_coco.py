@@ -106,6 +106,12 @@ def test_annotations_of_no_image_are_counted(tmp_path):
     assert "1 annotations belong to no image" in coco.notes[0]
 
 
+def test_two_annotations_of_one_id_both_count(tmp_path):
+    annotations = [{"id": 5, "image_id": 1, "category_id": 7, "bbox": [left, 0, 2, 2]} for left in (0, 9)]
+    (image,) = read_coco(coco_file(tmp_path / "coco.json", annotations=annotations)).images
+    assert image.annotations == annotations
+
+
 def run_lengths(mask):
     """Uncompressed: runs of 0 and 1 by turns, column by column."""
     flat = mask.T.ravel() > 0

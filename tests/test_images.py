@@ -6,6 +6,7 @@ from PIL import Image
 
 from efficientad.images import (
     UnreadableImageError,
+    check_image,
     decode_image,
     find_images,
     is_image_name,
@@ -145,6 +146,20 @@ def test_header_tells_the_upright_size(file_format, orientation):
     header = read_header(buffer.getvalue(), "test")
     assert (header.stored_size, header.orientation) == ((30, 20), orientation)
     assert header.upright_size == decode_image(buffer.getvalue(), "test").size
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP"])
+def test_the_quick_check_believes_whole_files_and_finds_those_without_an_end(monkeypatch, file_format):
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(buffer, file_format)
+    data = buffer.getvalue()
+    with monkeypatch.context() as patch:
+        patch.setattr("efficientad.images.decode_image", lambda *_: pytest.fail("was decoded"))
+        check_image(io.BytesIO(data), "test")
+    check_image(io.BytesIO(data + bytes(99)), "test")  # decoded, and well
+    for part in (b"", data[:8], *([data[:-300]] if file_format in ("JPEG", "PNG") else [])):
+        with pytest.raises(UnreadableImageError, match="test: "):
+            check_image(io.BytesIO(part), "test")
 
 
 def test_header_of_a_damaged_file():

@@ -1,13 +1,16 @@
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from efficientad.datasets import Sample
+from efficientad.pixel_metrics import PixelMetrics, PixelRow
 from efficientad.report import (
     ScoredSample,
     evaluate_scores,
+    format_metrics,
     format_tables,
     write_metrics,
     write_mismatches,
@@ -46,6 +49,51 @@ Final image auc: 44.4444"""
 
 def test_tables():
     assert format_tables(evaluate_scores(SCORED, 25.0)) == TABLES
+
+
+METRICS = """\
+Images against all good ones, each distinct image once, whatever the threshold:
+Class             AUROC  95 % interval        AP    F1-max    Threshold    Recall, 1 % FP    Recall, 5 % FP
+--------------  -------  ---------------  ------  --------  -----------  ----------------  ----------------
+defect_type_10   0.6667  -                0.5000    0.6667        27.25            0.0000            0.0000
+defect_type_2    0.3333  0.0000 - 1.0000  0.4500    0.5714         3.00            0.0000            0.0000
+Overall          0.4444  0.0000 - 1.0000  0.5556    0.6667        27.25            0.0000            0.0000"""
+
+PIXELS = PixelMetrics(
+    classes=[PixelRow("defect_type_2", 1, 3, 0.9, 0.51234, 31.257, 0.3, 0.7, 1e-5)],
+    overall=PixelRow("Overall", 1, 3, float("nan"), 0.5, 31.257, 0.3, 0.7, 1e-5),
+    saturated=False,
+    defective=3,
+    left_out=2,
+)
+
+PIXEL_TABLE = """
+
+Pixels against all that no mask marks:
+Class             AUROC    F1-max    Threshold    AU-PRO 0.05    AU-PRO 0.30    Masks    Defects
+-------------  --------  --------  -----------  -------------  -------------  -------  ---------
+defect_type_2    0.9000    0.5123        31.26         0.3000         0.7000        1          3
+Overall        nan         0.5000        31.26         0.3000         0.7000        1          3
+2 of the 3 defective images have no mask, or an empty one; the pixel metrics leave them out"""
+
+
+def test_tables_without_a_threshold():
+    assert format_metrics(evaluate_scores(SCORED, 25.0)) == METRICS
+    assert format_metrics(evaluate_scores(SCORED, 25.0, pixel_metrics=PIXELS)) == METRICS + PIXEL_TABLE
+
+
+def test_loco_pixels_are_saturated():
+    saturated = replace(PIXELS, saturated=True, left_out=0)
+    text = format_metrics(evaluate_scores(SCORED, 25.0, pixel_metrics=saturated))
+    assert "AU-sPRO 0.05    AU-sPRO 0.30" in text and "AU-PRO" not in text and "leave" not in text
+
+
+def test_names_of_classes_are_printed_as_they_are_but_for_what_a_terminal_obeys():
+    text = format_tables(
+        evaluate_scores(scored(("007", "a.png", 9.0, None), ("1e3\n\x1b[2J", "b.png", 9.0, None)), 1.0)
+    )
+    first_words = [line.split()[0] for line in text.splitlines() if line]
+    assert "007" in first_words and "1e3\\n\\x1b[2J" in first_words
 
 
 def test_loco_tells_the_auc_of_each_kind():
@@ -103,9 +151,13 @@ def test_scores_keep_every_float32_apart(tmp_path):
 
 
 def test_metrics_file_is_valid_json(tmp_path):
-    write_metrics(tmp_path / "m.json", evaluate_scores(SCORED, 25.0), {"dataset": "custom"})
+    write_metrics(tmp_path / "m.json", evaluate_scores(SCORED, 25.0, pixel_metrics=PIXELS), {"dataset": "custom"})
     contents = json.loads((tmp_path / "m.json").read_text(), parse_constant=pytest.fail)
     assert contents["dataset"] == "custom" and contents["threshold"] == 25.0
     assert contents["overall"]["auroc"] == pytest.approx(4 / 9)
     good = contents["classes"][-1]
     assert good["name"] == "good" and good["recall"] is None and good["auroc"] is None
+    ten = contents["image_metrics"]["classes"][0]
+    assert ten["auroc"] == {"value": pytest.approx(2 / 3), "low": None, "high": None}
+    assert contents["pixel_metrics"]["overall"]["auroc"] is None
+    assert contents["pixel_metrics"]["classes"][0]["au_pro_30"] == 0.7

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 import eval as eval_script
 import train as train_script
@@ -255,6 +256,64 @@ def test_an_image_in_two_classes_is_told(output, dataset_folder, capsys):
     shutil.copy(dataset_folder / "test/defect_type_1/000.png", dataset_folder / "test/defect_type_2/copy.png")
     evaluate("-d", "custom", "-c", dataset_folder, "-o", output, "-f", "none")
     assert "Over the 7 distinct images" in capsys.readouterr().out
+
+
+def draw_masks(dataset_folder, count=4):
+    """For the first defective images."""
+    images = sorted((dataset_folder / "test").glob("defect*/*.png"))[:count]
+    for number, path in enumerate(images):
+        mask = np.zeros((40, 60), dtype=np.uint8)
+        mask[10 : 20 + number, 5:20] = 255
+        file = dataset_folder / "ground_truth" / path.parent.name / f"{path.stem}_mask.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(file)
+
+
+def test_masks_give_pixel_metrics_whatever_the_map_format(output, dataset_folder, capsys):
+    words = ["-d", "custom", "-c", dataset_folder, "-o", output]
+    folder = output / "anomaly_maps" / "custom" / "test"
+    evaluate(*words, "-f", "none")
+    assert "Pixels" not in capsys.readouterr().out
+    assert json.loads((folder / "metrics.json").read_text())["pixel_metrics"] is None
+    draw_masks(dataset_folder, count=3)
+    found = []
+    for map_format in ("none", "jpg", "tiff"):
+        evaluate(*words, "-f", map_format)
+        printed = capsys.readouterr().out
+        assert "95 % interval" in printed and "AU-PRO 0.30" in printed
+        assert "1 of the 4 defective images have no mask, or an empty one" in printed
+        found.append(json.loads((folder / "metrics.json").read_text()))
+    assert found[0] == found[1] == found[2]
+    metrics = found[0]["pixel_metrics"]
+    assert [(row["name"], row["images"]) for row in metrics["classes"]] == [
+        ("defect_type_1", 2),
+        ("defect_type_2", 1),
+    ]
+    assert metrics["left_out"] == 1
+
+    truth, scores = [], []
+    for path in sorted((dataset_folder / "test").glob("*/*.png")):
+        mask_file = dataset_folder / "ground_truth" / path.parent.name / f"{path.stem}_mask.png"
+        if mask_file.exists() or path.parent.name == "good":
+            mask = np.asarray(Image.open(mask_file)) if mask_file.exists() else np.zeros((40, 60))
+            truth.append(mask.ravel() > 0)
+            scores.append(np.asarray(Image.open(folder / path.parent.name / f"{path.stem}.tiff")).ravel())
+    direct = roc_auc_score(np.concatenate(truth), np.concatenate(scores))
+    assert metrics["overall"]["auroc"] == pytest.approx(direct, abs=1e-3)
+
+
+def test_masks_that_do_not_belong_are_told(output, dataset_folder, monkeypatch, capsys):
+    words = ["-d", "custom", "-c", dataset_folder, "-o", output, "-f", "none"]
+    draw_masks(dataset_folder)
+    wrong = dataset_folder / "ground_truth/defect_type_2/001_mask.png"
+    Image.new("L", (40, 40)).save(wrong)
+    message = fail(monkeypatch, capsys, eval_script, *words)
+    assert f"{wrong} is 40 x 40, its image" in message and "is 60 x 40" in message
+    assert not (output / "anomaly_maps").exists()
+    (dataset_folder / "ground_truth").rename(dataset_folder / "masks")
+    fill_folder(dataset_folder / "ground_truth" / "other_class", 1)
+    evaluate(*words)
+    assert "Note: no file in" in capsys.readouterr().out
 
 
 def test_wrong_training_commands(tmp_path, dataset_folder, tiny_teacher, monkeypatch, capsys):

@@ -1,0 +1,111 @@
+"""Areas and points of detection curves; the same few lines serve images, bootstrap resamples and pixel histograms.
+
+A curve is what is called anomalous while the threshold falls: two cumulative counts over the last axis, one entry
+for each distinct score (or bin of scores) in descending order,
+
+    hits           anomalous items with that score or a higher one, or the weight that stands for them
+    false_alarms   good items with that score or a higher one
+
+so that ties count as they should, and the last entry is all of them. Leading axes are independent curves. Where a
+value is undefined, because there are no anomalous or no good items, it is nan.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+_ROUNDING = 1e-9  # 0.05 * 60 is not 3
+
+
+def auroc(hits: np.ndarray, false_alarms: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve: the share of pairs of an anomalous and a good item that are in order.
+
+    Args:
+        hits, false_alarms: ... x G, cumulative.
+
+    Returns:
+        ... floats in [0, 1]; a tie counts one half.
+
+    >>> float(auroc(np.array([1, 1, 2]), np.array([0, 1, 2])))  # scores 3 | 2 | 1 and 1
+    0.625
+    """
+    new_hits, new_alarms = _steps(hits), _steps(false_alarms)
+    area = (new_alarms * (hits - new_hits / 2)).sum(axis=-1)
+    return _ratio(area, hits[..., -1] * 1.0 * false_alarms[..., -1])
+
+
+def average_precision(hits: np.ndarray, false_alarms: np.ndarray) -> np.ndarray:
+    """Mean over the anomalous items of the precision at the threshold that just calls the item anomalous.
+
+    The precision-recall curve as a step function, without interpolation. Undefined without anomalous items and,
+    to be so together with the other metrics, without good ones.
+
+    >>> float(average_precision(np.array([1, 1, 2]), np.array([0, 1, 2])))
+    0.75
+    """
+    precision = hits / np.maximum(hits + false_alarms, 1)
+    value = _ratio((_steps(hits) * precision).sum(axis=-1), hits[..., -1])
+    return np.where(false_alarms[..., -1] > 0, value, np.nan)
+
+
+def f1_max(hits: np.ndarray, false_alarms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The largest F1 = 2 hits / (anomalous items + items called anomalous) over all thresholds.
+
+    Returns:
+        ... floats in [0, 1], undefined as the average precision is, and ... ints: where on the curve it is
+        reached, the first place of several, which is the highest threshold.
+
+    >>> value, index = f1_max(np.array([1, 1, 2]), np.array([0, 1, 2]))
+    >>> round(float(value), 4), int(index)
+    (0.6667, 0)
+    """
+    f1 = 2 * hits / np.maximum(hits[..., -1:] + hits + false_alarms, 1)
+    value = np.where((hits[..., -1] > 0) & (false_alarms[..., -1] > 0), f1.max(axis=-1), np.nan)
+    return value, f1.argmax(axis=-1)
+
+
+def recall_at_fpr(hits: np.ndarray, false_alarms: np.ndarray, limit: float) -> np.ndarray:
+    """The largest share of anomalous items found with at most that share of the good ones called anomalous.
+
+    Nothing is interpolated: with fewer than 1 / limit good items no false alarm is allowed.
+
+    >>> float(recall_at_fpr(np.array([1, 1, 2]), np.array([0, 1, 2]), 0.05))
+    0.5
+    """
+    good = false_alarms[..., -1]
+    allowed = false_alarms <= limit * good[..., None] + _ROUNDING
+    found = _ratio(np.where(allowed, hits, 0).max(axis=-1), hits[..., -1])
+    return np.where(good > 0, found, np.nan)
+
+
+def area_to_fpr(hits: np.ndarray, false_alarms: np.ndarray, limit: float) -> float:
+    """Area under hits / all hits over the false-positive rate from 0 to `limit`, divided by `limit`.
+
+    With the summed overlap of regions for hits this is AU-PRO, with saturated overlap AU-sPRO. The curve is linear
+    between its points, also up to the limit.
+
+    Args:
+        hits, false_alarms: G floats or ints, cumulative.
+        limit: in (0, 1].
+
+    >>> area_to_fpr(np.array([1, 1, 2]), np.array([0, 1, 2]), 0.5)
+    0.5
+    """
+    if not hits[-1] > 0 or not false_alarms[-1] > 0:
+        return float("nan")
+    rate = np.concatenate(([0.0], false_alarms / false_alarms[-1]))
+    height = np.concatenate(([0.0], hits / hits[-1]))
+    inside = int(np.searchsorted(rate, limit, side="right"))
+    if inside < len(rate):
+        share = (limit - rate[inside - 1]) / (rate[inside] - rate[inside - 1])
+        last = height[inside - 1] + share * (height[inside] - height[inside - 1])
+        rate, height = np.append(rate[:inside], limit), np.append(height[:inside], last)
+    return float((np.diff(rate) * (height[1:] + height[:-1]) / 2).sum() / limit)
+
+
+def _steps(cumulative: np.ndarray) -> np.ndarray:
+    return np.diff(cumulative, axis=-1, prepend=0)
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    return np.where(denominator > 0, numerator / np.maximum(denominator, 1e-300), np.nan)
