@@ -109,7 +109,7 @@ def evaluate(args: argparse.Namespace, dataset, folder: Path):
 
     from efficientad import bad_files, calibration, outputs, report
     from efficientad.datasets import find_test_samples
-    from efficientad.distributed import gather_objects, rank, ranks, say, wait_for_ranks
+    from efficientad.distributed import gather_objects, rank, ranks, wait_for_ranks
     from efficientad.images import check_file, raise_if_unreadable
     from efficientad.localization import Localization
     from efficientad.masks import GROUND_TRUTH, find_masks
@@ -137,16 +137,19 @@ def evaluate(args: argparse.Namespace, dataset, folder: Path):
         names.append(bad_files.SKIPPED_FILE)
     stale = outputs.claim_files(folder, names) if rank() == 0 else set()
     wait_for_ranks()
-    say(f"Data set {dataset.name}: {len(samples)} test images, threshold {threshold:g} ({origin})")
-    say(f"Model {weights_dir} ({detector.model_size}), {detector.description}")
-    if not masks and (dataset.root / GROUND_TRUTH).is_dir():
-        say(f"Note: no file in {dataset.root / GROUND_TRUTH} is the mask of a test image; see dataset/README.md")
+    if rank() == 0:
+        print(f"Data set {dataset.name}: {len(samples)} test images, threshold {threshold:g} ({origin})")
+        print(f"Model {weights_dir} ({detector.model_size}), {detector.description}", flush=True)
+        if not masks and (dataset.root / GROUND_TRUTH).is_dir():
+            print(
+                f"Note: no file in {dataset.root / GROUND_TRUTH} is the mask of a test image; see dataset/README.md"
+            )
 
-    files, own = {sample: folder / name for sample, name in maps.items()}, samples[rank() :: ranks()]
+    own = samples[rank() :: ranks()]
     scoring = score_samples(
         detector,
         own,
-        files,
+        {sample: folder / name for sample, name in maps.items()},
         threshold,
         args.batch_size,
         args.num_workers,
@@ -156,10 +159,11 @@ def evaluate(args: argparse.Namespace, dataset, folder: Path):
     scored = list(tqdm(scoring, desc="Evaluating", total=len(own), unit="image", disable=rank() > 0))
     everywhere = {item.sample: item for part in gather_objects(scored) for item in part}
     scored = [everywhere[sample] for sample in samples if sample in everywhere]
+    if localization:
+        for other in gather_objects(localization)[1:]:
+            localization.merge(other)
     if skipped is not None:
         skipped = [error for part in gather_objects(skipped) for error in part]
-    if localization:
-        localization.join_ranks()
     if rank() > 0:
         return None
     if skipped and not scored:

@@ -162,8 +162,7 @@ def train_category(args: argparse.Namespace, category: str) -> tuple[int, int, f
 
     from efficientad.checkpoint import MODEL_FILE
     from efficientad.datasets import open_dataset
-    from efficientad.distributed import say
-    from efficientad.training_options import TrainingOptions
+    from efficientad.training_options import TrainingOptions, say
     from efficientad.training_run import train_detector
 
     start = time.monotonic()

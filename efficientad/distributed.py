@@ -124,12 +124,6 @@ def wait_for_ranks() -> None:
     largest_over_ranks(0)
 
 
-def say(line: str) -> None:
-    """Print a line, once for all ranks."""
-    if rank() == 0:
-        print(line, flush=True)
-
-
 @contextmanager
 def _naming_lost_ranks() -> Iterator[None]:
     try:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from efficientad.datasets import GOOD, Sample
-from efficientad.distributed import gather_objects
-from efficientad.masks import MaskSet, SampleMasks, connected_regions, read_regions
+from efficientad.masks import MaskSet, SampleMasks, connected_regions, read_defects
 from efficientad.pixel_metrics import Defect, ImageCounts, PixelHistograms, PixelMetrics, count_pixels
 
 
@@ -41,7 +40,7 @@ class Localization:
             anomaly_map: H x W float32, at the image's own size.
 
         Raises:
-            UserError: see read_regions.
+            UserError: see read_defects.
         """
         known = self._masks.samples[sample]
         own, copied = self._regions(sample, known, anomaly_map)
@@ -69,16 +68,13 @@ class Localization:
         if located.in_set:
             self._overall.add(located.in_set)
 
-    def join_ranks(self) -> None:
-        """Add up what all ranks have counted, each on its share of the images; every rank then has the whole."""
-        parts = gather_objects((self._classes, self._overall, self._defective, self._left_out))
-        self._classes, self._overall, self._defective, self._left_out = parts[0]
-        for classes, overall, defective, left_out in parts[1:]:
-            for name, histograms in classes.items():
-                self._classes.setdefault(name, PixelHistograms()).merge(histograms)
-            self._overall.merge(overall)
-            self._defective += defective
-            self._left_out += left_out
+    def merge(self, other: Localization) -> None:
+        """Add all that another process counted of the same set."""
+        self._defective += other._defective
+        self._left_out += other._left_out
+        for name, histograms in other._classes.items():
+            self._classes.setdefault(name, PixelHistograms()).merge(histograms)
+        self._overall.merge(other._overall)
 
     def metrics(self) -> PixelMetrics:
         """The rows over all that was added."""
@@ -99,7 +95,7 @@ class Localization:
             [
                 region
                 for masks in files
-                for region in read_regions(masks, self._masks.saturations, sample.path, size)
+                for region in read_defects(masks, self._masks.saturations, sample.path, size)
             ]
             for files in ([known.own] if known.own else [], known.of_copies)
         )

@@ -156,7 +156,7 @@ class PixelHistograms:
             total[bins] += values
 
     def merge(self, other: PixelHistograms) -> None:
-        """Add all the images of other histograms."""
+        """Add all images of another one."""
         self.images += other.images
         self.regions += other.regions
         for total, more in zip(self._totals(), other._totals(), strict=True):

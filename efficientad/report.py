@@ -200,7 +200,7 @@ def _format_pixels(metrics: PixelMetrics) -> str:
         for row in (*metrics.classes, metrics.overall)
     ]
     formats = ("", ".4f", ".4f", ".2f", ".4f", ".4f", "", "")
-    lines = ["Pixels against all that no mask marks:", tabulate(rows, headers=headers, floatfmt=formats)]
+    lines = ["Pixels of defects against all other pixels:", tabulate(rows, headers=headers, floatfmt=formats)]
     if metrics.left_out:
         lines.append(
             f"{metrics.left_out} of the {metrics.defective} defective images have no mask, or an empty one; the "
