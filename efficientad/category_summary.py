@@ -16,24 +16,37 @@ from efficientad.report import Evaluation
 
 CSV_FILE = "summary.csv"
 JSON_FILE = "summary.json"
-COLUMNS = ("category", "images", "image_auroc", "threshold", "accuracy", "precision", "recall")
+_HEADERS = {
+    "category": "Category",
+    "images": "Num Samples",
+    "image_auroc": "AUROC",
+    "accuracy": "Accuracy",
+    "precision": "Precision",
+    "recall": "Recall",
+    "pixel_auroc": "Pixel AUROC",
+    "au_pro_30": "AU-PRO 0.30",
+}
 
 
 def summary_rows(evaluations: Mapping[str, Evaluation]) -> list[dict]:
-    """A row for each category, of COLUMNS, and the "mean" of those values that are defined; ratios in [0, 1]."""
-    rows = [
-        {
-            "category": name,
-            "images": evaluation.overall.count,
-            "image_auroc": evaluation.overall.auroc,
-            "threshold": evaluation.threshold,
-            "accuracy": evaluation.overall.accuracy,
-            "precision": evaluation.overall.precision,
-            "recall": evaluation.overall.recall,
-        }
-        for name, evaluation in evaluations.items()
-    ]
-    return [*rows, {"category": "mean", **{column: _mean([row[column] for row in rows]) for column in COLUMNS[1:]}}]
+    """A row for each category, and the "mean" of those values that are defined; ratios in [0, 1]."""
+    rows = [_row(name, evaluation) for name, evaluation in evaluations.items()]
+    means = {column: _mean([row[column] for row in rows]) for column in rows[0] if column != "category"}
+    return [*rows, {"category": "mean", **means}]
+
+
+def _row(name: str, evaluation: Evaluation) -> dict:
+    overall, pixels = evaluation.overall, evaluation.pixel_metrics
+    return {
+        "category": name,
+        "images": overall.count,
+        "image_auroc": overall.auroc,
+        "accuracy": overall.accuracy,
+        "precision": overall.precision,
+        "recall": overall.recall,
+        "pixel_auroc": pixels.overall.auroc if pixels else float("nan"),
+        "au_pro_30": pixels.overall.au_pro_30 if pixels else float("nan"),
+    }
 
 
 def _mean(values: list[float]) -> float:
@@ -43,10 +56,8 @@ def _mean(values: list[float]) -> float:
 
 def format_summary(evaluations: Mapping[str, Evaluation]) -> str:
     """The rows for the terminal."""
-    headers = ["Category", "Num Samples", "AUROC", "Threshold", "Accuracy", "Precision", "Recall"]
     rows = [list(row.values()) for row in summary_rows(evaluations)]
-    formats = ("", "g", ".4f", "g", ".4f", ".4f", ".4f")
-    return tabulate(rows, headers=headers, floatfmt=formats)
+    return tabulate(rows, headers=list(_HEADERS.values()), floatfmt=("", "g", *[".4f"] * 6))
 
 
 def write_summary(folder: Path, evaluations: Mapping[str, Evaluation]) -> None:
@@ -59,7 +70,7 @@ def write_summary(folder: Path, evaluations: Mapping[str, Evaluation]) -> None:
     names = [CSV_FILE, JSON_FILE]
     stale = outputs.claim_files(folder, names)
     rows = summary_rows(evaluations)
-    write_csv(folder / CSV_FILE, COLUMNS, (list(row.values()) for row in rows))
+    write_csv(folder / CSV_FILE, list(_HEADERS), (list(row.values()) for row in rows))
     defined = [{key: None if value != value else value for key, value in row.items()} for row in rows]
     write_text_atomically(folder / JSON_FILE, json.dumps(defined, indent=2) + "\n")
     outputs.release_files(folder, stale, names)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import eval as eval_script
 import joined_worker
@@ -115,6 +116,11 @@ def test_two_processes_evaluate_as_one(dataset_folder, tiny_model, tmp_path):
     folder.mkdir(parents=True)
     save_model(tiny_model, folder / "model.pt", {})
     (dataset_folder / "test/good/001.png").write_text("text")
+    for path in (dataset_folder / "test/defect_type_1").iterdir():
+        mask = Image.new("L", (60, 40))
+        mask.paste(255, (20, 10, 30, 20))
+        (dataset_folder / "ground_truth/defect_type_1").mkdir(parents=True, exist_ok=True)
+        mask.save(dataset_folder / f"ground_truth/defect_type_1/{path.stem}_mask.png")
     words = ["-d", "custom", "-c", dataset_folder, "-w", folder, "-f", "tiff", "-T", 5, "--on_error", "skip"]
     evaluate([*words, "-o", tmp_path / "one"])
     done = run_ranks("eval_worker.py", *words, "-o", tmp_path / "two")
@@ -127,6 +133,12 @@ def test_two_processes_evaluate_as_one(dataset_folder, tiny_model, tmp_path):
     for ours, theirs in zip(read_rows(two / "scores.csv"), read_rows(one / "scores.csv"), strict=True):
         assert float(ours.pop("y_score")) == pytest.approx(float(theirs.pop("y_score")), rel=1e-4)
         assert ours == theirs  # the decisions, too
+    ours, theirs = (
+        json.loads((folder / "metrics.json").read_text())["pixel_metrics"]["overall"] for folder in (two, one)
+    )
+    assert theirs["images"] == ours["images"] == 2
+    for metric in ("auroc", "f1_max", "au_pro_30"):
+        assert ours[metric] == pytest.approx(theirs[metric], rel=1e-4)
 
 
 def test_every_category_over_two_processes(categories, tiny_teacher, tmp_path):
