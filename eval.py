@@ -72,17 +72,55 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
+    from efficientad.categories import each_category, raise_if_failed
+    from efficientad.category_summary import CSV_FILE, JSON_FILE, format_summary, write_summary
+    from efficientad.datasets import ALL_CATEGORIES, find_categories
+    from efficientad.distributed import process_group
+
+    with process_group(args.device) as (rank, _):
+        if args.subdataset != ALL_CATEGORIES or args.dataset == "custom":
+            evaluate_category(args, args.subdataset)
+            return
+        if args.weights_dir:
+            raise UserError("--weights_dir names one detector, but --subdataset all has one each; leave it out")
+        names = find_categories(args.dataset, arguments.dataset_path(args))
+        evaluations = each_category(names, lambda name: evaluate_category(args, name))
+        if rank == 0:
+            folder = args.output_dir / "anomaly_maps" / args.dataset
+            write_summary(folder, evaluations)
+            print(f"\n{format_summary(evaluations)}\n")
+            print(f"The same as files: {folder / CSV_FILE} and {JSON_FILE}")
+            raise_if_failed(names, evaluations)
+
+
+def evaluate_category(args: argparse.Namespace, category: str):
+    """Evaluate one detector on its category; returns the report.Evaluation on the first rank."""
+    from contextlib import nullcontext
+
+    from efficientad.datasets import open_dataset
+    from efficientad.distributed import rank, wait_for_ranks
+    from efficientad.locks import lock_folder
+
+    dataset = open_dataset(args.dataset, arguments.dataset_path(args), category)
+    folder = args.output_dir / "anomaly_maps" / dataset.name / "test"
+    with lock_folder(folder) if rank() == 0 else nullcontext():
+        wait_for_ranks()
+        return evaluate(args, dataset, folder)
+
+
+def evaluate(args: argparse.Namespace, dataset, folder: Path):
+    """Score the test images of a datasets.Dataset and write all results into `folder`."""
     from tqdm import tqdm
 
     from efficientad import bad_files, calibration, html_report, outputs, pictures, report
-    from efficientad.datasets import find_test_samples, open_dataset
+    from efficientad.datasets import find_test_samples
+    from efficientad.distributed import gather_objects, rank, ranks, wait_for_ranks
     from efficientad.images import check_file, raise_if_unreadable
     from efficientad.localization import Localization
     from efficientad.masks import GROUND_TRUTH, find_masks
     from efficientad.runtimes import load_detector
     from efficientad.scoring import score_samples
 
-    dataset = open_dataset(args.dataset, arguments.dataset_path(args), args.subdataset)
     samples = find_test_samples(dataset)
     weights_dir = args.weights_dir or args.output_dir / "trainings" / dataset.name
     detector = load_detector(weights_dir, args.device, args.precision)
@@ -97,7 +135,6 @@ def main(args: argparse.Namespace) -> None:
     masks = find_masks(dataset, samples)
     localization = Localization(masks) if masks else None
 
-    folder = args.output_dir / "anomaly_maps" / dataset.name / "test"
     suffix = {"tiff": ".tiff", "jpg": ".jpg", "none": None}[args.map_format]
     maps = dict(zip(samples, outputs.map_names(samples, suffix), strict=True)) if suffix else {}
     names = [*maps.values(), report.SCORES_FILE, report.MISMATCH_FILE, report.METRICS_FILE]
@@ -107,17 +144,21 @@ def main(args: argparse.Namespace) -> None:
     if not args.no_report:
         names.append(html_report.REPORT_FILE)
         sizes = pictures.plan_pictures(len(samples))
-    stale = outputs.claim_files(folder, names)
-    print(f"Data set {dataset.name}: {len(samples)} test images, threshold {threshold:g} ({origin})")
-    print(f"Model {weights_dir} ({detector.model_size}), {detector.description}", flush=True)
-    if not masks and (dataset.root / GROUND_TRUTH).is_dir():
-        print(f"Note: no file in {dataset.root / GROUND_TRUTH} is the mask of a test image; see dataset/README.md")
+    stale = outputs.claim_files(folder, names) if rank() == 0 else set()
+    wait_for_ranks()
+    if rank() == 0:
+        print(f"Data set {dataset.name}: {len(samples)} test images, threshold {threshold:g} ({origin})")
+        print(f"Model {weights_dir} ({detector.model_size}), {detector.description}", flush=True)
+        if not masks and (dataset.root / GROUND_TRUTH).is_dir():
+            print(
+                f"Note: no file in {dataset.root / GROUND_TRUTH} is the mask of a test image; see dataset/README.md"
+            )
 
-    files = {sample: folder / name for sample, name in maps.items()}
+    own = samples[rank() :: ranks()]
     scoring = score_samples(
         detector,
-        samples,
-        files,
+        own,
+        {sample: folder / name for sample, name in maps.items()},
         threshold,
         args.batch_size,
         args.num_workers,
@@ -126,7 +167,16 @@ def main(args: argparse.Namespace) -> None:
         sizes=sizes,
         masks=masks,
     )
-    scored = list(tqdm(scoring, desc="Evaluating", total=len(samples), unit="image"))
+    scored = list(tqdm(scoring, desc="Evaluating", total=len(own), unit="image", disable=rank() > 0))
+    everywhere = {item.sample: item for part in gather_objects(scored) for item in part}
+    scored = [everywhere[sample] for sample in samples if sample in everywhere]
+    if localization:
+        for other in gather_objects(localization)[1:]:
+            localization.merge(other)
+    if skipped is not None:
+        skipped = [error for part in gather_objects(skipped) for error in part]
+    if rank() > 0:
+        return None
     if skipped and not scored:
         raise UserError(f"none of the {len(samples)} test images can be read; {skipped[0]}, for one")
 
@@ -156,6 +206,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"{'Maps, scores' if maps else 'Scores'} and metrics are in {folder}")
     if sizes:
         print(f"All of it to look at, in a browser: {folder / html_report.REPORT_FILE}")
+    return evaluation
 
 
 if __name__ == "__main__":

@@ -80,7 +80,8 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
         "--subdataset",
         default="bottle",
         metavar="NAME",
-        help="category of mvtec_ad, mvtec_loco or visa; a custom set has none (default: %(default)s)",
+        help="category of mvtec_ad, mvtec_loco or visa, or all for each of them; a custom set has none "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "-c",

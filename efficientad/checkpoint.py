@@ -93,6 +93,13 @@ def load_model(folder: Path, device: torch.device) -> EfficientAD:
     return model.to(device, memory_format=torch.channels_last).eval()
 
 
+def read_training(folder: Path) -> dict[str, Any]:
+    """What model.pt in `folder` tells of its training; nothing where other scripts left their six files."""
+    if not (folder / MODEL_FILE).is_file():
+        return {}
+    return dict(read_torch_file(folder / MODEL_FILE).get("training", {}))
+
+
 def load_teacher_weights(model: EfficientAD, path: Path | None) -> Path:
     """Load pretrained teacher weights into model.teacher; returns the file they came from.
 

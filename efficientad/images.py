@@ -38,6 +38,9 @@ class UnreadableImageError(Exception):
         super().__init__(f"{name}: {reason}")
         self.name, self.reason = name, reason
 
+    def __reduce__(self) -> tuple:
+        return UnreadableImageError, (self.name, self.reason)  # to be told to another process
+
 
 def is_image_name(name: str) -> bool:
     """Whether a file of this name should hold an image: a usual suffix in any letter case, not hidden."""

@@ -21,7 +21,7 @@ from PIL import Image
 
 from efficientad.datasets import Dataset, Sample
 from efficientad.errors import UserError, list_some
-from efficientad.images import UnreadableImageError, find_images, read_bytes
+from efficientad.images import UnreadableImageError, check_file, find_images, read_bytes
 from efficientad.pixel_metrics import Defect
 
 GROUND_TRUTH = "ground_truth"
@@ -126,10 +126,15 @@ def _check_sizes(own: Mapping[Sample, MaskFiles]) -> None:
     for sample, masks in own.items():
         size = _try_size(sample.path)
         for path in masks.paths:
+            try:
+                check_file(path)
+            except UnreadableImageError as error:
+                problems.append(str(error))
+                continue
             mask_size = _try_size(path)
-            if mask_size is None:
-                problems.append(f"{path}: not an image, or damaged")
-            elif size and sorted(mask_size) != sorted(size):  # the evaluation names images without a size
+            if (
+                size and mask_size and sorted(mask_size) != sorted(size)
+            ):  # the evaluation names images without a size
                 problems.append(_size_problem(path, mask_size, sample.path, size))
     if problems:
         count = f"{len(problems)} masks do" if len(problems) > 1 else "1 mask does"
@@ -185,7 +190,7 @@ def _read_saturations(path: Path) -> dict[int, Saturation]:
         ) from None
 
 
-def read_regions(
+def read_defects(
     masks: MaskFiles, saturations: Mapping[int, Saturation], image: Path, image_size: tuple[int, int]
 ) -> list[Defect]:
     """The defects that the masks of one image show.

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
+from efficientad.atomic_file import write_text_atomically
 from efficientad.csv_file import write_csv
 from efficientad.datasets import Sample
 from efficientad.errors import printable
@@ -201,7 +202,7 @@ def _format_pixels(metrics: PixelMetrics) -> str:
         for row in (*metrics.classes, metrics.overall)
     ]
     formats = ("", ".4f", ".4f", ".2f", ".4f", ".4f", "", "")
-    lines = ["Pixels against all that no mask marks:", tabulate(rows, headers=headers, floatfmt=formats)]
+    lines = ["Pixels of defects against all other pixels:", tabulate(rows, headers=headers, floatfmt=formats)]
     if metrics.left_out:
         lines.append(
             f"{metrics.left_out} of the {metrics.defective} defective images have no mask, or an empty one; the "
@@ -254,7 +255,7 @@ def write_mismatches(path: Path, scored: Iterable[ScoredSample], threshold: floa
 def write_metrics(path: Path, evaluation: Evaluation, facts: dict) -> None:
     """Everything of the tables and the run's facts as JSON; an undefined value is null."""
     contents = {**facts, **asdict(evaluation)}
-    path.write_text(json.dumps(_without_nan(contents), indent=2) + "\n", encoding="utf-8")
+    write_text_atomically(path, json.dumps(_without_nan(contents), indent=2) + "\n")
 
 
 def _exact(value: float) -> str:

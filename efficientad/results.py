@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from efficientad.atomic_file import write_text_atomically
+from efficientad.csv_file import csv_cell
 from efficientad.errors import UserError
 from efficientad.inference import Prediction
 from efficientad.maps import resize_map, write_overlay, write_side_by_side, write_tiff
@@ -96,9 +97,7 @@ class ResultWriter:
 def write_regions(path: Path, results: Sequence[Result], threshold: float) -> None:
     """Write the regions of all results as a COCO file, which appears complete or not at all."""
     images = [ImageRegions(result.name, result.image_size, result.regions) for result in results]
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(coco_contents(images, {"threshold": threshold})) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_text_atomically(path, json.dumps(coco_contents(images, {"threshold": threshold})) + "\n")
 
 
 class ScoresFile:
@@ -106,30 +105,29 @@ class ScoresFile:
 
     def __init__(self, path: Path, go_on: bool) -> None:
         """Begin the file, or with `go_on` append to the one that is there."""
-        self.done: dict[str, Signature] = {}  # by path, as far as the file goes back
+        self.done: dict[str, Signature] = {}  # by path as csv_cell writes it, as far as the file goes back
         if go_on and path.exists():
             self.done = _read_done(path)
             torn = not path.read_bytes().endswith(b"\n")  # the last run was killed while it wrote
-            self._file = path.open("a", newline="", encoding="utf-8", errors="surrogateescape")
+            self._file = path.open("a", newline="", encoding="utf-8")
             if torn:
                 self._file.write("\n")
         else:
-            self._file = path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
+            self._file = path.open("w", newline="", encoding="utf-8")
             csv.writer(self._file).writerow(COLUMNS)
         self._file.flush()
 
     def append(self, result: Result, threshold: float) -> None:
         """Add a line; it is in the file when this returns."""
-        csv.writer(self._file).writerow(
-            [
-                result.path,
-                f"{result.score:.9g}",  # nine digits identify a float32
-                f"{threshold:.9g}",
-                int(result.is_anomalous),
-                f"{result.milliseconds:.1f}",
-                *result.signature,
-            ]
-        )
+        row = [
+            result.path,
+            f"{result.score:.9g}",  # nine digits identify a float32
+            f"{threshold:.9g}",
+            int(result.is_anomalous),
+            f"{result.milliseconds:.1f}",
+            *result.signature,
+        ]
+        csv.writer(self._file).writerow(map(csv_cell, row))
         self._file.flush()
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from efficientad import checkpoint
 from efficientad.calibration import Calibration
 from efficientad.device import autocast, describe, resolve_device, resolve_precision
+from efficientad.exported import SUFFIXES, load_exported
 from efficientad.networks import EfficientAD
 from efficientad.tensors import to_unit_range
 
@@ -61,15 +62,17 @@ class TorchDetector:
 
 
 def load_detector(path: Path, device_name: str, precision_name: str) -> Detector:
-    """The detector of a training's folder.
+    """The detector of a training's folder or of an exported file.
 
     Args:
         device_name: auto, cuda or cpu.
         precision_name: auto, fp32, bf16 or fp16.
 
     Raises:
-        UserError: see load_model, resolve_device and resolve_precision.
+        UserError: see load_model, resolve_device, resolve_precision and load_exported.
     """
+    if path.suffix in SUFFIXES.values() and not path.is_dir():
+        return load_exported(path, device_name, precision_name)
     device = resolve_device(device_name)
     precision = resolve_precision(precision_name, device)
     return TorchDetector(checkpoint.load_model(path, device), device, precision)

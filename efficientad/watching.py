@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from efficientad.csv_file import csv_cell
 from efficientad.images import find_images
 from efficientad.results import Signature, signature_of
 
@@ -36,7 +37,7 @@ class FolderWatcher:
         """
         Args:
             passed_over: a folder whose images do not count, such as the one that maps are written to.
-            done: signatures by path; a file with the same one is not new.
+            done: signatures by path as csv_cell writes it; a file with the same one is not new.
         """
         self._folder, self._passed_over, self._done = folder, passed_over.absolute(), dict(done)
         self._changing: dict[Path, tuple[Signature, float]] = {}  # and since when the signature is the same
@@ -53,12 +54,12 @@ class FolderWatcher:
                 signature = signature_of(path)
             except OSError:
                 continue  # gone again
-            if self._done.get(str(path)) == signature or self._passed_over in path.absolute().parents:
+            if self._done.get(csv_cell(path)) == signature or self._passed_over in path.absolute().parents:
                 continue
             earlier, since = self._changing.get(path, (None, now))
             since = since if earlier == signature else now
             if max(time.time() - signature[1] / 1e9, now - since) >= SETTLING_SECONDS:
-                self._done[str(path)] = signature
+                self._done[csv_cell(path)] = signature
                 arrivals.append(Arrival(path, signature, now))
             else:
                 changing[path] = signature, since

@@ -10,7 +10,7 @@ from PIL import Image
 from efficientad.datasets import Dataset, Sample, find_test_samples
 from efficientad.errors import UserError
 from efficientad.localization import Localization
-from efficientad.masks import Saturation, connected_regions, find_masks, read_regions
+from efficientad.masks import Saturation, connected_regions, find_masks, read_defects
 from efficientad.pixel_metrics import Defect, PixelHistograms, count_pixels
 
 SIZE = (12, 10)  # width, height
@@ -58,7 +58,7 @@ def parts(tmp_path):
 
 def regions_of(masks, sample):
     files = masks.samples[sample].own
-    found = read_regions(files, masks.saturations, sample.path, SIZE) if files else []
+    found = read_defects(files, masks.saturations, sample.path, SIZE) if files else []
     return [(sorted(region.pixels.tolist()), region.saturation) for region in found]
 
 

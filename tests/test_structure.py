@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import efficientad.benchmark as benchmark_module
+import efficientad.export as export_module
 import efficientad.predict as predict_module
 import efficientad.pretrain as pretrain_module
 import eval as eval_script
@@ -18,55 +19,32 @@ import train as train_script
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {"prepare_dataset": prepare_script, "train": train_script, "eval": eval_script}
-COMMANDS = {**SCRIPTS, "pretrain": pretrain_module, "predict": predict_module, "benchmark": benchmark_module}
+COMMANDS = {
+    **SCRIPTS,
+    "pretrain": pretrain_module,
+    "predict": predict_module,
+    "export": export_module,
+    "benchmark": benchmark_module,
+}
 
 # A module imports only from the layers above its own line.
 LAYERS = [
-    ["errors", "atomic_file"],
-    [
-        "arguments",
-        "calibration",
-        "parallel",
-        "csv_file",
-        "augmentation",
-        "distributed",
-        "locks",
-        "measuring",
-        "output_layer",
-        "curves",
-        "recipes",
-        "signals",
-    ],
-    [
-        "device",
-        "images",
-        "metrics",
-        "pixel_metrics",
-        "sweep",
-        "maps",
-        "networks",
-        "coco",
-        "regions",
-        "torch_file",
+    layer.split()
+    for layer in (
+        "atomic_file errors",
+        "arguments augmentation calibration csv_file curves distributed locks measuring output_layer parallel "
+        "recipes signals",
+        "coco device images maps metrics networks pixel_metrics regions sweep torch_file",
+        "bad_files categories",
+        "backbones checkpoint datasets exported pictures sources staging stored_images teacher_answers tensors "
         "training_chart",
-    ],
-    ["bad_files"],
-    ["staging", "tensors", "datasets", "checkpoint", "sources", "backbones", "stored_images", "teacher_answers"],
-    ["losses", "resuming", "image_set", "image_cache", "prepare", "distillation", "runtimes", "masks", "pictures"],
-    [
-        "localization",
-        "natural",
-        "normalization",
-        "initialization",
-        "outputs",
-        "report",
-        "training_log",
-        "inference",
-        "preview",
-    ],
-    ["pretraining_data", "scoring", "training", "results", "html_report"],
-    ["pretraining", "workloads", "training_options", "watching"],
-    ["training_run", "pretrain", "predict", "benchmark"],
+        "distillation exportable image_cache image_set losses masks prepare resuming runtimes",
+        "inference initialization localization natural normalization outputs preview report training_log",
+        "category_summary exporting html_report parity pretraining_data results scoring training",
+        "evaluation_run pretraining training_options watching workloads",
+        "training_run",
+        "benchmark export predict pretrain",
+    )
 ]
 
 

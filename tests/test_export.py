@@ -1,0 +1,235 @@
+"""Exported detectors answer as torch does, and every command takes them."""
+
+import json
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import eval as eval_script
+from conftest import fail, fill_folder, make_dataset
+from efficientad import export, parity, predict
+from efficientad.calibration import calibrate
+from efficientad.checkpoint import load_teacher_weights, save_model
+from efficientad.exportable import ExportableDetector
+from efficientad.exported import load_exported
+from efficientad.images import read_image
+from efficientad.networks import EfficientAD
+from efficientad.runtimes import TorchDetector
+from efficientad.tensors import to_square
+
+CPU = torch.device("cpu")
+NEEDS = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "onnxruntime", "openvino"),
+    "torch": (),
+}
+VARIANTS = [(name, precision) for name, precisions in export.PRECISIONS.items() for precision in precisions]
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+
+
+def skip_without(name):
+    for package in NEEDS[name]:
+        pytest.importorskip(package)
+
+
+def run(*words):
+    export.main(export.get_parser().parse_args([str(word) for word in words]))
+
+
+@pytest.fixture
+def weights(tmp_path, tiny_model):
+    """A training's folder, with statistics that are not the neutral ones."""
+    generator = torch.Generator().manual_seed(1)
+    tiny_model.teacher_mean.copy_(torch.rand(1, 384, 1, 1, generator=generator) - 0.5)
+    tiny_model.teacher_std.copy_(torch.rand(1, 384, 1, 1, generator=generator) + 0.5)
+    tiny_model.quantiles.copy_(torch.tensor([[0.1, 0.9], [0.2, 1.1]]))
+    tiny_model.calibration = calibrate([10.0, 20.0, 30.0, 40.0, 55.0], 0.4)
+    dataset = make_dataset(tmp_path / "parts")
+    training = {"dataset": "custom", "custom_dataset_path": str(dataset), "subdataset": "", "seed": 1}
+    (tmp_path / "trained").mkdir()
+    save_model(tiny_model, tmp_path / "trained" / "model.pt", training)
+    return tmp_path / "trained"
+
+
+def random_pixels(count):
+    return torch.randint(
+        0, 256, (count, 3, 256, 256), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+
+
+def test_normalization_is_folded_exactly(weights, tiny_model):
+    """And the model itself stays as it is."""
+    pixels = random_pixels(2)
+    with torch.inference_mode():
+        expected = tiny_model(pixels / 255)
+        maps, scores = ExportableDetector(tiny_model)(pixels.permute(0, 2, 3, 1))
+        assert torch.equal(tiny_model(pixels / 255), expected)
+    np.testing.assert_allclose(maps, expected[:, 0], rtol=1e-4, atol=1e-3)
+    assert torch.equal(scores, maps.amax(dim=(1, 2)))
+
+
+@pytest.mark.parametrize(("name", "precision"), VARIANTS)
+def test_exports_answer_as_torch_does(weights, tiny_model, tmp_path, name, precision, capsys):
+    skip_without(name)
+    output = tmp_path / f"exported{SUFFIXES[name]}"
+    run("-w", weights, "--format", name, "--precision", precision, "-o", output)
+    printed = capsys.readouterr().out
+    assert "Difference to torch" in printed and "of 10 decisions agree" in printed and f"Wrote {output}" in printed
+    expected_files = {output.name, "exported.bin"} if name == "openvino" else {output.name}
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == expected_files
+    detector = load_exported(output, "cpu", "auto")
+    assert (detector.image_size, detector.model_size) == (256, "small")
+    assert detector.metadata.precision == precision
+    assert detector.calibration == tiny_model.calibration
+    assert detector.metadata.versions["torch"] == torch.__version__
+    pixels = random_pixels(3)
+    expected = TorchDetector(tiny_model, CPU, "fp32")(pixels)
+    tolerance = {"fp32": 1e-3, "fp16": 0.01, "bf16": 0.05, "int8": 0.2}[precision]
+    for batch in (pixels, pixels[:1]):  # the batch size is free
+        maps = detector(batch)
+        assert maps.shape == (len(batch), 1, 256, 256) and maps.dtype == torch.float32
+        np.testing.assert_allclose(maps, expected[: len(batch)], rtol=tolerance, atol=25 * tolerance)
+        _, scores = detector.answer(batch.permute(0, 2, 3, 1).contiguous().numpy())
+        np.testing.assert_allclose(scores, maps.amax(dim=(1, 2, 3)), rtol=1e-6)
+
+
+def test_onnx_metadata_and_contents(weights, tmp_path):
+    skip_without("onnx")
+    import onnx
+
+    run("-w", weights)
+    file = weights / "detector.onnx"
+    model = onnx.load(file)
+    texts = {item.key: item.value for item in model.metadata_props}
+    assert float(texts["threshold"]) == 40 and texts["image_size"] == "256" and texts["precision"] == "fp32"
+    assert json.loads(texts["calibration"])["target_fpr"] == 0.4
+    (image,) = model.graph.input
+    shape = [dim.dim_param or dim.dim_value for dim in image.type.tensor_type.shape.dim]
+    assert image.name == "images" and shape == ["batch", 256, 256, 3]
+    assert image.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert [output.name for output in model.graph.output] == ["anomaly_map", "score"]
+    assert str(export.__file__).encode() not in file.read_bytes() and b"/torch/" not in file.read_bytes()
+
+
+def test_eval_and_predict_take_an_export(weights, tmp_path, capsys):
+    skip_without("onnx")
+    run("-w", weights, "-o", tmp_path / "detector.onnx")
+    capsys.readouterr()
+    tables, scores = [], []
+    for number, path in enumerate((weights, tmp_path / "detector.onnx")):
+        out = tmp_path / str(number)
+        words = ["-d", "custom", "-c", tmp_path / "parts", "-w", path, "-o", out, "-f", "none", "-m", "small"]
+        eval_script.main(eval_script.get_parser().parse_args(list(map(str, words))))
+        tables.append(capsys.readouterr().out.split("Class ")[1])
+        words = ["-w", path, "-i", tmp_path / "parts" / "test", "-o", out / "predictions", "--save_regions"]
+        predict.main(predict.get_parser().parse_args(list(map(str, words))))
+        assert "Threshold 40 (calibrated" in capsys.readouterr().out
+        regions = json.loads((out / "predictions" / "regions.json").read_text())
+        scores.append([len(regions["annotations"]), len(regions["images"])])
+    assert tables[0].split("Label and score")[0] == tables[1].split("Label and score")[0]
+    assert scores[0] == scores[1]
+
+
+def test_too_great_a_difference_leaves_no_file(weights, tmp_path, monkeypatch, capsys):
+    skip_without("torch")
+    monkeypatch.setitem(parity.BOUNDS, "fp32", parity.Bound(0.0, -1.0))
+    words = ["-w", weights, "--format", "torch", "-o", tmp_path / "d.pt2"]
+    assert "is not written" in fail(monkeypatch, capsys, export, *words)
+    assert not [path for path in tmp_path.iterdir() if "d.pt2" in path.name]
+
+
+def test_parity_of_values_that_are_not_finite_fails():
+    differences = parity.Differences(0.0, 0.0, 0.0, 0.0)
+    broken = parity.Differences(*[float("nan")] * 4)
+    assert parity.Parity(differences, differences, 1, 1).keeps(parity.BOUNDS["fp32"])
+    assert not parity.Parity(broken, differences, 1, 1).keeps(parity.BOUNDS["int8"])
+
+
+def test_images_of_the_training_or_others(weights, tmp_path, monkeypatch, capsys):
+    (tmp_path / "parts").rename(tmp_path / "moved")
+    words = ["-w", weights, "--format", "torch", "-o", tmp_path / "d.pt2"]
+    assert "name a folder of good images with --images" in fail(monkeypatch, capsys, export, *words)
+    fill_folder(tmp_path / "other", 3)
+    run(*words, "--images", tmp_path / "other")
+    assert "of 3 decisions agree" in capsys.readouterr().out
+    (tmp_path / "other" / "001.png").write_text("text")
+    assert "cannot read 1 image" in fail(
+        monkeypatch, capsys, export, *words, "--overwrite", "--images", tmp_path / "other"
+    )
+
+
+def test_wrong_commands_are_told(weights, tmp_path, monkeypatch, capsys):
+    def error(*words):
+        return fail(monkeypatch, capsys, export, "-w", weights, *words)
+
+    assert "choose from fp32, bf16" in error("--format", "torch", "--precision", "int8")
+    assert "must end in .onnx" in error("-o", tmp_path / "d.xml")
+    assert "there is no folder" in error("-o", tmp_path / "nowhere" / "d.onnx")
+    (tmp_path / "d.pt2").write_text("mine")
+    assert "add --overwrite" in error("--format", "torch", "-o", tmp_path / "d.pt2")
+    assert (tmp_path / "d.pt2").read_text() == "mine"
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    message = error("-o", tmp_path / "d.onnx")
+    assert "onnx is missing; install it with: pip install onnx onnxscript onnxruntime" in message
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino", "torch"])
+def test_damaged_exports_are_told(tmp_path, monkeypatch, capsys, name):
+    skip_without(name)
+    path = tmp_path / f"d{SUFFIXES[name]}"
+    fill_folder(tmp_path / "in", 1)
+    words = ["-w", path, "-i", tmp_path / "in", "-o", tmp_path / "out"]
+    assert "does not exist" in fail(monkeypatch, capsys, predict, *words)
+    path.write_text("text")
+    assert "is no detector that efficientad.export wrote" in fail(monkeypatch, capsys, predict, *words)
+
+
+def test_wishes_that_a_file_cannot_fulfil(weights, tmp_path, monkeypatch, capsys):
+    run("-w", weights, "--format", "torch")
+    words = ["-w", weights / "detector.pt2", "-i", tmp_path / "parts", "-o", tmp_path / "out"]
+    assert "computes in fp32, not in bf16" in fail(monkeypatch, capsys, predict, *words, "--precision", "bf16")
+    assert "runs on the CPU only" in fail(monkeypatch, capsys, predict, *words, "--device", "cuda")
+
+
+def test_the_real_networks_export(tmp_path):
+    """Every layer of the autoencoder and of both sizes has its counterpart in ONNX."""
+    skip_without("onnx")
+    from efficientad.exporting import write_onnx
+
+    model = EfficientAD().eval()
+    load_teacher_weights(model, None)
+    metadata = export.describe(model, "fp32")
+    write_onnx(model, metadata, tmp_path / "d.onnx", np.zeros(0))
+    pixels = random_pixels(1)
+    found = parity.compare(
+        TorchDetector(model, CPU, "fp32"), load_exported(tmp_path / "d.onnx", "cpu", "auto"), pixels, 1, 80.0
+    )
+    assert found.keeps(parity.BOUNDS["fp32"]) and found.same_decisions == 1
+
+
+def test_the_consumer_in_the_readme(weights, tmp_path, tiny_model):
+    """Its ten lines, as printed, decide as predict does."""
+    skip_without("onnx")
+    readme = (Path(export.__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"(?:^    .*\n)*^    import onnxruntime\n(?:^    .*\n)*", readme, flags=re.MULTILINE)
+    code = textwrap.dedent(block)
+    assert len(code.splitlines()) == 10
+    modules = set(re.findall(r"^(?:import|from) (\w+)", code, flags=re.MULTILINE))
+    assert modules == {"sys", "numpy", "onnxruntime", "PIL"}
+    (tmp_path / "consumer.py").write_text(code)
+    run("-w", weights, "-o", tmp_path / "detector.onnx")
+    for image in ("good/000.png", "defect_type_1/001.png"):
+        path = tmp_path / "parts" / "test" / image
+        done = subprocess.run([sys.executable, "consumer.py", path], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        decision, score = done.stdout.split()
+        pixels = to_square(read_image(path), 256)[None]
+        expected = float(TorchDetector(tiny_model, CPU, "fp32")(pixels).amax())
+        assert float(score) == pytest.approx(expected, rel=1e-3)
+        assert decision == ("anomalous" if expected > tiny_model.calibration.threshold else "good")
