@@ -214,7 +214,7 @@ class _Run:
         say(describe_calibration(model.calibration, len(self._held_out)))
 
     def save(self) -> None:
-        """Write the model and its chart, and remove the state; list the images that were passed over."""
+        """Write the model, draw its training, and remove the state; list the images that were passed over."""
         checkpoint.save_model(self.model, self._folder / checkpoint.MODEL_FILE, self.settings)
         self._state_file.unlink(missing_ok=True)
         draw_training(self._folder / LOG_FILE, self._folder / "training.png")

@@ -261,7 +261,7 @@ function suspectRow(image, group) {
 // A cell that a spreadsheet would run as a formula gets an apostrophe in front; a plain number is no formula.
 function csvCell(value) {
   const text = String(value);
-  const safe = /^[=+\-@\t\r]/.test(text) && !/^[+-]?\d+(\.\d+)?(e[+-]?\d+)?$/i.test(text) ? `'${text}` : text;
+  const safe = /^'*[=+\-@\t\r\n]/.test(text) && !/^[+-]?\d+(\.\d+)?(e[+-]?\d+)?$/i.test(text) ? `'${text}` : text;
   return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
 }
 
