@@ -62,83 +62,50 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="results go to DIR/anomaly_maps/<data set>/test (default: %(default)s)",
     )
+    group.add_argument(
+        "--no_report",
+        action="store_true",
+        help="do without report.html, the page with pictures, charts and a threshold to move (default: write it)",
+    )
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
-    from tqdm import tqdm
+    from efficientad.categories import each_category, raise_if_failed
+    from efficientad.category_summary import CSV_FILE, JSON_FILE, format_summary, write_summary
+    from efficientad.datasets import ALL_CATEGORIES, find_categories
+    from efficientad.distributed import process_group
 
-    from efficientad import bad_files, calibration, outputs, report
-    from efficientad.datasets import find_test_samples, open_dataset
-    from efficientad.images import check_file, raise_if_unreadable
-    from efficientad.localization import Localization
-    from efficientad.masks import GROUND_TRUTH, find_masks
-    from efficientad.runtimes import load_detector
-    from efficientad.scoring import score_samples
+    with process_group(args.device) as (rank, _):
+        if args.subdataset != ALL_CATEGORIES or args.dataset == "custom":
+            evaluate_category(args, args.subdataset)
+            return
+        if args.weights_dir:
+            raise UserError("--weights_dir names one detector, but --subdataset all has one each; leave it out")
+        names = find_categories(args.dataset, arguments.dataset_path(args))
+        evaluations = each_category(names, lambda name: evaluate_category(args, name))
+        if rank == 0:
+            folder = args.output_dir / "anomaly_maps" / args.dataset
+            write_summary(folder, evaluations)
+            print(f"\n{format_summary(evaluations)}\n")
+            print(f"The same as files: {folder / CSV_FILE} and {JSON_FILE}")
+            raise_if_failed(names, evaluations)
 
-    dataset = open_dataset(args.dataset, arguments.dataset_path(args), args.subdataset)
-    samples = find_test_samples(dataset)
+
+def evaluate_category(args: argparse.Namespace, category: str):
+    """Evaluate one detector on its category; returns the report.Evaluation on the first rank."""
+    from dataclasses import fields
+
+    from efficientad.datasets import open_dataset
+    from efficientad.evaluation_run import EvaluationOptions, evaluate_detector
+
+    options = EvaluationOptions(**{field.name: getattr(args, field.name) for field in fields(EvaluationOptions)})
+    dataset = open_dataset(args.dataset, arguments.dataset_path(args), category)
     weights_dir = args.weights_dir or args.output_dir / "trainings" / dataset.name
-    detector = load_detector(weights_dir, args.device, args.precision)
-    if args.model_size not in (None, detector.model_size):
-        raise UserError(f"{weights_dir} holds a {detector.model_size} model but --model_size is {args.model_size}")
-    threshold, origin = calibration.choose_threshold(args.threshold, detector.calibration)
-
-    skipped = [] if args.on_error == "skip" else None
-    if skipped is None:
-        paths = [sample.path for sample in samples]
-        raise_if_unreadable(bad_files.find_unreadable(paths, check_file, args.num_workers))
-    masks = find_masks(dataset, samples)
-    localization = Localization(masks) if masks else None
-
     folder = args.output_dir / "anomaly_maps" / dataset.name / "test"
-    suffix = {"tiff": ".tiff", "jpg": ".jpg", "none": None}[args.map_format]
-    maps = dict(zip(samples, outputs.map_names(samples, suffix), strict=True)) if suffix else {}
-    names = [*maps.values(), report.SCORES_FILE, report.MISMATCH_FILE, report.METRICS_FILE]
-    if skipped is not None:
-        names.append(bad_files.SKIPPED_FILE)
-    stale = outputs.claim_files(folder, names)
-    print(f"Data set {dataset.name}: {len(samples)} test images, threshold {threshold:g} ({origin})")
-    print(f"Model {weights_dir} ({detector.model_size}), {detector.description}", flush=True)
-    if not masks and (dataset.root / GROUND_TRUTH).is_dir():
-        print(f"Note: no file in {dataset.root / GROUND_TRUTH} is the mask of a test image; see dataset/README.md")
-
-    files = {sample: folder / name for sample, name in maps.items()}
-    scoring = score_samples(
-        detector,
-        samples,
-        files,
-        threshold,
-        args.batch_size,
-        args.num_workers,
-        pass_over=None if skipped is None else skipped.append,
-        localization=localization,
-    )
-    scored = list(tqdm(scoring, desc="Evaluating", total=len(samples), unit="image"))
-    if skipped and not scored:
-        raise UserError(f"none of the {len(samples)} test images can be read; {skipped[0]}, for one")
-
-    pixel_metrics = localization.metrics() if localization else None
-    evaluation = report.evaluate_scores(scored, threshold, args.thresholds, pixel_metrics)
-    facts = {"dataset": dataset.name, "weights_dir": str(weights_dir), "model_size": detector.model_size}
-    report.write_scores(folder / report.SCORES_FILE, scored, threshold)
-    mismatches = report.write_mismatches(folder / report.MISMATCH_FILE, scored, threshold)
-    report.write_metrics(folder / report.METRICS_FILE, evaluation, facts)
-    if skipped is not None:
-        bad_files.write_skipped(folder, skipped)
-    unreadable = {error.name for error in skipped or ()}
-    lost = {name for sample, name in maps.items() if str(sample.path) in unreadable}
-    outputs.release_files(folder, stale | lost, [name for name in names if name not in lost])
-    print(f"\n{report.format_tables(evaluation, auc_by_class=args.dataset == 'mvtec_loco')}\n")
-    print(f"{report.format_metrics(evaluation)}\n")
-    print(f"{report.format_thresholds(evaluation)}\n")
-    print(
-        f"Label and score disagree on {mismatches} images, most suspicious first: {folder / report.MISMATCH_FILE}"
-    )
-    if skipped is not None:
-        print(bad_files.describe_skipped(folder, skipped))
-    print(f"{'Maps, scores' if maps else 'Scores'} and metrics are in {folder}")
+    own = argparse.Namespace(**{**vars(args), "subdataset": category})
+    return evaluate_detector(dataset, weights_dir, folder, options, arguments.command_line(get_parser(), own))
 
 
 if __name__ == "__main__":

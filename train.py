@@ -114,7 +114,6 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="the model goes to DIR/trainings/<data set> (default: %(default)s)",
     )
-    arguments.add_on_error_argument(group)
     group.add_argument(
         "--checkpoint_minutes",
         type=arguments.positive_float,
@@ -122,6 +121,7 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="X",
         help="how often the state of the training is saved there for --resume (default: %(default)s)",
     )
+    arguments.add_on_error_argument(group)
     existing = group.add_mutually_exclusive_group()
     existing.add_argument(
         "--resume", action="store_true", help="continue an interrupted training there, with the same flags and data"
@@ -134,28 +134,55 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
+    from tabulate import tabulate
+
+    from efficientad.categories import each_category, raise_if_failed
+    from efficientad.datasets import ALL_CATEGORIES, find_categories
+    from efficientad.distributed import process_group
+
+    with process_group(args.device) as (rank, _):
+        if args.subdataset != ALL_CATEGORIES or args.dataset == "custom":
+            train_category(args, args.subdataset)
+            return
+        names = find_categories(args.dataset, arguments.dataset_path(args))
+        trained = each_category(names, lambda name: train_category(args, name))
+        if rank == 0:
+            headers = ["Category", "Images", "Steps", "Seconds"]
+            columns = list(zip(*trained.values(), strict=True))
+            means = [sum(column) / len(column) for column in columns]
+            rows = [[name, *values] for name, values in trained.items()]
+            print(f"\n{tabulate([*rows, ['mean', *means]], headers=headers, floatfmt='.0f')}\n")
+            raise_if_failed(names, trained)
+            print(f"Evaluate them with: {evaluation_command(args, ALL_CATEGORIES)}")
+
+
+def train_category(args: argparse.Namespace, category: str) -> tuple[int, int, float]:
+    """Train one detector, unless that is done; returns the number of images and steps, and the seconds it took."""
     from dataclasses import fields
 
-    from efficientad import training_run
     from efficientad.checkpoint import MODEL_FILE
     from efficientad.datasets import open_dataset
-    from efficientad.distributed import process_group
-    from efficientad.training_options import TrainingOptions
+    from efficientad.training_options import TrainingOptions, say
+    from efficientad.training_run import train_detector
 
     start = time.monotonic()
-    options = {field.name: getattr(args, field.name) for field in fields(TrainingOptions)}
-    with process_group(args.device) as (rank, _):
-        dataset = open_dataset(args.dataset, arguments.dataset_path(args), args.subdataset)
-        folder = args.output_dir / "trainings" / dataset.name
-        trained = training_run.train_detector(dataset, folder, TrainingOptions(**options), settings=vars(args))
-        if trained and rank == 0:
-            print(
-                f"Trained in {time.monotonic() - start:.0f} s and wrote {folder / MODEL_FILE}; "
-                f"evaluate it with: {evaluation_command(args)}"
-            )
+    options = TrainingOptions(**{field.name: getattr(args, field.name) for field in fields(TrainingOptions)})
+    dataset = open_dataset(args.dataset, arguments.dataset_path(args), category)
+    folder = args.output_dir / "trainings" / dataset.name
+    own = argparse.Namespace(**{**vars(args), "subdataset": category})
+    command = arguments.command_line(get_parser(), own)
+    settings = train_detector(dataset, folder, options, {**vars(own), "command": command})
+    if settings is None:
+        return 0, 0, 0.0
+    seconds = time.monotonic() - start
+    say(
+        f"Trained in {seconds:.0f} s and wrote {folder / MODEL_FILE}; "
+        f"evaluate it with: {evaluation_command(args, category)}"
+    )
+    return settings["train_images"], settings["steps"], seconds
 
 
-def evaluation_command(args: argparse.Namespace) -> str:
+def evaluation_command(args: argparse.Namespace, category: str) -> str:
     """The eval.py command line for what was trained with these arguments."""
     words = [
         "python",
@@ -166,7 +193,7 @@ def evaluation_command(args: argparse.Namespace) -> str:
         str(arguments.dataset_path(args)),
     ]
     if args.dataset != "custom":
-        words += ["--subdataset", args.subdataset]
+        words += ["--subdataset", category]
     return shlex.join([*words, "--output_dir", str(args.output_dir)])
 
 

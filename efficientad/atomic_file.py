@@ -20,7 +20,7 @@ def atomic_file(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
     Raises:
         OSError: it cannot be written, as on a full disk; the error names `path`.
     """
-    part = path.with_name(f"{path.name}.part")
+    part = part_of(path)
     try:
         with part.open("wb") as file:
             yield file
@@ -34,6 +34,11 @@ def atomic_file(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def part_of(path: Path) -> Path:
+    """The file that atomic_file writes, which is left over when the process is killed."""
+    return path.with_name(f"{path.name}.part")
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from efficientad.csv_file import write_csv
+from efficientad.distributed import rank
 from efficientad.errors import list_some
 from efficientad.images import UnreadableImageError
 from efficientad.parallel import parallel_map
@@ -33,7 +34,9 @@ def find_unreadable(
         return None
 
     problems = parallel_map(problem, paths, workers)
-    return [error for error in tqdm(problems, "Checking images", len(paths), unit="image") if error]
+    return [
+        error for error in tqdm(problems, "Checking images", len(paths), unit="image", disable=rank() > 0) if error
+    ]
 
 
 def write_skipped(folder: Path, skipped: Sequence[UnreadableImageError]) -> None:

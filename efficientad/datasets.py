@@ -19,6 +19,7 @@ from efficientad.errors import UserError, require_folder
 from efficientad.images import find_images, is_data_folder, is_image_name
 
 GOOD = "good"  # the one class name that is not anomalous
+ALL_CATEGORIES = "all"  # in place of a category's name: each of them, one after another
 VALIDATION_SHARE = 0.1  # of the training images, where the set has no validation images of its own
 
 
@@ -67,10 +68,28 @@ def open_dataset(layout: str, path: Path, subdataset: str) -> Dataset:
         return Dataset(layout, path)
     root = path / subdataset
     if not root.is_dir():
-        categories = sorted(folder.name for folder in path.iterdir() if (folder / "train").is_dir())
+        categories = _categories(path)
         hint = f"choose from {', '.join(categories)}" if categories else f"nor any other; check {flag}"
         raise UserError(f"{path} has no category {subdataset!r} (--subdataset), {hint}")
     return Dataset(f"{layout}/{subdataset}", root)
+
+
+def find_categories(layout: str, path: Path) -> list[str]:
+    """The names of all categories of a layout that has them, below `path`, in alphabetical order.
+
+    Raises:
+        UserError: the folder is missing or has none.
+    """
+    flag = f"--{path_argument(layout)}"
+    require_folder(path, f"give the data set's folder with {flag}, or choose another --dataset")
+    categories = _categories(path)
+    if not categories:
+        raise UserError(f"{path} has no category, that is no folder with a folder train in it; check {flag}")
+    return categories
+
+
+def _categories(path: Path) -> list[str]:
+    return sorted(folder.name for folder in path.iterdir() if (folder / "train").is_dir())
 
 
 def find_training_images(dataset: Dataset, seed: int, leave_out: Collection[str] = ()) -> TrainingSplit:

@@ -18,6 +18,7 @@ _PATIENCE = timedelta(
     days=7
 )  # ranks with works of their own wait long for each other; a dead one is noticed at once
 
+_alone = False
 _Item = TypeVar("_Item")
 
 
@@ -40,14 +41,29 @@ def process_group(device_name: str) -> Iterator[tuple[int, int]]:
         dist.destroy_process_group()
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """For the time of the block each rank works as if it were the only process."""
+    global _alone
+    _alone = True
+    try:
+        yield
+    finally:
+        _alone = False
+
+
+def _together() -> bool:
+    return dist.is_initialized() and not _alone
+
+
 def rank() -> int:
     """The number of this process, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if _together() else 0
 
 
 def ranks() -> int:
     """How many processes there are."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if _together() else 1
 
 
 def own_part(count: int) -> slice:
@@ -59,7 +75,7 @@ def own_part(count: int) -> slice:
 
 def sum_over_ranks(values: Tensor) -> Tensor:
     """The sum of every rank's `values`, in place; nothing to do for a single process."""
-    if dist.is_initialized():
+    if _together():
         with _naming_lost_ranks():
             dist.all_reduce(values)
     return values
@@ -67,7 +83,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 def largest_over_ranks(value: int) -> int:
     """The largest of the ranks' numbers."""
-    if not dist.is_initialized():
+    if not _together():
         return value
     number = torch.tensor(value)
     with _naming_lost_ranks():
@@ -77,7 +93,7 @@ def largest_over_ranks(value: int) -> int:
 
 def from_first_rank(values: Tensor) -> Tensor:
     """Rank 0's `values` on every rank, in place."""
-    if dist.is_initialized():
+    if _together():
         with _naming_lost_ranks():
             dist.broadcast(values, src=0)
     return values
@@ -85,7 +101,7 @@ def from_first_rank(values: Tensor) -> Tensor:
 
 def gather_rows(values: Tensor) -> Tensor:
     """Every rank's `values`, of one shape, stacked in the order of the ranks."""
-    if not dist.is_initialized():
+    if not _together():
         return values[None]
     gathered = [torch.empty_like(values) for _ in range(ranks())]
     with _naming_lost_ranks():
@@ -95,7 +111,7 @@ def gather_rows(values: Tensor) -> Tensor:
 
 def gather_objects(item: _Item) -> list[_Item]:
     """Every rank's `item`, in the order of the ranks; anything that can be pickled."""
-    if not dist.is_initialized():
+    if not _together():
         return [item]
     gathered: list = [None] * ranks()
     with _naming_lost_ranks():

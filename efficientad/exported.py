@@ -95,6 +95,7 @@ class ExportedDetector:
         """
         self.model_size, self.image_size = metadata.model_size, metadata.image_size
         self.calibration, self.metadata = metadata.calibration, metadata
+        self.provenance = {"versions": metadata.versions}  # a file tells what made it, not how it was trained
         self.description = f"{runtime}, precision {metadata.precision}"
         self.answer = run
 

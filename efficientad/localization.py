@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from efficientad.datasets import GOOD, Sample
-from efficientad.masks import MaskSet, SampleMasks, connected_regions, read_regions
+from efficientad.masks import MaskSet, SampleMasks, connected_regions, read_defects
 from efficientad.pixel_metrics import Defect, ImageCounts, PixelHistograms, PixelMetrics, count_pixels
 
 
@@ -40,7 +40,7 @@ class Localization:
             anomaly_map: H x W float32, at the image's own size.
 
         Raises:
-            UserError: see read_regions.
+            UserError: see read_defects.
         """
         known = self._masks.samples[sample]
         own, copied = self._regions(sample, known, anomaly_map)
@@ -68,6 +68,14 @@ class Localization:
         if located.in_set:
             self._overall.add(located.in_set)
 
+    def merge(self, other: Localization) -> None:
+        """Add all that another process counted of the same set."""
+        self._defective += other._defective
+        self._left_out += other._left_out
+        for name, histograms in other._classes.items():
+            self._classes.setdefault(name, PixelHistograms()).merge(histograms)
+        self._overall.merge(other._overall)
+
     def metrics(self) -> PixelMetrics:
         """The rows over all that was added."""
         good = [self._classes[GOOD]] if GOOD in self._classes else []
@@ -87,7 +95,7 @@ class Localization:
             [
                 region
                 for masks in files
-                for region in read_regions(masks, self._masks.saturations, sample.path, size)
+                for region in read_defects(masks, self._masks.saturations, sample.path, size)
             ]
             for files in ([known.own] if known.own else [], known.of_copies)
         )

@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from efficientad.atomic_file import atomic_file
+
 JPG_QUALITY = 90
 _LARGEST_JPG = 65_500  # pixels on a side; libjpeg writes no more
 _SMALLEST_SOFTNESS = 1e-6
@@ -40,7 +42,7 @@ def jet(levels: np.ndarray) -> np.ndarray:
 
 def write_tiff(path: Path, anomaly_map: np.ndarray) -> None:
     """Write a float32 map H x W as a single-channel 32-bit float TIFF."""
-    Image.fromarray(anomaly_map).save(path)
+    _save(Image.fromarray(anomaly_map), path, "TIFF")
 
 
 def write_side_by_side(path: Path, image: Image.Image, anomaly_map: np.ndarray, threshold: float) -> None:
@@ -50,11 +52,16 @@ def write_side_by_side(path: Path, image: Image.Image, anomaly_map: np.ndarray, 
     both.paste(image, (0, 0))
     both.paste(heat_map, (image.width, 0))
     both.thumbnail((_LARGEST_JPG, _LARGEST_JPG))  # changes nothing but what is larger
-    both.save(path, quality=JPG_QUALITY)
+    _save(both, path, "JPEG")
 
 
 def write_overlay(path: Path, image: Image.Image, anomaly_map: np.ndarray, threshold: float) -> None:
     """Write a JPG of the RGB image under the heat map of its H x W map, the more opaque the higher its level."""
     levels = heat_levels(anomaly_map, threshold)[..., None]
     pixels = np.asarray(image) + levels * (jet(levels[..., 0]).astype(np.float32) - np.asarray(image))
-    Image.fromarray(np.rint(pixels).astype(np.uint8)).save(path, quality=JPG_QUALITY)
+    _save(Image.fromarray(np.rint(pixels).astype(np.uint8)), path, "JPEG")
+
+
+def _save(picture: Image.Image, path: Path, file_format: str) -> None:
+    with atomic_file(path, durable=False) as file:
+        picture.save(file, file_format, **({"quality": JPG_QUALITY} if file_format == "JPEG" else {}))

@@ -21,7 +21,7 @@ from PIL import Image
 
 from efficientad.datasets import Dataset, Sample
 from efficientad.errors import UserError, list_some
-from efficientad.images import UnreadableImageError, find_images, read_bytes
+from efficientad.images import UnreadableImageError, check_file, find_images, read_bytes
 from efficientad.pixel_metrics import Defect
 
 GROUND_TRUTH = "ground_truth"
@@ -72,6 +72,11 @@ class MaskSet:
     samples: Mapping[Sample, SampleMasks]
     saturations: Mapping[int, Saturation]
 
+    def files(self, sample: Sample) -> list[Path]:
+        """The masks of an image and of its copies."""
+        known = self.samples[sample]
+        return [path for masks in (known.own, *known.of_copies) if masks for path in masks.paths]
+
 
 def find_masks(dataset: Dataset, samples: Sequence[Sample]) -> MaskSet | None:
     """Find the masks of the defective test images; None where there are none.
@@ -121,10 +126,15 @@ def _check_sizes(own: Mapping[Sample, MaskFiles]) -> None:
     for sample, masks in own.items():
         size = _try_size(sample.path)
         for path in masks.paths:
+            try:
+                check_file(path)
+            except UnreadableImageError as error:
+                problems.append(str(error))
+                continue
             mask_size = _try_size(path)
-            if mask_size is None:
-                problems.append(f"{path}: not an image, or damaged")
-            elif size and sorted(mask_size) != sorted(size):  # the evaluation names images without a size
+            if (
+                size and mask_size and sorted(mask_size) != sorted(size)
+            ):  # the evaluation names images without a size
                 problems.append(_size_problem(path, mask_size, sample.path, size))
     if problems:
         count = f"{len(problems)} masks do" if len(problems) > 1 else "1 mask does"
@@ -180,7 +190,7 @@ def _read_saturations(path: Path) -> dict[int, Saturation]:
         ) from None
 
 
-def read_regions(
+def read_defects(
     masks: MaskFiles, saturations: Mapping[int, Saturation], image: Path, image_size: tuple[int, int]
 ) -> list[Defect]:
     """The defects that the masks of one image show.
@@ -194,7 +204,7 @@ def read_regions(
     """
     regions = []
     for path in masks.paths:
-        values = _read_mask(path)
+        values = read_mask(path)
         if values.shape != image_size[::-1]:
             problem = _size_problem(path, values.shape[::-1], image, image_size)
             raise UserError(f"1 mask does not fit; correct or remove:{list_some([problem])}")
@@ -209,8 +219,12 @@ def read_regions(
     return regions
 
 
-def _read_mask(path: Path) -> np.ndarray:
-    """H x W; 0 where there is no defect. Palette images give their indices."""
+def read_mask(path: Path) -> np.ndarray:
+    """H x W; 0 where there is no defect. Palette images give their indices.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
         with Image.open(path) as opened:
             has_alpha = opened.mode in ("RGBA", "LA", "PA")

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
+from efficientad.atomic_file import part_of, write_text_atomically
 from efficientad.datasets import Sample
 from efficientad.errors import UserError
 
@@ -60,6 +61,8 @@ def release_files(folder: Path, stale: set[str], names: Sequence[str]) -> None:
     """Remove the stale files of an earlier evaluation, and the folders that they leave empty."""
     for name in stale:
         (folder / name).unlink(missing_ok=True)
+    for name in stale.union(names):  # what a killed evaluation had in hand
+        part_of(folder / name).unlink(missing_ok=True)
     for parent in {(folder / name).parent for name in stale}:
         if parent.is_dir() and not any(parent.iterdir()):
             parent.rmdir()
@@ -83,4 +86,4 @@ def _read_list(folder: Path) -> set[str]:
 
 
 def _write_list(folder: Path, names: Iterable[str]) -> None:
-    (folder / FILE_LIST).write_text(json.dumps(sorted(names), indent=0) + "\n", encoding="utf-8")
+    write_text_atomically(folder / FILE_LIST, json.dumps(sorted(names), indent=0) + "\n")

@@ -155,6 +155,13 @@ class PixelHistograms:
         ):
             total[bins] += values
 
+    def merge(self, other: PixelHistograms) -> None:
+        """Add all images of another one."""
+        self.images += other.images
+        self.regions += other.regions
+        for total, more in zip(self._totals(), other._totals(), strict=True):
+            total += more
+
     def row(self, name: str, others: Iterable[PixelHistograms] = ()) -> PixelRow:
         """The metrics over these pixels together with those of `others`; undefined ones are nan."""
         together = [self, *others]

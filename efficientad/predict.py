@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from efficientad import arguments
-from efficientad.errors import UserError, run_command
+from efficientad.errors import UserError, printable, run_command
 
 LOG_SECONDS = 60.0
 SCAN_SECONDS = 0.2
@@ -188,7 +188,7 @@ def watch(args: argparse.Namespace, detector, writer) -> None:
     from efficientad.signals import stop_requests
 
     def warn(problem: Exception) -> None:
-        print(f"Passed over until it changes: {problem}", file=sys.stderr, flush=True)
+        print(f"Passed over until it changes: {printable(str(problem))}", file=sys.stderr, flush=True)
 
     folder = args.watch.absolute()
     scores = results.ScoresFile(args.output_dir / results.SCORES_FILE, go_on=True)
@@ -220,7 +220,8 @@ def watch(args: argparse.Namespace, detector, writer) -> None:
 
 def print_result(result) -> None:
     decision = "anomalous" if result.is_anomalous else "good"
-    print(f"{decision:9}  {result.score:10.3f}  {result.milliseconds:7.1f} ms  {result.path}", flush=True)
+    path = printable(str(result.path))
+    print(f"{decision:9}  {result.score:10.3f}  {result.milliseconds:7.1f} ms  {path}", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
+from efficientad.atomic_file import write_text_atomically
 from efficientad.csv_file import write_csv
 from efficientad.datasets import Sample
 from efficientad.errors import printable
 from efficientad.metrics import ImageMetrics, ImageRow, Row, class_rows, image_metrics, merge_copies, overall_row
+from efficientad.pictures import Picture
 from efficientad.pixel_metrics import PixelMetrics
 from efficientad.sweep import SweepRow, sweep_thresholds
 
@@ -32,6 +34,7 @@ class ScoredSample:
     sample: Sample
     digest: str
     score: float
+    picture: Picture | None = None  # for report.html
 
     def is_mismatch(self, threshold: float) -> bool:
         """Whether label and decision disagree: a missed defect, a false alarm, or a wrong label."""
@@ -199,7 +202,7 @@ def _format_pixels(metrics: PixelMetrics) -> str:
         for row in (*metrics.classes, metrics.overall)
     ]
     formats = ("", ".4f", ".4f", ".2f", ".4f", ".4f", "", "")
-    lines = ["Pixels against all that no mask marks:", tabulate(rows, headers=headers, floatfmt=formats)]
+    lines = ["Pixels of defects against all other pixels:", tabulate(rows, headers=headers, floatfmt=formats)]
     if metrics.left_out:
         lines.append(
             f"{metrics.left_out} of the {metrics.defective} defective images have no mask, or an empty one; the "
@@ -252,7 +255,7 @@ def write_mismatches(path: Path, scored: Iterable[ScoredSample], threshold: floa
 def write_metrics(path: Path, evaluation: Evaluation, facts: dict) -> None:
     """Everything of the tables and the run's facts as JSON; an undefined value is null."""
     contents = {**facts, **asdict(evaluation)}
-    path.write_text(json.dumps(_without_nan(contents), indent=2) + "\n", encoding="utf-8")
+    write_text_atomically(path, json.dumps(_without_nan(contents), indent=2) + "\n")
 
 
 def _exact(value: float) -> str:

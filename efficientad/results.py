@@ -105,7 +105,7 @@ class ScoresFile:
 
     def __init__(self, path: Path, go_on: bool) -> None:
         """Begin the file, or with `go_on` append to the one that is there."""
-        self.done: dict[str, Signature] = {}  # by the path's csv_cell
+        self.done: dict[str, Signature] = {}  # by path as csv_cell writes it, as far as the file goes back
         if go_on and path.exists():
             self.done = _read_done(path)
             torn = not path.read_bytes().endswith(b"\n")  # the last run was killed while it wrote
@@ -119,16 +119,15 @@ class ScoresFile:
 
     def append(self, result: Result, threshold: float) -> None:
         """Add a line; it is in the file when this returns."""
-        csv.writer(self._file).writerow(
-            [
-                csv_cell(result.path),
-                f"{result.score:.9g}",  # nine digits identify a float32
-                f"{threshold:.9g}",
-                int(result.is_anomalous),
-                f"{result.milliseconds:.1f}",
-                *result.signature,
-            ]
-        )
+        row = [
+            result.path,
+            f"{result.score:.9g}",  # nine digits identify a float32
+            f"{threshold:.9g}",
+            int(result.is_anomalous),
+            f"{result.milliseconds:.1f}",
+            *result.signature,
+        ]
+        csv.writer(self._file).writerow(map(csv_cell, row))
         self._file.flush()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What a user can choose about a training, the plan that follows from it, and what is told of both."""
+"""What a user chooses for a training, and what follows from it before the first step."""
 
 from __future__ import annotations
 
@@ -16,6 +16,28 @@ from efficientad.training import TrainingPlan
 
 FEW_IMAGES_SEEN = 1000
 
+# Settings that do not change the result, or whose effect is compared itself (images, teacher, steps)
+MAY_DIFFER = {
+    "cache_gb",
+    "checkpoint_minutes",
+    "command",
+    "custom_dataset_path",
+    "device",
+    "epochs",
+    "machine",
+    "mvtec_ad_path",
+    "mvtec_loco_path",
+    "num_workers",
+    "on_error",
+    "output_dir",
+    "overwrite",
+    "resume",
+    "teacher",
+    "train_steps",
+    "visa_path",
+    "weights",
+}
+
 
 @dataclass(frozen=True)
 class TrainingOptions:
@@ -30,6 +52,7 @@ class TrainingOptions:
     recipe: str
     lr: float | None  # None: the recipe's
     weight_decay: float
+    target_fpr: float
     seed: int
     device: str
     precision: str
@@ -37,14 +60,13 @@ class TrainingOptions:
     cache_gb: float
     checkpoint_minutes: float
     deterministic: bool
-    target_fpr: float
     on_error: str  # stop or skip, at images that cannot be read
     resume: bool
     overwrite: bool
 
 
 def make_plan(options: TrainingOptions, images: int, compute: torch.device, precision: str) -> TrainingPlan:
-    """The plan of a training on that many images."""
+    """The plan for so many training images, on all ranks together."""
     recipe = RECIPES[options.recipe]
     steps_per_epoch = math.ceil(images / (options.batch_size * ranks()))
     return TrainingPlan(
@@ -79,6 +101,6 @@ def report_start(name: str, options: TrainingOptions, facts: Mapping[str, Any]) 
 
 
 def say(line: str) -> None:
-    """Print a line, once for all ranks."""
+    """Print a line, if this is the first rank."""
     if rank() == 0:
         print(line, flush=True)

@@ -10,15 +10,14 @@ from typing import Any
 
 import torch
 
-from efficientad import checkpoint, device, normalization
+from efficientad import bad_files, checkpoint, device, normalization
 from efficientad.atomic_file import write_text_atomically
-from efficientad.bad_files import SKIPPED_FILE, describe_skipped, find_unreadable, write_skipped
 from efficientad.calibration import describe_calibration
 from efficientad.datasets import Dataset, TrainingSplit, find_training_images
 from efficientad.distributed import rank, ranks, wait_for_ranks
 from efficientad.errors import UserError
 from efficientad.image_set import ImageSet
-from efficientad.images import UnreadableImageError, read_image
+from efficientad.images import read_image
 from efficientad.initialization import initialize_network, solve_student
 from efficientad.locks import lock_folder
 from efficientad.natural import natural_batches
@@ -28,33 +27,17 @@ from efficientad.resuming import compare_images, read_state
 from efficientad.stored_images import StoredImage, find_stored_images
 from efficientad.teacher_answers import TeacherAnswers
 from efficientad.training import Training
-from efficientad.training_options import TrainingOptions, make_plan, report_start, say
+from efficientad.training_chart import draw_training
+from efficientad.training_options import MAY_DIFFER, TrainingOptions, make_plan, report_start, say
 
 STATE_FILE = "checkpoint.pt"
+LOG_FILE = "log.csv"
 NATURAL_CACHE_SHARE = 0.25  # of what the training images leave; the teacher's answers save more and get the rest
 
-# Settings that do not change the result, or whose effect is compared itself (images, teacher, steps)
-_MAY_DIFFER = {
-    "cache_gb",
-    "checkpoint_minutes",
-    "custom_dataset_path",
-    "device",
-    "epochs",
-    "machine",
-    "mvtec_ad_path",
-    "mvtec_loco_path",
-    "num_workers",
-    "output_dir",
-    "overwrite",
-    "resume",
-    "teacher",
-    "train_steps",
-    "visa_path",
-    "weights",
-}
 
-
-def train_detector(dataset: Dataset, folder: Path, options: TrainingOptions, settings: Mapping[str, Any]) -> bool:
+def train_detector(
+    dataset: Dataset, folder: Path, options: TrainingOptions, settings: Mapping[str, Any]
+) -> dict | None:
     """Train a detector and write it to model.pt in `folder`, with its log and settings.
 
     Of several ranks all must call it; the first one writes and tells.
@@ -64,7 +47,7 @@ def train_detector(dataset: Dataset, folder: Path, options: TrainingOptions, set
             when a training is resumed.
 
     Returns:
-        whether there was anything to do: a finished training is not resumed.
+        the settings and what was found of the data; None if the training to be resumed is finished.
 
     Raises:
         UserError: a model or an interrupted training is in the way, the data cannot be used, or it is not what
@@ -74,18 +57,16 @@ def train_detector(dataset: Dataset, folder: Path, options: TrainingOptions, set
     state_file = folder / STATE_FILE
     resuming = options.resume and state_file.exists()
     if not resuming and not _may_begin(folder, options):
-        return False
+        return None
     with lock_folder(folder) if rank() == 0 else nullcontext():
         wait_for_ranks()  # so that the first one has the lock, or fails alone
         run = _Run(dataset, folder, options, settings, resuming)
         with _naming_the_state(state_file):
             run.fit()
             if rank() == 0:
-                checkpoint.save_model(run.model, folder / checkpoint.MODEL_FILE, run.settings)
-                state_file.unlink(missing_ok=True)
-                run.tell_skipped()
+                run.save()
         wait_for_ranks()
-    return True
+    return run.settings
 
 
 def _may_begin(folder: Path, options: TrainingOptions) -> bool:
@@ -137,7 +118,7 @@ class _Run:
         if options.deterministic:
             device.compute_deterministically()
         precision = device.resolve_precision(options.precision, compute)
-        split, self._skipped = _find_readable_images(dataset, options)
+        split = self._split(dataset)
         if len(split.train) < ranks():
             raise UserError(f"{len(split.train)} training images are too few for {ranks()} processes; start fewer")
         self.model, teacher = _start_model(options)
@@ -158,8 +139,18 @@ class _Run:
         self._state = self._read_state() if resuming else None
         self._load_images(dataset, split, stored)
 
+    def _split(self, dataset: Dataset) -> TrainingSplit:
+        options = self._options
+        split = find_training_images(dataset, options.seed)
+        self.skipped = []
+        if options.on_error == "skip":
+            paths = [*split.train, *split.validation]
+            self.skipped = bad_files.find_unreadable(paths, read_image, options.num_workers)
+            split = find_training_images(dataset, options.seed, leave_out={bad.name for bad in self.skipped})
+        return split
+
     def _read_state(self) -> dict:
-        compared = {key: value for key, value in self.settings.items() if key not in _MAY_DIFFER}
+        compared = {key: value for key, value in self.settings.items() if key not in MAY_DIFFER}
         state = read_state(self._state_file, "a training", "augmentation", compared)
         for name, tensor in self.model.teacher.state_dict().items():
             if not torch.equal(tensor, state["model"][f"teacher.{name}"]):
@@ -200,7 +191,7 @@ class _Run:
             self._train,
             answers,
             plan,
-            self._folder / "log.csv",
+            self._folder / LOG_FILE,
             self._state_file,
             {"settings": self.settings, "images": self._digests},
             60 * self._options.checkpoint_minutes,
@@ -222,24 +213,17 @@ class _Run:
         normalization.fit_calibration(model, images, self._held_out, precision, self._options.target_fpr)
         say(describe_calibration(model.calibration, len(self._held_out)))
 
-    def tell_skipped(self) -> None:
-        """Tell and write down which files were passed over, where that was allowed."""
+    def save(self) -> None:
+        """Write the model, draw its training, and remove the state; list the images that were passed over."""
+        checkpoint.save_model(self.model, self._folder / checkpoint.MODEL_FILE, self.settings)
+        self._state_file.unlink(missing_ok=True)
+        draw_training(self._folder / LOG_FILE, self._folder / "training.png")
         if self._options.on_error == "skip":
-            write_skipped(self._folder, self._skipped)
-            say(describe_skipped(self._folder, self._skipped))
+            bad_files.write_skipped(self._folder, self.skipped)
+            say(bad_files.describe_skipped(self._folder, self.skipped))
         else:
-            (self._folder / SKIPPED_FILE).unlink(missing_ok=True)  # of the training that this one replaces
-
-
-def _find_readable_images(
-    dataset: Dataset, options: TrainingOptions
-) -> tuple[TrainingSplit, list[UnreadableImageError]]:
-    """The images to train with, and those that are passed over; an ImageSet later refuses what cannot be read."""
-    split = find_training_images(dataset, options.seed)
-    if options.on_error == "stop":
-        return split, []
-    skipped = find_unreadable([*split.train, *split.validation], read_image, options.num_workers)
-    return find_training_images(dataset, options.seed, leave_out={problem.name for problem in skipped}), skipped
+            # of the training that this one replaces
+            (self._folder / bad_files.SKIPPED_FILE).unlink(missing_ok=True)
 
 
 def _start_model(options: TrainingOptions) -> tuple[EfficientAD, Path]:

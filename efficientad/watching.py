@@ -37,7 +37,7 @@ class FolderWatcher:
         """
         Args:
             passed_over: a folder whose images do not count, such as the one that maps are written to.
-            done: signatures by the path's csv_cell; a file with the same one is not new.
+            done: signatures by path as csv_cell writes it; a file with the same one is not new.
         """
         self._folder, self._passed_over, self._done = folder, passed_over.absolute(), dict(done)
         self._changing: dict[Path, tuple[Signature, float]] = {}  # and since when the signature is the same

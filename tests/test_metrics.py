@@ -1,10 +1,11 @@
+import doctest
 import math
 
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from efficientad import metrics
+from efficientad import curves, metrics, pixel_metrics
 from efficientad.metrics import (
     class_rows,
     decision_row,
@@ -14,6 +15,12 @@ from efficientad.metrics import (
     merge_copies,
     overall_row,
 )
+
+
+@pytest.mark.parametrize("module", [curves, metrics, pixel_metrics])
+def test_the_examples_run(module):
+    failed, attempted = doctest.testmod(module)
+    assert attempted and not failed
 
 
 def direct_auroc(y_true, y_score):

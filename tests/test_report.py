@@ -69,7 +69,7 @@ PIXELS = PixelMetrics(
 
 PIXEL_TABLE = """
 
-Pixels against all that no mask marks:
+Pixels of defects against all other pixels:
 Class             AUROC    F1-max    Threshold    AU-PRO 0.05    AU-PRO 0.30    Masks    Defects
 -------------  --------  --------  -----------  -------------  -------------  -------  ---------
 defect_type_2    0.9000    0.5123        31.26         0.3000         0.7000        1          3

@@ -83,11 +83,10 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path, dataset_f
         [*tiny_words(dataset_folder, tiny_teacher, tmp_path / name, steps=125), *more]
         for name in ("whole", "killed")
     )
-    whole = start_worker(whole)
     state_file = folder_of(tmp_path / "killed") / "checkpoint.pt"
     rng = random.Random(0)
     kills = 0
-    for _ in range(3):
+    for _ in range(2):
         process = start_worker([*killed, "--cache_gb", kills % 2, "--resume"])
         before = state_file.stat().st_mtime_ns if state_file.exists() else 0
         while process.poll() is None and not (state_file.exists() and state_file.stat().st_mtime_ns > before):
@@ -96,12 +95,13 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path, dataset_f
         process.kill()
         kills += process.wait() == -signal.SIGKILL
         process.communicate()
-    assert kills >= 2  # a fast machine may have finished before the third
+    assert kills >= 1  # a fast machine may have finished before the second
     process = start_worker([*killed, "--resume"])
     said, error = process.communicate()
     assert process.returncode == 0, error
     assert "Resuming after" in said or "nothing to resume" in said
-    assert whole.wait() == 0, whole.communicate()
+    process = start_worker(whole)
+    assert process.wait() == 0, process.communicate()
     assert_same_model(tmp_path / "whole", tmp_path / "killed")
     assert read_log(tmp_path / "whole") == read_log(tmp_path / "killed")
     assert [row["step"] for row in read_log(tmp_path / "killed")] == ["1", *map(str, range(10, 130, 10)), "125"]

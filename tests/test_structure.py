@@ -29,59 +29,22 @@ COMMANDS = {
 
 # A module imports only from the layers above its own line.
 LAYERS = [
-    ["errors", "atomic_file"],
-    [
-        "arguments",
-        "calibration",
-        "parallel",
-        "csv_file",
-        "augmentation",
-        "distributed",
-        "locks",
-        "measuring",
-        "output_layer",
-        "curves",
-        "recipes",
-        "signals",
-    ],
-    ["device", "images", "metrics", "pixel_metrics", "sweep", "maps", "networks", "coco", "regions", "torch_file"],
-    ["bad_files"],
-    [
-        "staging",
-        "tensors",
-        "datasets",
-        "checkpoint",
-        "sources",
-        "backbones",
-        "stored_images",
-        "teacher_answers",
-        "exported",
-    ],
-    [
-        "losses",
-        "resuming",
-        "image_set",
-        "image_cache",
-        "prepare",
-        "distillation",
-        "runtimes",
-        "exportable",
-        "masks",
-    ],
-    [
-        "localization",
-        "natural",
-        "normalization",
-        "initialization",
-        "outputs",
-        "report",
-        "training_log",
-        "inference",
-        "preview",
-    ],
-    ["pretraining_data", "scoring", "training", "results", "exporting", "parity"],
-    ["pretraining", "workloads", "training_options", "watching"],
-    ["training_run", "pretrain", "predict", "export", "benchmark"],
+    layer.split()
+    for layer in (
+        "atomic_file errors",
+        "arguments augmentation calibration csv_file curves distributed locks measuring output_layer parallel "
+        "recipes signals",
+        "coco device images maps metrics networks pixel_metrics regions sweep torch_file",
+        "bad_files categories",
+        "backbones checkpoint datasets exported pictures sources staging stored_images teacher_answers tensors "
+        "training_chart",
+        "distillation exportable image_cache image_set losses masks prepare resuming runtimes",
+        "inference initialization localization natural normalization outputs preview report training_log",
+        "category_summary exporting html_report parity pretraining_data results scoring training",
+        "evaluation_run pretraining training_options watching workloads",
+        "training_run",
+        "benchmark export predict pretrain",
+    )
 ]
 
 

@@ -1,10 +1,12 @@
 """train.py with tiny networks on tiny images, in a process that a test may kill."""
 
 import functools
+import os
+import signal
 
 import stubs
 import train
-from efficientad import training_run
+from efficientad import training, training_run
 from efficientad.errors import run_command
 from efficientad.networks import EfficientAD
 
@@ -14,6 +16,20 @@ def use_tiny_detector():
     training_run.EfficientAD = functools.partial(EfficientAD, image_size=64)
 
 
+def die_in_step(step):
+    """The second process is killed when it begins that step."""
+    learn = training.Learner.step
+
+    def learn_or_die(self, *args):
+        if self.steps_done == step and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return learn(self, *args)
+
+    training.Learner.step = learn_or_die
+
+
 if __name__ == "__main__":
     use_tiny_detector()
+    if "DIE_IN_STEP" in os.environ:
+        die_in_step(int(os.environ["DIE_IN_STEP"]))
     run_command(train.main, train.get_parser())

@@ -1,0 +1,76 @@
+"""One table over all categories of a data set: how well each is separated, and the mean."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from tabulate import tabulate
+
+from efficientad import outputs
+from efficientad.atomic_file import write_text_atomically
+from efficientad.csv_file import write_csv
+from efficientad.report import Evaluation
+
+CSV_FILE = "summary.csv"
+JSON_FILE = "summary.json"
+_HEADERS = {
+    "category": "Category",
+    "images": "Num Samples",
+    "image_auroc": "AUROC",
+    "accuracy": "Accuracy",
+    "precision": "Precision",
+    "recall": "Recall",
+    "pixel_auroc": "Pixel AUROC",
+    "au_pro_30": "AU-PRO 0.30",
+}
+
+
+def summary_rows(evaluations: Mapping[str, Evaluation]) -> list[dict]:
+    """A row for each category, and the "mean" of those values that are defined; ratios in [0, 1]."""
+    rows = [_row(name, evaluation) for name, evaluation in evaluations.items()]
+    means = {column: _mean([row[column] for row in rows]) for column in rows[0] if column != "category"}
+    return [*rows, {"category": "mean", **means}]
+
+
+def _row(name: str, evaluation: Evaluation) -> dict:
+    overall, pixels = evaluation.overall, evaluation.pixel_metrics
+    return {
+        "category": name,
+        "images": overall.count,
+        "image_auroc": overall.auroc,
+        "accuracy": overall.accuracy,
+        "precision": overall.precision,
+        "recall": overall.recall,
+        "pixel_auroc": pixels.overall.auroc if pixels else float("nan"),
+        "au_pro_30": pixels.overall.au_pro_30 if pixels else float("nan"),
+    }
+
+
+def _mean(values: list[float]) -> float:
+    defined = [value for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else float("nan")
+
+
+def format_summary(evaluations: Mapping[str, Evaluation]) -> str:
+    """The rows for the terminal."""
+    rows = [list(row.values()) for row in summary_rows(evaluations)]
+    return tabulate(rows, headers=list(_HEADERS.values()), floatfmt=("", "g", *[".4f"] * 6))
+
+
+def write_summary(folder: Path, evaluations: Mapping[str, Evaluation]) -> None:
+    """summary.csv and summary.json in `folder`, in place of those of an earlier evaluation; an undefined value
+    is nan in the one and null in the other.
+
+    Raises:
+        UserError: files of these names are there that no evaluation wrote.
+    """
+    names = [CSV_FILE, JSON_FILE]
+    stale = outputs.claim_files(folder, names)
+    rows = summary_rows(evaluations)
+    write_csv(folder / CSV_FILE, list(_HEADERS), (list(row.values()) for row in rows))
+    defined = [{key: None if value != value else value for key, value in row.items()} for row in rows]
+    write_text_atomically(folder / JSON_FILE, json.dumps(defined, indent=2) + "\n")
+    outputs.release_files(folder, stale, names)
