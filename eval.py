@@ -62,6 +62,11 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="results go to DIR/anomaly_maps/<data set>/test (default: %(default)s)",
     )
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue an interrupted evaluation: what the detector has computed is not computed again",
+    )
     return parser
 
 
@@ -112,6 +117,7 @@ def evaluate(args: argparse.Namespace, dataset, folder: Path):
     from efficientad.distributed import gather_objects, rank, ranks, wait_for_ranks
     from efficientad.images import check_file, raise_if_unreadable
     from efficientad.localization import Localization
+    from efficientad.map_spool import MapSpool, detector_digest
     from efficientad.masks import GROUND_TRUTH, find_masks
     from efficientad.runtimes import load_detector
     from efficientad.scoring import score_samples
@@ -145,6 +151,10 @@ def evaluate(args: argparse.Namespace, dataset, folder: Path):
                 f"Note: no file in {dataset.root / GROUND_TRUTH} is the mask of a test image; see dataset/README.md"
             )
 
+    digest = detector_digest(weights_dir, f"{args.device} {args.precision}")
+    spool = MapSpool(folder, digest, detector.image_size, args.resume)
+    if args.resume and rank() == 0:
+        print(f"Resuming with {len(spool)} maps that are computed already", flush=True)
     own = samples[rank() :: ranks()]
     scoring = score_samples(
         detector,
@@ -155,6 +165,7 @@ def evaluate(args: argparse.Namespace, dataset, folder: Path):
         args.num_workers,
         pass_over=None if skipped is None else skipped.append,
         localization=localization,
+        spool=spool,
     )
     scored = list(tqdm(scoring, desc="Evaluating", total=len(own), unit="image", disable=rank() > 0))
     everywhere = {item.sample: item for part in gather_objects(scored) for item in part}
@@ -179,6 +190,7 @@ def evaluate(args: argparse.Namespace, dataset, folder: Path):
         bad_files.write_skipped(folder, skipped)
     unreadable = {error.name for error in skipped or ()}
     lost = {name for sample, name in maps.items() if str(sample.path) in unreadable}
+    spool.discard()
     outputs.release_files(folder, stale | lost, [name for name in names if name not in lost])
     print(f"\n{report.format_tables(evaluation, auc_by_class=args.dataset == 'mvtec_loco')}\n")
     print(f"{report.format_metrics(evaluation)}\n")

@@ -9,6 +9,7 @@ from efficientad.datasets import Sample
 from efficientad.images import UnreadableImageError
 from efficientad.inference import Prediction, predict
 from efficientad.localization import Localization, LocatedSample
+from efficientad.map_spool import MapSpool
 from efficientad.maps import resize_map, write_side_by_side, write_tiff
 from efficientad.parallel import parallel_map
 from efficientad.report import ScoredSample
@@ -24,6 +25,7 @@ def score_samples(
     workers: int,
     pass_over: Callable[[UnreadableImageError], None] | None = None,
     localization: Localization | None = None,
+    spool: MapSpool | None = None,
 ) -> Iterator[ScoredSample]:
     """Scores in the order of the samples; when one is there, its map is written and compared with its masks.
 
@@ -33,6 +35,7 @@ def score_samples(
         workers: threads that read ahead, and as many that write.
         pass_over: see predict.
         localization: takes in every sample.
+        spool: see predict.
 
     Raises:
         UserError: see predict, and Localization.count.
@@ -51,7 +54,7 @@ def score_samples(
         located = localization.count(sample, anomaly_map) if localization else None
         return ScoredSample(sample, prediction.digest, prediction.score), located
 
-    predictions = predict(detector, samples, batch_size, workers, pictures, pass_over)
+    predictions = predict(detector, samples, batch_size, workers, pictures, pass_over, spool)
     for scored, located in parallel_map(finish, predictions, workers):
         if localization:
             localization.add(scored.sample, located)  # here and not in the threads: sums in a fixed order
