@@ -67,6 +67,11 @@ def get_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="continue an interrupted evaluation: what the detector has computed is not computed again",
     )
+    group.add_argument(
+        "--no_report",
+        action="store_true",
+        help="do without report.html, the page with pictures, charts and a threshold to move (default: write it)",
+    )
     return parser
 
 
@@ -95,113 +100,17 @@ def main(args: argparse.Namespace) -> None:
 
 def evaluate_category(args: argparse.Namespace, category: str):
     """Evaluate one detector on its category; returns the report.Evaluation on the first rank."""
-    from contextlib import nullcontext
+    from dataclasses import fields
 
     from efficientad.datasets import open_dataset
-    from efficientad.distributed import rank, wait_for_ranks
-    from efficientad.locks import lock_folder
+    from efficientad.evaluation_run import EvaluationOptions, evaluate_detector
 
+    options = EvaluationOptions(**{field.name: getattr(args, field.name) for field in fields(EvaluationOptions)})
     dataset = open_dataset(args.dataset, arguments.dataset_path(args), category)
-    folder = args.output_dir / "anomaly_maps" / dataset.name / "test"
-    with lock_folder(folder) if rank() == 0 else nullcontext():
-        wait_for_ranks()
-        return evaluate(args, dataset, folder)
-
-
-def evaluate(args: argparse.Namespace, dataset, folder: Path):
-    """Score the test images of a datasets.Dataset and write all results into `folder`."""
-    from tqdm import tqdm
-
-    from efficientad import bad_files, calibration, outputs, report
-    from efficientad.datasets import find_test_samples
-    from efficientad.distributed import gather_objects, rank, ranks, wait_for_ranks
-    from efficientad.images import check_file, raise_if_unreadable
-    from efficientad.localization import Localization
-    from efficientad.map_spool import MapSpool, detector_digest
-    from efficientad.masks import GROUND_TRUTH, find_masks
-    from efficientad.runtimes import load_detector
-    from efficientad.scoring import score_samples
-
-    samples = find_test_samples(dataset)
     weights_dir = args.weights_dir or args.output_dir / "trainings" / dataset.name
-    detector = load_detector(weights_dir, args.device, args.precision)
-    if args.model_size not in (None, detector.model_size):
-        raise UserError(f"{weights_dir} holds a {detector.model_size} model but --model_size is {args.model_size}")
-    threshold, origin = calibration.choose_threshold(args.threshold, detector.calibration)
-
-    skipped = [] if args.on_error == "skip" else None
-    if skipped is None:
-        paths = [sample.path for sample in samples]
-        raise_if_unreadable(bad_files.find_unreadable(paths, check_file, args.num_workers))
-    masks = find_masks(dataset, samples)
-    localization = Localization(masks) if masks else None
-
-    suffix = {"tiff": ".tiff", "jpg": ".jpg", "none": None}[args.map_format]
-    maps = dict(zip(samples, outputs.map_names(samples, suffix), strict=True)) if suffix else {}
-    names = [*maps.values(), report.SCORES_FILE, report.MISMATCH_FILE, report.METRICS_FILE]
-    if skipped is not None:
-        names.append(bad_files.SKIPPED_FILE)
-    stale = outputs.claim_files(folder, names) if rank() == 0 else set()
-    wait_for_ranks()
-    if rank() == 0:
-        print(f"Data set {dataset.name}: {len(samples)} test images, threshold {threshold:g} ({origin})")
-        print(f"Model {weights_dir} ({detector.model_size}), {detector.description}", flush=True)
-        if not masks and (dataset.root / GROUND_TRUTH).is_dir():
-            print(
-                f"Note: no file in {dataset.root / GROUND_TRUTH} is the mask of a test image; see dataset/README.md"
-            )
-
-    digest = detector_digest(weights_dir, f"{args.device} {args.precision}")
-    spool = MapSpool(folder, digest, detector.image_size, args.resume)
-    if args.resume and rank() == 0:
-        print(f"Resuming with {len(spool)} maps that are computed already", flush=True)
-    own = samples[rank() :: ranks()]
-    scoring = score_samples(
-        detector,
-        own,
-        {sample: folder / name for sample, name in maps.items()},
-        threshold,
-        args.batch_size,
-        args.num_workers,
-        pass_over=None if skipped is None else skipped.append,
-        localization=localization,
-        spool=spool,
-    )
-    scored = list(tqdm(scoring, desc="Evaluating", total=len(own), unit="image", disable=rank() > 0))
-    everywhere = {item.sample: item for part in gather_objects(scored) for item in part}
-    scored = [everywhere[sample] for sample in samples if sample in everywhere]
-    if localization:
-        for other in gather_objects(localization)[1:]:
-            localization.merge(other)
-    if skipped is not None:
-        skipped = [error for part in gather_objects(skipped) for error in part]
-    if rank() > 0:
-        return None
-    if skipped and not scored:
-        raise UserError(f"none of the {len(samples)} test images can be read; {skipped[0]}, for one")
-
-    pixel_metrics = localization.metrics() if localization else None
-    evaluation = report.evaluate_scores(scored, threshold, args.thresholds, pixel_metrics)
-    facts = {"dataset": dataset.name, "weights_dir": str(weights_dir), "model_size": detector.model_size}
-    report.write_scores(folder / report.SCORES_FILE, scored, threshold)
-    mismatches = report.write_mismatches(folder / report.MISMATCH_FILE, scored, threshold)
-    report.write_metrics(folder / report.METRICS_FILE, evaluation, facts)
-    if skipped is not None:
-        bad_files.write_skipped(folder, skipped)
-    unreadable = {error.name for error in skipped or ()}
-    lost = {name for sample, name in maps.items() if str(sample.path) in unreadable}
-    spool.discard()
-    outputs.release_files(folder, stale | lost, [name for name in names if name not in lost])
-    print(f"\n{report.format_tables(evaluation, auc_by_class=args.dataset == 'mvtec_loco')}\n")
-    print(f"{report.format_metrics(evaluation)}\n")
-    print(f"{report.format_thresholds(evaluation)}\n")
-    print(
-        f"Label and score disagree on {mismatches} images, most suspicious first: {folder / report.MISMATCH_FILE}"
-    )
-    if skipped is not None:
-        print(bad_files.describe_skipped(folder, skipped))
-    print(f"{'Maps, scores' if maps else 'Scores'} and metrics are in {folder}")
-    return evaluation
+    folder = args.output_dir / "anomaly_maps" / dataset.name / "test"
+    own = argparse.Namespace(**{**vars(args), "subdataset": category})
+    return evaluate_detector(dataset, weights_dir, folder, options, arguments.command_line(get_parser(), own))
 
 
 if __name__ == "__main__":

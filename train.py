@@ -169,7 +169,9 @@ def train_category(args: argparse.Namespace, category: str) -> tuple[int, int, f
     options = TrainingOptions(**{field.name: getattr(args, field.name) for field in fields(TrainingOptions)})
     dataset = open_dataset(args.dataset, arguments.dataset_path(args), category)
     folder = args.output_dir / "trainings" / dataset.name
-    settings = train_detector(dataset, folder, options, {**vars(args), "subdataset": category})
+    own = argparse.Namespace(**{**vars(args), "subdataset": category})
+    command = arguments.command_line(get_parser(), own)
+    settings = train_detector(dataset, folder, options, {**vars(own), "command": command})
     if settings is None:
         return 0, 0, 0.0
     seconds = time.monotonic() - start

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shlex
 from pathlib import Path
 
 DATASETS = ("mvtec_ad", "mvtec_loco", "visa", "custom")
@@ -121,6 +122,20 @@ def path_argument(layout: str) -> str:
 def dataset_path(args: argparse.Namespace) -> Path:
     """The path given for the chosen layout."""
     return getattr(args, path_argument(args.dataset))
+
+
+def command_line(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
+    """A script's command line that gives these arguments: every flag whose value is not the default."""
+    words = []
+    defaults = parser.parse_args([])
+    for action in parser._actions:
+        value = getattr(args, action.dest, None)
+        if value == getattr(defaults, action.dest, None):
+            continue
+        words.append(max(action.option_strings, key=len))
+        if action.nargs != 0:
+            words += map(str, value if isinstance(value, (list, tuple)) else [value])
+    return shlex.join(["python", parser.prog, *words])
 
 
 def add_machine_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

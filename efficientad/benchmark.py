@@ -69,6 +69,7 @@ def main(args: argparse.Namespace) -> None:
     tasks = [
         *((measure_training, size) for size in TRAINING_BATCHES),
         *((measure_inference, size) for size in INFERENCE_BATCHES),
+        (measure_exports, 1),
         (measure_files, 16),
     ]
     rate = matrix_rate(compute, precision, args.seconds)
@@ -130,6 +131,23 @@ def measure_inference(loads, batch_size: int, seconds: float, rate: float) -> li
         milliseconds = [1000 * value for value in took]
         rows.append({**rows[0], "task": "latency, batch 1", "unit": "ms"})
         rows[-1] |= {"value": milliseconds[0], "plain": milliseconds[1]}
+    return rows
+
+
+def measure_exports(loads, batch_size: int, seconds: float, rate: float) -> list[dict]:
+    """Latency of the exports whose packages are installed; they take turns with the plain version."""
+    import tempfile
+
+    from efficientad.measuring import time_side_by_side
+
+    with tempfile.TemporaryDirectory() as folder:
+        runs = loads.exported_runs(Path(folder), batch_size)
+        _, plain_run = loads.inference_runs(batch_size)
+        *times, plain = time_side_by_side([*runs.values(), plain_run], seconds, loads.device)
+    rows = []
+    for name, took in zip(runs, times, strict=True):
+        row = make_row(f"latency, {name} on the CPU", "ms", batch_size, [took, plain], None, None)
+        rows.append({**row, "value": 1000 * took, "plain": 1000 * plain})
     return rows
 
 

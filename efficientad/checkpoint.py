@@ -151,6 +151,7 @@ def _load_own(path: Path) -> EfficientAD:
         model = _build(**contents["config"])
         if contents.get("calibration") is not None:
             model.calibration = _read_calibration(**contents["calibration"])
+        model.provenance = {**(contents.get("training") or {}), "versions": dict(contents.get("versions") or {})}
     except (KeyError, TypeError, ValueError) as error:
         reason = textwrap.shorten(str(error), 200)
         raise UserError(f"{path} is damaged: no complete description of a detector ({reason})") from None

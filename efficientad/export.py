@@ -74,14 +74,10 @@ def main(args: argparse.Namespace) -> None:
     check, calibration = read_images(args, model.image_size)
     metadata = describe(model, args.precision)
     print(f"Exporting {args.weights_dir} ({model.model_size}) as {args.format} in {args.precision}", flush=True)
-    writers = {
-        "onnx": exporting.write_onnx,
-        "openvino": exporting.write_openvino,
-        "torch": exporting.write_program,
-    }
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.unfinished-") as folder:
         part = Path(folder, output.name)
-        writers[args.format](model, metadata, part, calibration.permute(0, 2, 3, 1).contiguous().numpy())
+        images = calibration.permute(0, 2, 3, 1).contiguous().numpy()
+        exporting.write_export(args.format, model, metadata, part, images)
         exported = load_exported(part, "cpu", "auto")
         found = parity.compare(TorchDetector(model, cpu, "fp32"), exported, check, BATCH_SIZE, metadata.threshold)
         print(found.format(args.precision, metadata.threshold))

@@ -24,6 +24,11 @@ OUTPUT_NAMES = ("anomaly_map", "score")  # float32, N x S x S and N
 METADATA_FILE = "metadata.json"  # within a .pt2
 _FORMAT_VERSION = 1
 
+
+class MissingPackageError(UserError):
+    """An optional package is not installed."""
+
+
 Answers = tuple[np.ndarray, np.ndarray]  # maps and scores
 _Run = Callable[[np.ndarray], Answers]
 
@@ -90,6 +95,7 @@ class ExportedDetector:
         """
         self.model_size, self.image_size = metadata.model_size, metadata.image_size
         self.calibration, self.metadata = metadata.calibration, metadata
+        self.provenance = {"versions": metadata.versions}  # a file tells what made it, not how it was trained
         self.description = f"{runtime}, precision {metadata.precision}"
         self.answer = run
 
@@ -133,12 +139,12 @@ def import_package(module: str, *packages: str) -> ModuleType:
         packages: to install where it is missing.
 
     Raises:
-        UserError: with the pip line.
+        MissingPackageError: with the pip line.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(
+        raise MissingPackageError(
             f"{error.name or module} is missing; install it with: pip install {' '.join(packages)}"
         ) from None
 

@@ -20,21 +20,30 @@ _OPSET = 20
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
-def write_onnx(model: EfficientAD, metadata: Metadata, path: Path, calibration: np.ndarray) -> None:
-    """An .onnx file: fp32, fp16 for GPUs, or int8 by ONNX Runtime's static quantizer.
+def write_export(name: str, model: EfficientAD, metadata: Metadata, path: Path, calibration: np.ndarray) -> None:
+    """Write the detector in one of the formats.
 
     Args:
-        metadata: with the precision.
+        name: of the format: onnx, openvino or torch.
+        model: in eval mode; it is left as it is.
+        metadata: with the precision: fp32; for onnx fp16, int8; for openvino bf16, a hint, int8; for torch bf16.
+        path: of the file, with the format's suffix; files may be left beside it if this fails.
         calibration: uint8 good images N x S x S x 3; only int8 looks at them.
 
     Raises:
-        UserError: a package is missing.
+        MissingPackageError
     """
+    if name == "torch":
+        _write_program(model, metadata, path)
+        return
     onnx = import_package("onnx", *_ONNX_PACKAGES)
-    proto = _graph(model, metadata, path, calibration)
-    for key, text in metadata.as_text().items():
-        proto.metadata_props.add(key=key, value=text)
-    onnx.save(proto, path)
+    graph = _graph(model, metadata, path, calibration)
+    if name == "onnx":
+        for key, text in metadata.as_text().items():
+            graph.metadata_props.add(key=key, value=text)
+        onnx.save(graph, path)
+    else:
+        _write_openvino(graph, metadata, path)
 
 
 def _graph(model: EfficientAD, metadata: Metadata, path: Path, calibration: np.ndarray) -> Any:
@@ -106,24 +115,23 @@ def _quantize(proto: Any, path: Path, calibration: np.ndarray) -> Any:
     return onnx.load(path)
 
 
-def write_openvino(model: EfficientAD, metadata: Metadata, path: Path, calibration: np.ndarray) -> None:
-    """An .xml file and the .bin file beside it: fp32, the same with a hint for bf16, or int8.
+def _write_openvino(graph: Any, metadata: Metadata, path: Path) -> None:
+    """An .xml file and the .bin file beside it, of an ONNX graph.
 
-    Arguments and errors as of write_onnx, by whose graph it goes. So both runtimes share a quantizer: OpenVINO's
-    own, NNCF, lost 4 points of AUROC or more on a part of the magnetic tiles' test images, where this one lost 0.3.
+    So both runtimes share a quantizer: OpenVINO's own, NNCF, lost 4 points of AUROC or more on a part of the
+    magnetic tiles' test images, where this one lost 0.3.
     """
     openvino = import_package("openvino", *_ONNX_PACKAGES, "openvino")
     plain = path.with_name("plain.onnx")
-    import_package("onnx", *_ONNX_PACKAGES).save(_graph(model, metadata, path, calibration), plain)
-    graph = openvino.Core().read_model(plain)
+    import_package("onnx", *_ONNX_PACKAGES).save(graph, plain)
+    model = openvino.Core().read_model(plain)
     for key, text in metadata.as_text().items():
-        graph.set_rt_info(text, ["efficientad", key])
-    openvino.save_model(graph, path, compress_to_fp16=False)
+        model.set_rt_info(text, ["efficientad", key])
+    openvino.save_model(model, path, compress_to_fp16=False)
     plain.unlink()
 
 
-def write_program(model: EfficientAD, metadata: Metadata, path: Path, calibration: np.ndarray) -> None:
-    """A .pt2 file of torch.export: fp32 or bf16. Arguments as of write_onnx."""
+def _write_program(model: EfficientAD, metadata: Metadata, path: Path) -> None:
     detector = ExportableDetector(model, torch.bfloat16 if metadata.precision == "bf16" else torch.float32)
     program = torch.export.export(
         detector, (detector.example(),), dynamic_shapes={INPUT_NAME: {0: torch.export.Dim("batch")}}

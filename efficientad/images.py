@@ -35,8 +35,11 @@ class UnreadableImageError(Exception):
     """One file cannot be decoded as an image; the message is its name and the reason."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name}: {reason}")
+        super().__init__(name, reason)  # as given, so that another process can be sent it
         self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
 
     def __reduce__(self) -> tuple:
         return UnreadableImageError, (self.name, self.reason)  # to be told to another process

@@ -37,6 +37,7 @@ class Prediction:
     digest: str  # SHA-256 of the file's bytes
     image_size: tuple[int, int]  # width and height of the upright image
     image: Image.Image | None  # upright RGB at its own size, where asked for
+    thumbnail: bytes | None  # where asked for
     score: float  # the largest value of the map, float32
     anomaly_map: np.ndarray  # S x S float32, 0-255 scale
     milliseconds: float  # spent on reading it, and on its share of the batch; not those it waited
@@ -48,6 +49,7 @@ class _Loaded:
     digest: str
     image_size: tuple[int, int]
     image: Image.Image | None
+    thumbnail: bytes | None
     pixels: Tensor  # uint8, 3 x S x S
     seconds: float  # that reading took
 
@@ -69,6 +71,7 @@ def predict(
     workers: int,
     keep_images: bool = False,
     pass_over: Callable[[UnreadableImageError], None] | None = None,
+    make_thumbnail: Callable[[Image.Image], bytes] | None = None,
     spool: MapSpool | None = None,
 ) -> Iterator[Prediction]:
     """Predictions in the order of the samples; at most a few batches are in memory at once.
@@ -77,6 +80,7 @@ def predict(
         workers: threads that read images ahead.
         keep_images: give the predictions their images, which may be large.
         pass_over: is told of each unreadable image, which then has no prediction; None: they are an error.
+        make_thumbnail: what remains of an image otherwise; called in the threads that read.
         spool: has maps that need not be computed again, and takes in those that take long.
 
     Raises:
@@ -92,8 +96,9 @@ def predict(
         except UnreadableImageError as error:
             return error
         pixels = to_square(image, detector.image_size)
+        thumbnail = make_thumbnail(image) if make_thumbnail else None
         kept, digest = image if keep_images else None, hashlib.sha256(data).hexdigest()
-        return _Loaded(sample, digest, image.size, kept, pixels, time.perf_counter() - start)
+        return _Loaded(sample, digest, image.size, kept, thumbnail, pixels, time.perf_counter() - start)
 
     pending: _Started | None = None
     for batch in _batches(parallel_map(load, samples, workers), batch_size, pass_over):
@@ -149,7 +154,14 @@ def _finish(started: _Started, spool: MapSpool | None) -> Iterator[Prediction]:
             spool.add(loaded.digest, anomaly_map)
         milliseconds = 1000 * (loaded.seconds + share)
         yield Prediction(
-            loaded.sample, loaded.digest, loaded.image_size, loaded.image, score, anomaly_map, milliseconds
+            loaded.sample,
+            loaded.digest,
+            loaded.image_size,
+            loaded.image,
+            loaded.thumbnail,
+            score,
+            anomaly_map,
+            milliseconds,
         )
 
 

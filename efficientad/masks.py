@@ -72,6 +72,11 @@ class MaskSet:
     samples: Mapping[Sample, SampleMasks]
     saturations: Mapping[int, Saturation]
 
+    def files(self, sample: Sample) -> list[Path]:
+        """The masks of an image and of its copies."""
+        known = self.samples[sample]
+        return [path for masks in (known.own, *known.of_copies) if masks for path in masks.paths]
+
 
 def find_masks(dataset: Dataset, samples: Sequence[Sample]) -> MaskSet | None:
     """Find the masks of the defective test images; None where there are none.
@@ -199,7 +204,7 @@ def read_defects(
     """
     regions = []
     for path in masks.paths:
-        values = _read_mask(path)
+        values = read_mask(path)
         if values.shape != image_size[::-1]:
             problem = _size_problem(path, values.shape[::-1], image, image_size)
             raise UserError(f"1 mask does not fit; correct or remove:{list_some([problem])}")
@@ -214,8 +219,12 @@ def read_defects(
     return regions
 
 
-def _read_mask(path: Path) -> np.ndarray:
-    """H x W; 0 where there is no defect. Palette images give their indices."""
+def read_mask(path: Path) -> np.ndarray:
+    """H x W; 0 where there is no defect. Palette images give their indices.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
         with Image.open(path) as opened:
             has_alpha = opened.mode in ("RGBA", "LA", "PA")

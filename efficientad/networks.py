@@ -6,7 +6,7 @@ with other EfficientAD tools.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +117,7 @@ class EfficientAD(nn.Module):
 
     Attributes:
         calibration: the threshold and the held-out scores behind it; None where there were too few.
+        provenance: how a loaded detector was trained (save_model's `training`), and under "versions" with what.
     """
 
     def __init__(self, model_size: str = "small", image_size: int = IMAGE_SIZE) -> None:
@@ -124,6 +125,7 @@ class EfficientAD(nn.Module):
         self.model_size = model_size
         self.image_size = image_size
         self.calibration: Calibration | None = None
+        self.provenance: dict[str, Any] = {}
         self.teacher = build_pdn(model_size, FEATURE_CHANNELS).requires_grad_(False)
         self.student = build_pdn(model_size, 2 * FEATURE_CHANNELS)
         self.autoencoder = build_autoencoder(image_size)

@@ -179,17 +179,13 @@ def score(args: argparse.Namespace, detector, writer, samples: list) -> int:
 
 def watch(args: argparse.Namespace, detector, writer) -> None:
     """Score images as they appear, until Ctrl-C or SIGTERM; then finish the one at hand."""
-    import signal
     import sys
-    import threading
+    import time
 
     from efficientad import results, watching
     from efficientad.datasets import Sample
     from efficientad.inference import predict
-
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    from efficientad.signals import stop_requests
 
     def warn(problem: Exception) -> None:
         print(f"Passed over until it changes: {printable(str(problem))}", file=sys.stderr, flush=True)
@@ -198,29 +194,25 @@ def watch(args: argparse.Namespace, detector, writer) -> None:
     scores = results.ScoresFile(args.output_dir / results.SCORES_FILE, go_on=True)
     watcher = watching.FolderWatcher(folder, args.output_dir, scores.done)
     latencies = watching.LatencyLog(LOG_SECONDS, lambda line: print(line, flush=True))
-    print(f"Watching {folder}, {len(scores.done)} images are done already; Ctrl-C stops", flush=True)
     count = 0
-    while not stop.wait(SCAN_SECONDS):
-        latencies.tell_when_due()
-        try:
-            arrivals = watcher.scan()
-        except OSError as error:
-            print(f"Trying again: {error}", file=sys.stderr, flush=True)
-            stop.wait(LOG_SECONDS / 10)
-            continue
-        by_path = {arrival.path: arrival for arrival in arrivals}
-        samples = [Sample(path, "", path.relative_to(folder).as_posix()) for path in by_path]
-        for one in predict(detector, samples, args.batch_size, args.num_workers, writer.needs_images, warn):
-            arrival = by_path[one.sample.path]
-            result = writer.write(one, arrival.signature)
-            scores.append(result, writer.threshold)
-            latencies.add(arrival)
+    with stop_requests("") as asked_to_stop:
+        print(f"Watching {folder}, {len(scores.done)} images are done already; Ctrl-C stops", flush=True)
+        while not asked_to_stop():
+            time.sleep(SCAN_SECONDS)
             latencies.tell_when_due()
-            count += 1
-            if args.print_each:
-                print_result(result)
-            if stop.is_set():
-                break
+            by_path = {arrival.path: arrival for arrival in watcher.scan()}
+            samples = [Sample(path, "", path.relative_to(folder).as_posix()) for path in by_path]
+            for one in predict(detector, samples, args.batch_size, args.num_workers, writer.needs_images, warn):
+                arrival = by_path[one.sample.path]
+                result = writer.write(one, arrival.signature)
+                scores.append(result, writer.threshold)
+                latencies.add(arrival)
+                latencies.tell_when_due()
+                count += 1
+                if args.print_each:
+                    print_result(result)
+                if asked_to_stop():
+                    break
     scores.close()
     latencies.tell()
     print(f"Stopped after {count} images; results are in {args.output_dir}")

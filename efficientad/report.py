@@ -16,6 +16,7 @@ from efficientad.csv_file import write_csv
 from efficientad.datasets import Sample
 from efficientad.errors import printable
 from efficientad.metrics import ImageMetrics, ImageRow, Row, class_rows, image_metrics, merge_copies, overall_row
+from efficientad.pictures import Picture
 from efficientad.pixel_metrics import PixelMetrics
 from efficientad.sweep import SweepRow, sweep_thresholds
 
@@ -33,6 +34,7 @@ class ScoredSample:
     sample: Sample
     digest: str
     score: float
+    picture: Picture | None = None  # for report.html
 
     def is_mismatch(self, threshold: float) -> bool:
         """Whether label and decision disagree: a missed defect, a false alarm, or a wrong label."""

@@ -145,7 +145,7 @@ def check_results_folder(folder: Path, go_on: bool) -> None:
     """
     path = folder / SCORES_FILE
     if path.exists():
-        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
             if next(csv.reader(file), []) != list(COLUMNS):
                 raise UserError(f"{path} was not written by predict; choose another --output_dir")
     elif go_on and folder.is_dir() and any(folder.iterdir()):
@@ -161,7 +161,7 @@ def signature_of(path: Path) -> Signature:
 def _read_done(path: Path) -> dict[str, Signature]:
     """The last signature of each path; a line that was torn counts as missing."""
     done = {}
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
         for row in csv.DictReader(file):
             try:
                 done[row["path"]] = (int(row["bytes"]), int(row["modified"]))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,12 +23,14 @@ class Detector(Protocol):
     Attributes:
         image_size: side S of the square images that it takes.
         calibration: its own threshold, where the training could find one.
+        provenance: how and with what it was trained, as far as its file tells; see checkpoint.save_model.
         description: runtime, device and precision, for people.
     """
 
     model_size: str
     image_size: int
     calibration: Calibration | None
+    provenance: Mapping[str, Any]
     description: str
 
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -47,7 +50,7 @@ class TorchDetector:
             precision: resolved: fp32, bf16 or fp16.
         """
         self.model_size, self.image_size, self.calibration = model.model_size, model.image_size, model.calibration
-        self.description = describe(device, precision)
+        self.provenance, self.description = model.provenance, describe(device, precision)
         self._model, self._device, self._precision = model, device, precision
 
     @torch.inference_mode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from efficientad.datasets import Sample
@@ -11,7 +12,9 @@ from efficientad.inference import Prediction, predict
 from efficientad.localization import Localization, LocatedSample
 from efficientad.map_spool import MapSpool
 from efficientad.maps import resize_map, write_side_by_side, write_tiff
+from efficientad.masks import MaskSet, read_mask
 from efficientad.parallel import parallel_map
+from efficientad.pictures import Picture, PictureSizes, encode_map, encode_mask, encode_thumbnail
 from efficientad.report import ScoredSample
 from efficientad.runtimes import Detector
 
@@ -25,6 +28,8 @@ def score_samples(
     workers: int,
     pass_over: Callable[[UnreadableImageError], None] | None = None,
     localization: Localization | None = None,
+    sizes: PictureSizes | None = None,
+    masks: MaskSet | None = None,
     spool: MapSpool | None = None,
 ) -> Iterator[ScoredSample]:
     """Scores in the order of the samples; when one is there, its map is written and compared with its masks.
@@ -35,6 +40,8 @@ def score_samples(
         workers: threads that read ahead, and as many that write.
         pass_over: see predict.
         localization: takes in every sample.
+        sizes: of the pictures to make for a report, or None for none.
+        masks: those that the pictures show.
         spool: see predict.
 
     Raises:
@@ -52,10 +59,22 @@ def score_samples(
             else:
                 write_side_by_side(map_files[sample], prediction.image, anomaly_map, threshold)
         located = localization.count(sample, anomaly_map) if localization else None
-        return ScoredSample(sample, prediction.digest, prediction.score), located
+        picture = _picture(prediction, sizes, masks) if sizes else None
+        return ScoredSample(sample, prediction.digest, prediction.score, picture), located
 
-    predictions = predict(detector, samples, batch_size, workers, pictures, pass_over, spool)
+    make_thumbnail = partial(encode_thumbnail, sizes=sizes) if sizes else None
+    predictions = predict(detector, samples, batch_size, workers, pictures, pass_over, make_thumbnail, spool)
     for scored, located in parallel_map(finish, predictions, workers):
         if localization:
             localization.add(scored.sample, located)  # here and not in the threads: sums in a fixed order
         yield scored
+
+
+def _picture(prediction: Prediction, sizes: PictureSizes, masks: MaskSet | None) -> Picture:
+    files = masks.files(prediction.sample) if masks else ()
+    return Picture(
+        prediction.image_size,
+        prediction.thumbnail,
+        encode_map(prediction.anomaly_map, sizes.map_side),
+        encode_mask([read_mask(file) for file in files], sizes.thumbnail_side // 2),
+    )

@@ -20,6 +20,7 @@ FEW_IMAGES_SEEN = 1000
 MAY_DIFFER = {
     "cache_gb",
     "checkpoint_minutes",
+    "command",
     "custom_dataset_path",
     "device",
     "epochs",

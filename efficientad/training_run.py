@@ -27,9 +27,11 @@ from efficientad.resuming import compare_images, read_state
 from efficientad.stored_images import StoredImage, find_stored_images
 from efficientad.teacher_answers import TeacherAnswers
 from efficientad.training import Training
+from efficientad.training_chart import draw_training
 from efficientad.training_options import MAY_DIFFER, TrainingOptions, make_plan, report_start, say
 
 STATE_FILE = "checkpoint.pt"
+LOG_FILE = "log.csv"
 NATURAL_CACHE_SHARE = 0.25  # of what the training images leave; the teacher's answers save more and get the rest
 
 
@@ -189,7 +191,7 @@ class _Run:
             self._train,
             answers,
             plan,
-            self._folder / "log.csv",
+            self._folder / LOG_FILE,
             self._state_file,
             {"settings": self.settings, "images": self._digests},
             60 * self._options.checkpoint_minutes,
@@ -212,16 +214,16 @@ class _Run:
         say(describe_calibration(model.calibration, len(self._held_out)))
 
     def save(self) -> None:
-        """Write the model, and remove the state; list the images that were passed over."""
+        """Write the model, draw its training, and remove the state; list the images that were passed over."""
         checkpoint.save_model(self.model, self._folder / checkpoint.MODEL_FILE, self.settings)
-        self._state_file.unlink(missing_ok=True)
+        draw_training(self._folder / LOG_FILE, self._folder / "training.png")
         if self._options.on_error == "skip":
             bad_files.write_skipped(self._folder, self.skipped)
             say(bad_files.describe_skipped(self._folder, self.skipped))
         else:
-            (self._folder / bad_files.SKIPPED_FILE).unlink(
-                missing_ok=True
-            )  # of the training that this one replaces
+            # of the training that this one replaces
+            (self._folder / bad_files.SKIPPED_FILE).unlink(missing_ok=True)
+        self._state_file.unlink(missing_ok=True)  # last: all that is missing can still be made again
 
 
 def _start_model(options: TrainingOptions) -> tuple[EfficientAD, Path]:

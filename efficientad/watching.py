@@ -45,11 +45,14 @@ class FolderWatcher:
     def scan(self) -> list[Arrival]:
         """The files that have become complete since the last scan, oldest first; each is given once.
 
-        Raises:
-            OSError: the folder cannot be listed; try again.
+        None while the folder cannot be listed, as when a share is away for a while or a folder in it just went.
         """
         now, changing, arrivals = time.monotonic(), {}, []
-        for path in find_images(self._folder):
+        try:
+            paths = find_images(self._folder)
+        except OSError:
+            return []
+        for path in paths:
             try:
                 signature = signature_of(path)
             except OSError:

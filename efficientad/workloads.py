@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from efficientad.augmentation import augment, draw_changes
 from efficientad.datasets import Sample
+from efficientad.exported import SUFFIXES, Metadata, MissingPackageError, load_exported
+from efficientad.exporting import write_export
 from efficientad.images import read_image
 from efficientad.maps import write_side_by_side, write_tiff
 from efficientad.measuring import count_flops
@@ -25,6 +27,7 @@ from efficientad.tensors import to_square, to_unit_range
 from efficientad.training import Learner, TrainingPlan
 
 _THRESHOLD = 40.0
+_EXPORTS = (("onnx", "fp32"), ("onnx", "int8"), ("openvino", "fp32"), ("openvino", "int8"))
 Work = Callable[[], object]
 
 
@@ -95,6 +98,21 @@ class Workloads:
             maps.cpu()
 
         return run, plain_run
+
+    def exported_runs(self, folder: Path, batch_size: int) -> dict[str, Work]:
+        """For the model exported into `folder`, as inference_runs; only those whose packages are installed."""
+        pixels = self._pixels(batch_size)
+        runs: dict[str, Work] = {}
+        for name, precision in _EXPORTS:
+            file = folder / f"{name}_{precision}{SUFFIXES[name]}"
+            metadata = Metadata(self._model.model_size, self._model.image_size, precision, None, {})
+            try:
+                write_export(name, self._model, metadata, file, pixels.permute(0, 2, 3, 1).numpy())
+                detector = load_exported(file, "cpu", "auto")
+            except MissingPackageError:
+                continue
+            runs[f"{name} {precision}"] = partial(detector, pixels)
+        return runs
 
     def file_works(self, folder: Path, count: int, size: tuple[int, int], batch_size: int) -> dict[str, Work]:
         """Work on `count` JPEG photographs, by name; they are drawn in `folder`, and maps go there, too."""

@@ -200,12 +200,12 @@ def test_wishes_that_a_file_cannot_fulfil(weights, tmp_path, monkeypatch, capsys
 def test_the_real_networks_export(tmp_path):
     """Every layer of the autoencoder and of both sizes has its counterpart in ONNX."""
     skip_without("onnx")
-    from efficientad.exporting import write_onnx
+    from efficientad.exporting import write_export
 
     model = EfficientAD().eval()
     load_teacher_weights(model, None)
     metadata = export.describe(model, "fp32")
-    write_onnx(model, metadata, tmp_path / "d.onnx", np.zeros(0))
+    write_export("onnx", model, metadata, tmp_path / "d.onnx", np.zeros(0))
     pixels = random_pixels(1)
     found = parity.compare(
         TorchDetector(model, CPU, "fp32"), load_exported(tmp_path / "d.onnx", "cpu", "auto"), pixels, 1, 80.0

@@ -80,7 +80,7 @@ IMAGES = [
 ]
 
 
-@cases(400)
+@cases(300)
 @given(st.sampled_from(IMAGES).flatmap(damaged))
 def test_damaged_images(data):
     for read in (
@@ -167,7 +167,7 @@ def prepare_from(annotated, text):
         prepare(*flags, "--overwrite", "--preview", annotated.root / "preview", "--num_workers", 0)
 
 
-@cases(120)
+@cases(100)
 @given(changed(COCO, JSON_VALUES), st.booleans())
 def test_changed_annotations(annotated, document, by_name):
     prepare_from(annotated, json.dumps(document).encode())
@@ -189,7 +189,7 @@ def load(folder):
             model(torch.zeros(1, 3, model.image_size, model.image_size))
 
 
-@cases(100)
+@cases(60)
 @given(st.data())
 def test_damaged_model_files(tiny_model, tmp_path, data):
     save_model(tiny_model, tmp_path / "model.pt", {"steps": 1})
@@ -221,7 +221,7 @@ TENSORS = st.sampled_from(
 )
 
 
-@cases(100)
+@cases(60)
 @given(st.data())
 def test_changed_model_files(tiny_model, tmp_path, data):
     save_model(tiny_model, tmp_path / "model.pt", {"steps": 1})

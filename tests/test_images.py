@@ -1,4 +1,5 @@
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -108,6 +109,11 @@ def test_what_is_not_an_image_is_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(UnreadableImageError, match="bad.png"):
         read_image(path)
+
+
+def test_the_error_can_be_sent_to_another_process():
+    error = pickle.loads(pickle.dumps(UnreadableImageError("a.png", "empty file")))
+    assert (str(error), error.name, error.reason) == ("a.png: empty file", "a.png", "empty file")
 
 
 def test_truncated_image_is_refused(tmp_path):

@@ -158,15 +158,19 @@ def test_wrong_masks_are_named(parts):
         parts.masks()
 
 
-def test_a_mask_that_lies_on_its_side_or_is_cut_off_is_named_when_read(parts):
+def test_a_mask_that_lies_on_its_side_or_is_damaged_in_the_middle_is_named_when_read(parts):
     parts.mask("dent/a_mask.png", box(0, 0, 3, 2, size=SIZE[::-1]))
     with pytest.raises(UserError, match="a_mask.png is 10 x 12, its image .* is 12 x 10"):
         regions_of(parts.masks(), parts.samples()["dent/a.png"])
     parts.mask("dent/a_mask.png", np.random.default_rng(0).integers(0, 255, SIZE[::-1], np.uint8))
     path = parts.root / "ground_truth/dent/a_mask.png"
-    path.write_bytes(path.read_bytes()[:-40])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:60] + bytes(40) + whole[100:])
     with pytest.raises(UserError, match="cannot read the mask .*a_mask.png"):
         regions_of(parts.masks(), parts.samples()["dent/a.png"])
+    path.write_bytes(whole[:-40])
+    with pytest.raises(UserError, match="a_mask.png: image file is truncated"):
+        parts.masks()
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '[{"pixel_value": 255}]', "5"])

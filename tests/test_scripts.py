@@ -15,6 +15,7 @@ import train as train_script
 from conftest import fail, fill_folder, make_dataset, write_six_files
 from efficientad.checkpoint import load_teacher_weights, save_model
 from efficientad.networks import EfficientAD
+from reports import Page
 
 
 def train(*words):
@@ -54,7 +55,7 @@ def test_training_says_what_it_does_and_what_to_do_next(tmp_path, dataset_folder
 
 def test_training_leaves_its_settings_and_log(output):
     folder = output / "trainings" / "custom"
-    assert sorted(path.name for path in folder.iterdir()) == ["args.json", "log.csv", "model.pt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["args.json", "log.csv", "model.pt", "training.png"]
     settings = json.loads((folder / "args.json").read_text())
     assert (settings["steps"], settings["batch_size"], settings["seed"], settings["lr"]) == (2, 5, 42, 1e-4)
     assert torch.load(folder / "model.pt", weights_only=True)["training"] == settings
@@ -171,7 +172,10 @@ def test_layouts_with_categories(tmp_path, tiny_teacher, layout, capsys):
     assert (tmp_path / "out" / "trainings" / layout / "nut" / "model.pt").is_file()
     folder = tmp_path / "out" / "anomaly_maps" / layout / "nut" / "test"
     files = {path.name for path in folder.iterdir()}
-    assert files == {"scores.csv", "metrics.json", "mismatch_samples.csv", "written_files.json"}
+    tables = {"scores.csv", "metrics.json", "mismatch_samples.csv", "written_files.json"}
+    assert files == {*tables, "report.html"}
+    evaluate(*words, "-f", "none", "--no_report")
+    assert {path.name for path in folder.iterdir()} == tables
     assert ("Image auc of logical_anomalies: " in printed) == ("AU-sPRO 0.05" in printed) == loco
 
 
@@ -190,6 +194,29 @@ def test_tiff_maps_are_float_at_the_images_own_size(output, dataset_folder):
         scores = {(row["defect_class"], row["image_name"]): float(row["y_score"]) for row in csv.DictReader(file)}
     assert len(scores) == 8
     assert scores["good", "000.png"] >= values.max() - 1e-3
+
+
+def test_the_report_tells_scores_pictures_facts_and_commands(output, dataset_folder):
+    masks = dataset_folder / "ground_truth" / "defect_type_1"
+    masks.mkdir(parents=True)
+    Image.new("L", (60, 40), 255).save(masks / "000_mask.png")
+    words = ["-d", "custom", "-c", dataset_folder, "-o", output, "-T", 3.5]
+    evaluate(*words)
+    folder = output / "anomaly_maps" / "custom" / "test"
+    page = Page(folder / "report.html")
+    with (folder / "scores.csv").open() as file:
+        expected = {(row["defect_class"], row["image_name"]): float(row["y_score"]) for row in csv.DictReader(file)}
+    rows = page.data["images"]
+    kinds = [name for name, _ in page.data["classes"]]
+    assert {(kinds[row[0]], row[1]): row[2] for row in rows} == pytest.approx(expected)
+    for row in rows:
+        assert (folder / page.data["test_link"] / row[3]).is_file() and (folder / row[4]).is_file()
+        assert row[5:7] == [60, 40] and len(row[8]) == 64**2
+        assert bool(row[9]) == (row[3] == "defect_type_1/000.png")
+    text = (folder / "report.html").read_text()
+    for fact in ("parts", "9 good images, 1 more held out", "2 steps of batch size 5", "--threshold 3.5"):
+        assert fact in text
+    assert f"python train.py --dataset custom --custom_dataset_path {dataset_folder}" in text
 
 
 def test_evaluating_again_replaces_its_own_files_and_no_others(output, dataset_folder, capsys):
@@ -211,6 +238,7 @@ def test_evaluating_again_replaces_its_own_files_and_no_others(output, dataset_f
         "good/notes.txt",
         "metrics.json",
         "mismatch_samples.csv",
+        "report.html",
         "scores.csv",
         "written_files.json",
     ]

@@ -1,0 +1,257 @@
+"""report.html: an evaluation in one file that a browser shows without a network or any other file."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import os
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import efficientad
+from efficientad.arguments import path_argument
+from efficientad.atomic_file import write_text_atomically
+from efficientad.calibration import Calibration, describe_calibration
+from efficientad.datasets import GOOD, Dataset, Sample
+from efficientad.images import UnreadableImageError
+from efficientad.metrics import INTERVAL
+from efficientad.pictures import MAP_FLOOR, MAP_LEVELS, PAGE_BYTES, REPORT_BYTES, TEXT_BYTES
+from efficientad.report import Evaluation, ScoredSample
+from efficientad.runtimes import Detector
+
+REPORT_FILE = "report.html"
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_SCRIPTS = ("pictures.js", "charts.js", "report.js")
+_KEPT_FORMAT_LETTERS = "\u200c\u200d"  # Persian and Indic words and emoji need these joiners
+_UNPRINTED = {"Cc", "Cs", "Zl", "Zp", "Cf"}  # control, broken Unicode, line breaks, invisible and reordering
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a report tells of the run beside its scores."""
+
+    title: str
+    test_folder: Path
+    facts: Sequence[tuple[str, str]]  # label and value
+    commands: Sequence[tuple[str, str]]  # what it does and the command line
+    calibration: Calibration | None
+
+
+def write_report(
+    path: Path,
+    scored: Sequence[ScoredSample],
+    maps: Mapping[Sample, str],
+    evaluation: Evaluation,
+    run: Run,
+) -> None:
+    """Write the page.
+
+    Args:
+        scored: with pictures. Where those of all images would make the page too large, the least suspicious ones
+            are left out.
+        maps: for each sample the file of its map, relative to the page's folder; empty where none were written.
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    script = "\n".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in _SCRIPTS)
+    script = f'"use strict";\n(() => {{\n{script}}})();\n'
+    data = _page_data(path.parent, scored, maps, evaluation, run)
+    loader = jinja2.FileSystemLoader(_TEMPLATES)
+    template = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(
+        "report.html"
+    )
+    page = template.render(
+        title=visible(run.title),
+        facts=[(label, visible(value)) for label, value in run.facts],
+        commands=[(label, visible(command)) for label, command in run.commands],
+        style=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        # the page's own script may run and no other, should a hostile name ever get through the escaping
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        data=data,
+    )
+    write_text_atomically(path, page)
+
+
+def visible(text: str) -> str:
+    """The text with control letters, and such as reorder or hide others, as escapes; broken bytes as \\xff."""
+    return "".join(
+        letter
+        if unicodedata.category(letter) not in _UNPRINTED or letter in _KEPT_FORMAT_LETTERS
+        else _escaped(letter)
+        for letter in text
+    )
+
+
+def _escaped(letter: str) -> str:
+    code = ord(letter)
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else ascii(letter)[1:-1]
+
+
+def describe_run(
+    dataset: Dataset,
+    detector: Detector,
+    weights: Path,
+    threshold_origin: str,
+    command: str,
+    evaluation: Evaluation,
+    skipped: Sequence[UnreadableImageError],
+) -> Run:
+    """The facts of an evaluation, and of the training as far as the detector knows it.
+
+    Args:
+        weights: where the detector came from.
+        threshold_origin: where the threshold came from, in words.
+        command: the command line of the evaluation.
+        skipped: test images that could not be read.
+    """
+    known, calibration = detector.provenance, detector.calibration
+    facts = [
+        ("Evaluated", datetime.now().strftime("%Y-%m-%d %H:%M")),
+        ("Test images", _test_fact(dataset, evaluation)),
+        ("Threshold", f"{evaluation.threshold:g} ({threshold_origin})"),
+        ("Model", f"EfficientAD {detector.model_size} in {weights}"),
+        ("Evaluated with", f"{detector.description}; efficientad {efficientad.__version__}"),
+    ]
+    facts += _metric_facts(evaluation)
+    if skipped:
+        facts.insert(2, ("Unreadable images", f"{len(skipped)}, which are not in this report"))
+    if calibration:
+        facts.append(("Calibration", describe_calibration(calibration, len(calibration.scores)).replace("\n", " ")))
+    commands = [("Evaluate again", command)]
+    if "steps" in known:
+        facts += _training_facts(known)
+    if "command" in known:
+        commands.insert(0, ("Train again", str(known["command"])))
+    title = dataset.root.resolve().name if dataset.name == "custom" else dataset.name
+    return Run(title, dataset.root / "test", facts, commands, calibration)
+
+
+def _metric_facts(evaluation: Evaluation) -> list[tuple[str, str]]:
+    facts, auroc, pixels = [], evaluation.image_metrics.overall.auroc, evaluation.pixel_metrics
+    if not math.isnan(auroc.low):
+        interval = f"{100 * INTERVAL:g} % interval {100 * auroc.low:.1f} to {100 * auroc.high:.1f} %"
+        facts.append(("AUROC", f"{100 * auroc.value:.1f} % over distinct images, {interval}"))
+    if pixels:
+        row, area = pixels.overall, "AU-sPRO" if pixels.saturated else "AU-PRO"
+        facts.append(
+            (
+                "Finding the place",
+                f"{area} {100 * row.au_pro_30:.1f} % up to a false-positive rate of 30 %, pixel AUROC "
+                f"{100 * row.auroc:.1f} %, over {row.images} images with masks",
+            )
+        )
+    return facts
+
+
+def _training_facts(known: Mapping[str, Any]) -> list[tuple[str, str]]:
+    natural = f", {known['natural_images']} natural images" if known.get("natural_images") else ""
+    source = known.get(path_argument(known.get("dataset", "custom")))
+    versions = ", ".join(f"{name} {version}" for name, version in known.get("versions", {}).items())
+    return [
+        (
+            "Trained on",
+            f"{known.get('train_images')} good images, {known.get('validation_images')} more held out{natural}, "
+            f"from {source}",
+        ),
+        (
+            "Training",
+            f"{known['steps']} steps of batch size {known.get('batch_size')}, learning rate {known.get('lr')}, "
+            f"recipe {known.get('recipe')}, seed {known.get('seed')}",
+        ),
+        ("Trained with", f"{known.get('machine')}; {versions}"),
+        ("Teacher", str(known.get("teacher"))),
+    ]
+
+
+def _test_fact(dataset: Dataset, evaluation: Evaluation) -> str:
+    good = sum(row.count for row in evaluation.classes if row.name == GOOD)
+    count, kinds = evaluation.overall.count, sum(row.name != GOOD for row in evaluation.classes)
+    classes = f"{kinds} {'class' if kinds == 1 else 'classes'}"
+    distinct = f" ({evaluation.distinct.count} distinct ones)" if evaluation.distinct else ""
+    return f"{count}{distinct}: {good} good, {count - good} defective in {classes}, from {dataset.root / 'test'}"
+
+
+def _page_data(
+    folder: Path, scored: Sequence[ScoredSample], maps: Mapping[Sample, str], evaluation: Evaluation, run: Run
+) -> dict[str, Any]:
+    """What the page's script works on: numbers, strings and lists only."""
+    classes = sorted(evaluation.classes, key=lambda row: row.name != GOOD)  # good first
+    numbers = {row.name: number for number, row in enumerate(classes)}
+    illustrated = _within_budget(scored, evaluation.threshold)
+    images = []
+    for index, item in enumerate(scored):
+        sample = item.sample
+        row = [
+            numbers[sample.class_name],
+            visible(sample.image_name),
+            item.score,
+            _link(f"{sample.class_name}/{sample.image_name}"),
+            _link(maps[sample]) if sample in maps else "",
+        ]
+        if index in illustrated:
+            picture = item.picture
+            thumbnail = base64.b64encode(picture.thumbnail).decode()
+            row += [*picture.image_size, thumbnail, picture.anomaly_map, picture.mask]
+        images.append(row)
+    calibration = run.calibration
+    return {
+        "key": hashlib.sha256("".join(item.digest for item in scored).encode()).hexdigest()[:16],
+        "threshold": evaluation.threshold,
+        "classes": [[visible(row.name), _number(row.auroc)] for row in classes],
+        "good": numbers.get(GOOD),
+        "auroc": _number(evaluation.overall.auroc),
+        "images": images,
+        "test_folder": visible(str(run.test_folder)),
+        "test_link": _folder_link(run.test_folder, folder),
+        "held_out": list(calibration.scores) if calibration else [],
+        "held_out_threshold": calibration.threshold if calibration else None,
+        "map_levels": MAP_LEVELS,
+        "map_floor": MAP_FLOOR,
+    }
+
+
+def _within_budget(scored: Sequence[ScoredSample], threshold: float) -> set[int]:
+    """Indices of the images whose pictures fit into REPORT_BYTES, the most suspicious first."""
+
+    def suspicion(index: int) -> float:
+        item = scored[index]
+        return threshold - item.score if item.sample.is_anomalous else item.score - threshold
+
+    room = REPORT_BYTES - PAGE_BYTES - TEXT_BYTES * len(scored)
+    chosen = set()
+    for index in sorted(range(len(scored)), key=suspicion, reverse=True):
+        picture = scored[index].picture
+        if picture is None:
+            continue
+        room -= 4 * len(picture.thumbnail) // 3 + len(picture.anomaly_map) + len(picture.mask)
+        if room < 0:
+            break
+        chosen.add(index)
+    return chosen
+
+
+def _link(path: str) -> str:
+    """A relative path as a link; bytes that are not UTF-8 stay what they are."""
+    return quote(os.fsencode(path))
+
+
+def _folder_link(target: Path, folder: Path) -> str:
+    """The link from a page in `folder` to another folder; relative, so that both can move together."""
+    try:
+        return _link(Path(os.path.relpath(target.resolve(), folder.resolve())).as_posix())
+    except ValueError:  # another drive
+        return target.resolve().as_uri()
+
+
+def _number(value: float) -> float | None:
+    """JSON has no nan."""
+    return None if math.isnan(value) else value

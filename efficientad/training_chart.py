@@ -1,0 +1,84 @@
+"""training.png: a training's losses and learning rate over its steps, from log.csv."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from efficientad.atomic_file import atomic_file
+
+_TERMS = {
+    "loss": "sum of all",
+    "hard": "student and teacher, where they differ most",
+    "ae": "autoencoder and teacher",
+    "stae": "student and autoencoder",
+    "penalty": "student on natural images",
+}
+_COLOURS = ("#17212d", "#1d5cb3", "#b1560f", "#1c8a54", "#8a3fa0")
+_MOST_POINTS = 1000  # of a curve; more cannot be seen
+_SMOOTHED = 50  # windows in a smoothed curve
+
+
+def draw_training(log_file: Path, path: Path) -> None:
+    """Draw the log of a training, unless it is empty, as a PNG of about 1200 x 900 pixels.
+
+    A long log is thinned by averaging. Each loss is drawn faintly as it was logged and boldly as a moving average.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")  # no display needed
+    from matplotlib import pyplot
+    from matplotlib.ticker import StrMethodFormatter
+
+    log = _read_log(log_file)
+    if not len(log["step"]):
+        return
+    log = _thinned(log)
+    figure, (losses, rate) = pyplot.subplots(
+        2, 1, sharex=True, figsize=(8, 6), height_ratios=(3, 1), layout="constrained"
+    )
+    single = "o" if len(log["step"]) == 1 else None
+    for (term, label), colour in zip(_TERMS.items(), _COLOURS, strict=True):
+        values = np.where(log[term] > 0, log[term], np.nan)  # nothing to draw on a logarithmic axis
+        if np.isnan(values).all():
+            continue
+        losses.plot(log["step"], values, color=colour, alpha=0.25, linewidth=1)
+        losses.plot(log["step"], _smoothed(values), color=colour, linewidth=1.8, label=label, marker=single)
+    losses.set(yscale="log", ylabel="loss", title="What the training minimizes: lower is better")
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small", frameon=False)
+    rate.plot(log["step"], log["lr"], color=_COLOURS[1], marker=single)
+    rate.set(ylabel="learning rate", xlabel="step", ylim=(0, 1.1 * max(log["lr"].max(), 1e-12)))
+    rate.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    rate.xaxis.get_major_locator().set_params(integer=True)
+    rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    for axes in (losses, rate):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=150)
+    pyplot.close(figure)
+
+
+def _read_log(log_file: Path) -> dict[str, np.ndarray]:
+    with log_file.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {name: np.array([float(row[name]) for row in rows]) for name in ("step", "lr", *_TERMS)}
+
+
+def _thinned(log: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Means over groups of neighbouring rows, at most _MOST_POINTS of them."""
+    count = len(log["step"])
+    starts = np.unique(np.linspace(0, count, min(count, _MOST_POINTS), endpoint=False).astype(int))
+    sizes = np.diff([*starts, count])
+    return {name: np.add.reduceat(values, starts) / sizes for name, values in log.items()}
+
+
+def _smoothed(values: np.ndarray) -> np.ndarray:
+    """The moving average; nan stays out of it, and at the ends the window is shorter."""
+    window = np.ones(max(1, len(values) // _SMOOTHED))
+    known = ~np.isnan(values)
+    sums = np.convolve(np.where(known, values, 0), window, "same")
+    counts = np.convolve(known, window, "same")
+    return np.where(known, sums / np.maximum(counts, 1), np.nan)

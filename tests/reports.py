@@ -1,0 +1,70 @@
+"""Reports of made-up evaluations: scores and names as a test wants them, small drawn pictures."""
+
+import hashlib
+import json
+import os
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from efficientad.calibration import calibrate
+from efficientad.datasets import Sample
+from efficientad.html_report import REPORT_FILE, Run, write_report
+from efficientad.pictures import Picture, encode_map, encode_thumbnail, plan_pictures
+from efficientad.report import ScoredSample, evaluate_scores
+
+
+class Page(HTMLParser):
+    """A report as a browser's parser sees it: every tag with its attributes, and the data of its script."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.json, self._in_json = [], "", False
+        self.feed(path.read_text(encoding="utf-8"))
+        self.data = json.loads(self.json)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._in_json = tag == "script" and dict(attrs).get("id") == "data"
+
+    def handle_endtag(self, tag):
+        self._in_json = False
+
+    def handle_data(self, data):
+        if self._in_json:
+            self.json += data
+
+
+def blob_map(score, centre=(100, 160), radius=40):
+    """A 256 x 256 map whose largest value is the score."""
+    rows, columns = np.mgrid[:256, :256]
+    distances = np.hypot(rows - centre[0], columns - centre[1])
+    return (score * np.clip(1.4 - distances / radius, 0.02, 1)).astype(np.float32)
+
+
+def scored_images(rows, test_folder, size=(60, 40), mask="20 10 45 10 145"):
+    """ScoredSamples with pictures, of (class name, image name, score)."""
+    sizes = plan_pictures(len(rows))
+    thumbnail = encode_thumbnail(Image.new("RGB", size, (120, 130, 140)), sizes)
+    scored = []
+    for kind, name, score in rows:
+        picture = Picture(
+            size, thumbnail, encode_map(blob_map(score), sizes.map_side), mask if kind != "good" else ""
+        )
+        sample = Sample(Path(test_folder, kind, name), kind, name)
+        digest = hashlib.sha256(os.fsencode(sample.path)).hexdigest()
+        scored.append(ScoredSample(sample, digest, score, picture))
+    return scored
+
+
+def make_report(folder, rows, threshold=80.0, held_out=(), facts=(), title="parts"):
+    """Write report.html into `folder` and return its path."""
+    scored = scored_images(rows, folder / "set" / "test")
+    maps = {item.sample: f"{item.sample.class_name}/{item.sample.image_name}.tiff" for item in scored}
+    calibration = calibrate(held_out, 0.25) if held_out else None
+    run = Run(title, folder / "set" / "test", facts, [("Evaluate again", "python eval.py -o 'a b'")], calibration)
+    path = folder / REPORT_FILE
+    write_report(path, scored, maps, evaluate_scores(scored, threshold), run)
+    return path

@@ -1,0 +1,328 @@
+"""report.html in a real browser: what a reader sees, moves, filters and exports."""
+
+import csv
+import os
+import time
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from browser import Browser, find_programs
+from reports import make_report
+
+RIGHT_ARROW = "\ue014"
+THRESHOLD = 80.0
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    programs = find_programs()
+    if programs is None:
+        pytest.skip("needs chromium and chromedriver (Debian: apt-get install chromium chromium-driver)")
+    try:
+        opened = Browser(programs, tmp_path_factory.mktemp("downloads"))
+    except RuntimeError as error:
+        pytest.skip(f"Chromium does not start here: {error}")
+    yield opened
+    opened.close()
+
+
+def made_up_rows():
+    rng = np.random.default_rng(3)
+    rows = [("good", f"g{index:03d}.png", float(np.float32(rng.gamma(3, 15)))) for index in range(90)]
+    for kind, mean in (("dent", 200), ("scratch", 90)):
+        rows += [(kind, f"{kind}{index}.png", float(np.float32(rng.gamma(3, mean / 3)))) for index in range(30)]
+    return rows
+
+
+ROWS = made_up_rows()
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    held_out = [20.0, 31.5, 42.0, 55.25, 71.0]
+    return make_report(tmp_path_factory.mktemp("page"), ROWS, THRESHOLD, held_out, [("Teacher", "small.pth")])
+
+
+@pytest.fixture
+def page(browser, path):
+    browser.open(path)
+    browser.run("localStorage.clear()")
+    yield browser
+    assert browser.console() == []
+
+
+def expected_counts(threshold):
+    good = [score for kind, _, score in ROWS if kind == "good"]
+    defective = [score for kind, _, score in ROWS if kind != "good"]
+    return sum(score > threshold for score in good), sum(score <= threshold for score in defective)
+
+
+def assert_shows(page, threshold):
+    alarms, missed = expected_counts(threshold)
+    assert page.texts(".tile-value")[1:3] == [f"{alarms} of 90", f"{missed} of 60"]
+    assert f"{alarms} false alarm" in page.texts("#bar-counts")[0]
+    called = {
+        kind: sum(score > threshold for name, _, score in ROWS if name == kind)
+        for kind in ("good", "dent", "scratch")
+    }
+    table = [[cell.strip() for cell in page.texts(f"#classes tbody tr:nth-child({row}) > *")] for row in (1, 2, 3)]
+    assert [(row[0], int(row[2])) for row in table] == list(called.items())
+    assert page.texts("#histogram .row-label")[1].endswith(f"30 images, {30 - called['dent']} missed")
+
+
+def test_first_view(page):
+    assert_shows(page, THRESHOLD)
+    y_true = [kind != "good" for kind, _, _ in ROWS]
+    y_score = [score for _, _, score in ROWS]
+    auroc, precision = roc_auc_score(y_true, y_score), average_precision_score(y_true, y_score)
+    assert page.texts(".tile-value")[0] == f"{100 * auroc:.1f} %"
+    assert page.texts("#curves figcaption") == [
+        f"ROC: area {100 * auroc:.1f} %",
+        f"Precision and recall: area {100 * precision:.1f} %",
+    ]
+    alarms, missed = expected_counts(THRESHOLD)
+    assert f"{alarms} of 90 good parts are called defective" in page.texts("#tiles")[0]
+    assert page.texts("#histogram .row-label")[-1].endswith("5 images not trained on, 0 above the threshold")
+    assert "small.pth" in page.texts(".facts")[0]
+    assert page.run("return [...document.images].every(image => image.complete && image.naturalWidth === 60)")
+
+
+def test_threshold_by_number_keyboard_and_buttons(page):
+    page.choose("#number", 33.3)
+    assert_shows(page, 33.3)
+    assert page.texts("#copy") == ["Copy -T 33.3"]
+    page.press("#slider", RIGHT_ARROW * 5)
+    moved = float(page.run("return document.getElementById('number').value"))
+    assert 33.3 < moved < 40 and page.texts("#copy") == [f"Copy -T {moved:g}"]
+    assert_shows(page, moved)
+    exact = next(score for kind, _, score in ROWS if kind == "dent")
+    page.choose("#number", repr(exact))  # an image with exactly this score is not above it
+    assert_shows(page, exact)
+    page.choose("#number", "-3")  # no threshold: nothing changes
+    assert_shows(page, exact)
+    page.click("#held-out")
+    assert_shows(page, float(page.run("return document.getElementById('number').value")))
+    page.click("#reset")
+    assert_shows(page, THRESHOLD)
+    page.cdp("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+    page.click("#copy")
+    assert page.texts("#announcement") == ["Copied -T 80"]
+
+
+def test_dots_and_line_follow_the_threshold(page):
+    def places():
+        script = (
+            "return [...document.querySelectorAll('.dot')].map(dot => [dot.getAttribute('visibility'),"
+            " dot.cx.baseVal.value, dot.cy.baseVal.value])"
+            ".concat([document.querySelector('.threshold-line').getAttribute('x1')])"
+        )
+        return page.run(script)
+
+    roc, _, line = places()
+    alarms, missed = expected_counts(THRESHOLD)
+    assert roc[1:] == pytest.approx([44 + 220 * alarms / 90, 8 + 220 * missed / 60], abs=0.02)
+    page.choose("#number", 20)
+    moved, _, moved_line = places()
+    assert moved[1] > roc[1] and moved[2] < roc[2] and float(moved_line) < float(line)
+    page.choose("#number", 1e6)
+    assert places()[1][0] == "hidden"  # nothing is called defective, so there is no precision
+
+
+def test_pictures_are_coloured_by_the_threshold(page):
+    script = """
+        return [...document.querySelectorAll('#grid li:first-child canvas')].map(canvas => {
+            const pixels = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+            return pixels.filter((red, index) => index % 4 === 0 && red > 180 && pixels[index + 3] > 60).length;
+        });"""
+    page.choose("#sort", "high")
+    page.run("document.querySelector('#grid li').scrollIntoView()")  # what is not seen is not painted
+    page.settle()
+    heat, overlay = page.run(script)
+    page.choose("#number", 1e6)
+    assert heat > 1000 and overlay > 1000 and page.run(script) == [0, 0]
+    page.console()  # Chromium has advice for whoever reads canvases
+
+
+def test_filters_and_order(page):
+    def shown():
+        return list(zip(page.texts("#grid .name"), page.texts("#grid .chip"), strict=True))
+
+    by_suspicion = sorted(ROWS, key=lambda row: THRESHOLD - row[2] if row[0] != "good" else row[2] - THRESHOLD)
+    assert shown() == [(name, kind) for kind, name, _ in by_suspicion[::-1]][:48]
+    assert page.texts("#gallery-count") == ["150 images of 150"]
+    assert page.texts("main .pager span") == ["Page 1 of 4"] * 2
+    page.click("main .pager button:last-child")
+    assert shown() == [(name, kind) for kind, name, _ in by_suspicion[::-1]][48:96]
+    page.choose("#sort", "high")
+    by_score = [(name, kind) for kind, name, _ in sorted(ROWS, key=lambda row: -row[2])]
+    assert shown() == by_score[:48]
+    page.choose("#filter-class", "1")
+    assert shown() == [row for row in by_score if row[1] == "dent"]
+    page.choose("#filter-right", "wrong")
+    missed = {name for kind, name, score in ROWS if kind == "dent" and score <= THRESHOLD}
+    assert {name for name, _ in shown()} == missed and set(page.texts("#grid .badge")) == {"✗ missed defect"}
+    page.choose("#number", 1e6)  # the filter follows the threshold
+    assert len(shown()) == 30
+    page.choose("#filter-called", "defective")
+    assert shown() == [] and page.texts("#gallery-count") == ["0 images of 150"]
+    for field in ("#filter-called", "#filter-right", "#filter-class"):
+        page.choose(field, "")
+    page.choose("#filter-name", "SCRATCH2")
+    assert {name for name, _ in shown()} == {"scratch2.png", *(f"scratch2{digit}.png" for digit in range(10))}
+
+
+def test_lightbox(page, path):
+    page.choose("#sort", "low")
+    lowest = sorted(ROWS, key=lambda row: row[2])
+    page.click("#grid li:first-child .open")
+    assert page.run("return document.getElementById('lightbox').open")
+    assert page.texts("#lightbox-title .chip") == [lowest[0][0]]
+    page.press("#close", RIGHT_ARROW)
+    assert lowest[1][1] in page.texts("#lightbox-title")[0]
+    original, written = page.run(
+        "return [...document.querySelectorAll('#lightbox-links a')].map(link => link.href)"
+    )
+    kind, name, _ = lowest[1]
+    assert original == (path.parent / "set" / "test" / kind / name).as_uri()
+    assert written == (path.parent / kind / f"{name}.tiff").as_uri()
+    page.click("#close")
+    assert not page.run("return document.getElementById('lightbox').open")
+
+
+def read_download(folder):
+    file = folder / "mislabelled.csv"
+    for _ in range(100):
+        if file.is_file() and file.stat().st_size:
+            break
+        time.sleep(0.05)
+    with file.open(newline="", encoding="utf-8-sig") as opened:
+        rows = list(csv.reader(opened))
+    file.unlink()
+    return rows
+
+
+@pytest.fixture
+def downloads(browser, tmp_path):
+    browser.cdp("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    return tmp_path
+
+
+def test_ticked_images_are_exported(page, path, downloads):
+    best = sorted((row for row in ROWS if row[0] == "good"), key=lambda row: -row[2])
+    worst = sorted((row for row in ROWS if row[0] != "good"), key=lambda row: row[2])
+    assert page.texts("#suspects ol .name") == [name for _, name, _ in best[:10] + worst[:10]]
+    page.click("#suspects button:not(.open)")  # show more
+    assert page.texts("#suspects div:first-child .name") == [name for _, name, _ in best[:20]]
+    assert page.run("return document.getElementById('export').disabled")
+    page.click("#suspects div:first-child li:nth-child(2) input")
+    page.click("#suspects div:last-child li:first-child input")
+    assert page.texts("#export") == ["Export 2 images as CSV"]
+    page.open(path)  # ticks survive a reload
+    page.click("#export")
+    header, *rows = read_download(downloads)
+    assert header == ["defect_class", "image_name", "y_score", "path", "threshold", "margin", "rank"]
+    expected = sorted(
+        [(*best[1], best[1][2] - THRESHOLD, "2"), (*worst[0], worst[0][2] - THRESHOLD, "1")],
+        key=lambda row: -abs(row[3]),
+    )
+    assert [(row[0], row[1], float(row[2]), float(row[5]), row[6]) for row in rows] == expected
+    assert rows[0][3] == str(path.parent / "set" / "test" / rows[0][0] / rows[0][1])
+    page.click("#untick")
+    assert page.run("return document.getElementById('export').disabled")
+    assert not page.run("return document.querySelectorAll('#suspects input:checked').length")
+
+
+HOSTILE = [
+    "</script><script>window.hacked = 1</script>.png",
+    "\"><img src=x onerror='window.hacked = 1'>.png",
+    '=HYPERLINK("http://x","y").png',
+    "+1-2.png",
+    "@SUM(A1).png",
+    "-12",
+    "line\nbreak.png",
+    os.fsdecode(b"caf\xe9.png"),
+    "基板 плата لوحة 👩\u200d🔧.png",
+]
+
+
+def test_hostile_names(browser, tmp_path, downloads):
+    rows = [("good", name, 200.0 + index) for index, name in enumerate(HOSTILE)]
+    browser.open(
+        make_report(tmp_path, [*rows, ("=1+1", "b.png", 90.0)], title="<script>window.hacked = 1</script>")
+    )
+    assert browser.run("return window.hacked === undefined")
+    assert browser.texts("h1") == ["<script>window.hacked = 1</script>"]
+    shown = [*HOSTILE[:6], r"line\nbreak.png", r"caf\xe9.png", HOSTILE[8]]
+    assert browser.texts("#suspects div:first-child .name") == shown[::-1]
+    for box in range(1, len(HOSTILE) + 1):
+        browser.click(f"#suspects div:first-child li:nth-child({box}) input")
+    browser.click("#suspects div:last-child input")
+    browser.click("#export")
+    _, *exported = read_download(downloads)
+    guarded = [f"'{name}" if name[0] in "=+@" else name for name in shown]
+    assert [row[1] for row in exported] == [*guarded[::-1], "b.png"]
+    assert exported[-1][0] == "'=1+1"
+    assert browser.console() == []
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_no_horizontal_scroll_and_enough_contrast(browser, tmp_path, path, width, dark):
+    long = [("good", "w" * 180 + ".png", 100.0), ("d" * 120, "x.png", 50.0)]
+    for file in (path, make_report(tmp_path, long, title="t" * 200, facts=[("Model", "/a" * 200)])):
+        browser.open(file, width, 844, dark)
+        assert browser.run("return document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+        browser.click("#grid .open")
+        assert browser.run(
+            "const box = document.getElementById('lightbox'); return box.scrollWidth <= box.clientWidth"
+        )
+        assert poor_contrasts(browser) == []
+    assert browser.run("return document.documentElement.dataset.theme") == ("dark" if dark else "light")
+    assert browser.console() == []
+    browser.run("document.documentElement.style.setProperty('--muted', '#808080')")
+    assert poor_contrasts(browser) != []
+
+
+def poor_contrasts(browser):
+    """Texts of the page whose contrast with what is behind them is below 4.5, the WCAG's AA."""
+    return browser.run("""
+        const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
+        const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+            .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+            .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+        const poor = [];
+        const texts = "p, span, td, th, dt, dd, h1, h2, h3, bdi, button, a, text, pre";
+        for (const node of document.querySelectorAll(texts)) {
+            if (!node.textContent.trim() || node.closest(":disabled, .visually-hidden, .skip, [hidden]")) continue;
+            let ground = node;
+            const isClear = node => (numbers(getComputedStyle(node).backgroundColor)[3] ?? 1) === 0;
+            while (ground && isClear(ground)) ground = ground.parentElement;
+            const style = getComputedStyle(node);
+            const front = light(numbers(node.tagName === "text" ? style.fill : style.color));
+            const back = light(numbers(getComputedStyle(ground || document.body).backgroundColor));
+            const contrast = (Math.max(front, back) + 0.05) / (Math.min(front, back) + 0.05);
+            if (contrast < 4.5) poor.push(`${node.tagName}.${node.className} ${contrast.toFixed(2)}`);
+        }
+        return [...new Set(poor)];""")
+
+
+def test_theme_button_and_labels(page):
+    assert page.run("return document.documentElement.dataset.theme") == "light"
+    page.click("#theme")
+    assert page.run("return document.documentElement.dataset.theme") == "dark"
+    nameless = page.run("""
+        return [...document.querySelectorAll("input, select, button, canvas, a, svg[role]")]
+            .filter(node => !node.labels?.length && !node.getAttribute("aria-label") && !node.textContent.trim())
+            .map(node => node.outerHTML.slice(0, 80));""")
+    assert nameless == []
+
+
+@pytest.mark.parametrize("kept", ["good", "dent"])
+def test_only_good_or_only_defective_images(browser, tmp_path, kept):
+    browser.open(make_report(tmp_path, [row for row in ROWS if row[0] == kept]))
+    assert browser.texts(".tile-value")[0] == "–"
+    assert "need good and defective" in browser.texts("#curves-hint")[0]
+    browser.choose("#number", 5)
+    assert browser.console() == []
