@@ -167,6 +167,10 @@ def test_every_category_one_after_another(categories, tiny_networks, tiny_teache
     assert aurocs[2] == pytest.approx((aurocs[0] + aurocs[1]) / 2)
     summary = json.loads((tmp_path / "out/anomaly_maps/mvtec_ad/summary.json").read_text())
     assert [row["image_auroc"] for row in summary] == pytest.approx(aurocs)
+    (tmp_path / "out/trainings/mvtec_ad/nut/model.pt").unlink()
+    train_script.main(train_script.get_parser().parse_args([str(word) for word in [*train_words, "--resume"]]))
+    table = capsys.readouterr().out.split("Category")[1].splitlines()
+    assert [line.split()[0] for line in table[2:4]] == ["nut", "mean"]  # the other was finished
     error = fail(monkeypatch, capsys, train_script, *train_words)
     assert "all 2 categories failed; their messages stand above" in error
     error = fail(monkeypatch, capsys, eval_script, *words, "-w", tmp_path)
