@@ -27,7 +27,7 @@ from efficientad.tensors import to_square, to_unit_range
 from efficientad.training import Learner, TrainingPlan
 
 _THRESHOLD = 40.0
-_EXPORTS = (("onnx", "fp32"), ("onnx", "int8"), ("openvino", "fp32"), ("openvino", "int8"))
+EXPORTS = (("onnx", "fp32"), ("onnx", "int8"), ("openvino", "fp32"), ("openvino", "int8"))
 Work = Callable[[], object]
 
 
@@ -103,7 +103,7 @@ class Workloads:
         """For the model exported into `folder`, as inference_runs; only those whose packages are installed."""
         pixels = self._pixels(batch_size)
         runs: dict[str, Work] = {}
-        for name, precision in _EXPORTS:
+        for name, precision in EXPORTS:
             file = folder / f"{name}_{precision}{SUFFIXES[name]}"
             metadata = Metadata(self._model.model_size, self._model.image_size, precision, None, {})
             try:

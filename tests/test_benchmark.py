@@ -1,6 +1,7 @@
 """The benchmark runs the toolkit's own steps, and what it says of them follows from what it measured."""
 
 import json
+import sys
 import time
 
 import pytest
@@ -18,6 +19,7 @@ CPU = torch.device("cpu")
 def quick(tiny_networks, monkeypatch):
     monkeypatch.setattr(benchmark, "TRAINING_BATCHES", (1, 2))
     monkeypatch.setattr(benchmark, "PHOTO_SIZE", (40, 30))
+    monkeypatch.setattr(workloads, "EXPORTS", ())
 
 
 def run(*words):
@@ -53,6 +55,15 @@ def test_a_plain_step_that_would_take_too_long_is_left_out(quick, tmp_path, monk
     run("--json", tmp_path / "b.json")
     first, second = json.loads((tmp_path / "b.json").read_text())["rows"][:2]
     assert first["plain"] and second["plain"] is None and second["ratio"] is None and second["value"] > 0
+
+
+def test_exports_are_measured_where_their_packages_are(tiny_networks, monkeypatch):
+    loads = workloads.Workloads(workloads.EfficientAD(), benchmark.load_plain_version(), CPU, "fp32", 0)
+    monkeypatch.setattr(workloads, "EXPORTS", (("torch", "fp32"), ("onnx", "fp32")))
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    (row,) = benchmark.measure_exports(loads, 1, 0.01, 1e9)
+    assert row["task"] == "latency, torch fp32 on the CPU" and row["unit"] == "ms"
+    assert row["plain"] / row["value"] == pytest.approx(row["ratio"])
 
 
 def test_both_steps_learn(tiny_networks):

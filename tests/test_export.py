@@ -57,6 +57,21 @@ def weights(tmp_path, tiny_model):
     return tmp_path / "trained"
 
 
+_written = {}
+
+
+@pytest.fixture
+def detector_file(weights, tmp_path):
+    """The training as ONNX; made once, since it is the same in every test."""
+    skip_without("onnx")
+    path = tmp_path / "detector.onnx"
+    if not _written:
+        run("-w", weights, "-o", path)
+        _written["onnx"] = path.read_bytes()
+    path.write_bytes(_written["onnx"])
+    return path
+
+
 def random_pixels(count):
     return torch.randint(
         0, 256, (count, 3, 256, 256), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
@@ -99,13 +114,10 @@ def test_exports_answer_as_torch_does(weights, tiny_model, tmp_path, name, preci
         np.testing.assert_allclose(scores, maps.amax(dim=(1, 2, 3)), rtol=1e-6)
 
 
-def test_onnx_metadata_and_contents(weights, tmp_path):
-    skip_without("onnx")
+def test_onnx_metadata_and_contents(detector_file):
     import onnx
 
-    run("-w", weights)
-    file = weights / "detector.onnx"
-    model = onnx.load(file)
+    model = onnx.load(detector_file)
     texts = {item.key: item.value for item in model.metadata_props}
     assert float(texts["threshold"]) == 40 and texts["image_size"] == "256" and texts["precision"] == "fp32"
     assert json.loads(texts["calibration"])["target_fpr"] == 0.4
@@ -114,15 +126,14 @@ def test_onnx_metadata_and_contents(weights, tmp_path):
     assert image.name == "images" and shape == ["batch", 256, 256, 3]
     assert image.type.tensor_type.elem_type == onnx.TensorProto.UINT8
     assert [output.name for output in model.graph.output] == ["anomaly_map", "score"]
-    assert str(export.__file__).encode() not in file.read_bytes() and b"/torch/" not in file.read_bytes()
+    contents = detector_file.read_bytes()
+    assert str(export.__file__).encode() not in contents and b"/torch/" not in contents
 
 
-def test_eval_and_predict_take_an_export(weights, tmp_path, capsys):
-    skip_without("onnx")
-    run("-w", weights, "-o", tmp_path / "detector.onnx")
+def test_eval_and_predict_take_an_export(weights, detector_file, tmp_path, capsys):
     capsys.readouterr()
     tables, scores = [], []
-    for number, path in enumerate((weights, tmp_path / "detector.onnx")):
+    for number, path in enumerate((weights, detector_file)):
         out = tmp_path / str(number)
         words = ["-d", "custom", "-c", tmp_path / "parts", "-w", path, "-o", out, "-f", "none", "-m", "small"]
         eval_script.main(eval_script.get_parser().parse_args(list(map(str, words))))
@@ -190,11 +201,16 @@ def test_damaged_exports_are_told(tmp_path, monkeypatch, capsys, name):
     assert "is no detector that efficientad.export wrote" in fail(monkeypatch, capsys, predict, *words)
 
 
-def test_wishes_that_a_file_cannot_fulfil(weights, tmp_path, monkeypatch, capsys):
-    run("-w", weights, "--format", "torch")
-    words = ["-w", weights / "detector.pt2", "-i", tmp_path / "parts", "-o", tmp_path / "out"]
-    assert "computes in fp32, not in bf16" in fail(monkeypatch, capsys, predict, *words, "--precision", "bf16")
-    assert "runs on the CPU only" in fail(monkeypatch, capsys, predict, *words, "--device", "cuda")
+def test_wishes_that_a_file_cannot_fulfil(detector_file, tmp_path, monkeypatch, capsys):
+    words = ["-i", tmp_path / "parts", "-o", tmp_path / "out", "-w"]
+    message = fail(monkeypatch, capsys, predict, *words, detector_file, "--precision", "bf16")
+    assert "computes in fp32, not in bf16" in message
+    if not torch.cuda.is_available():
+        message = fail(monkeypatch, capsys, predict, *words, detector_file, "--device", "cuda")
+        assert "this ONNX Runtime has no CUDA" in message
+    (tmp_path / "d.pt2").write_text("text")
+    message = fail(monkeypatch, capsys, predict, *words, tmp_path / "d.pt2", "--device", "cuda")
+    assert "runs on the CPU only" in message
 
 
 def test_the_real_networks_export(tmp_path):
@@ -213,9 +229,8 @@ def test_the_real_networks_export(tmp_path):
     assert found.keeps(parity.BOUNDS["fp32"]) and found.same_decisions == 1
 
 
-def test_the_consumer_in_the_readme(weights, tmp_path, tiny_model):
+def test_the_consumer_in_the_readme(detector_file, tmp_path, tiny_model):
     """Its ten lines, as printed, decide as predict does."""
-    skip_without("onnx")
     readme = (Path(export.__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"(?:^    .*\n)*^    import onnxruntime\n(?:^    .*\n)*", readme, flags=re.MULTILINE)
     code = textwrap.dedent(block)
@@ -223,7 +238,6 @@ def test_the_consumer_in_the_readme(weights, tmp_path, tiny_model):
     modules = set(re.findall(r"^(?:import|from) (\w+)", code, flags=re.MULTILINE))
     assert modules == {"sys", "numpy", "onnxruntime", "PIL"}
     (tmp_path / "consumer.py").write_text(code)
-    run("-w", weights, "-o", tmp_path / "detector.onnx")
     for image in ("good/000.png", "defect_type_1/001.png"):
         path = tmp_path / "parts" / "test" / image
         done = subprocess.run([sys.executable, "consumer.py", path], cwd=tmp_path, capture_output=True, text=True)
