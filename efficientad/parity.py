@@ -25,7 +25,7 @@ class Bound:
 BOUNDS = {
     "fp32": Bound(0.0005, 0.005),
     "fp16": Bound(0.01, 0.05),
-    "bf16": Bound(0.03, 0.2),
+    "bf16": Bound(0.05, 0.2),
     "int8": Bound(0.25, 1.0),
 }
 
