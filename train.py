@@ -14,7 +14,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="train.py",
         description=__doc__,
-        epilog="Annotations are not needed. eval.py evaluates the result.",
+        epilog="Annotations are not needed. eval.py evaluates the result. On several GPUs: "
+        "torchrun --nproc_per_node=N train.py ...",
     )
     arguments.add_dataset_arguments(parser)
     group = parser.add_argument_group("training")
@@ -147,17 +148,16 @@ def main(args: argparse.Namespace) -> None:
         names = find_categories(args.dataset, arguments.dataset_path(args))
         trained = each_category(names, lambda name: train_category(args, name))
         if rank == 0:
+            rows = [[name, *values] for name, values in trained.items() if values]  # without those finished before
+            means = [sum(column) / len(rows) for column in list(zip(*rows, strict=True))[1:]]
             headers = ["Category", "Images", "Steps", "Seconds"]
-            columns = list(zip(*trained.values(), strict=True))
-            means = [sum(column) / len(column) for column in columns]
-            rows = [[name, *values] for name, values in trained.items()]
             print(f"\n{tabulate([*rows, ['mean', *means]], headers=headers, floatfmt='.0f')}\n")
             raise_if_failed(names, trained)
             print(f"Evaluate them with: {evaluation_command(args, ALL_CATEGORIES)}")
 
 
-def train_category(args: argparse.Namespace, category: str) -> tuple[int, int, float]:
-    """Train one detector, unless that is done; returns the number of images and steps, and the seconds it took."""
+def train_category(args: argparse.Namespace, category: str) -> tuple[int, int, float] | None:
+    """Train one detector; returns the numbers of images and steps and the seconds, or None if it was finished."""
     from dataclasses import fields
 
     from efficientad.checkpoint import MODEL_FILE
@@ -173,7 +173,7 @@ def train_category(args: argparse.Namespace, category: str) -> tuple[int, int, f
     command = arguments.command_line(get_parser(), own)
     settings = train_detector(dataset, folder, options, {**vars(own), "command": command})
     if settings is None:
-        return 0, 0, 0.0
+        return None
     seconds = time.monotonic() - start
     say(
         f"Trained in {seconds:.0f} s and wrote {folder / MODEL_FILE}; "

@@ -16,6 +16,7 @@ from efficientad.errors import UserError
 from efficientad.images import UnreadableImageError, check_file, raise_if_unreadable
 from efficientad.localization import Localization
 from efficientad.locks import lock_folder
+from efficientad.map_spool import MapSpool, detector_digest
 from efficientad.masks import GROUND_TRUTH, find_masks
 from efficientad.report import Evaluation, ScoredSample
 from efficientad.runtimes import load_detector
@@ -38,6 +39,7 @@ class EvaluationOptions:
     map_format: str
     on_error: str
     no_report: bool
+    resume: bool
 
 
 def evaluate_detector(
@@ -55,7 +57,8 @@ def evaluate_detector(
         the evaluation on the first rank, None on the others.
 
     Raises:
-        UserError: data or detector cannot be used, or files that no evaluation wrote are in the way.
+        UserError: data or detector cannot be used, files that no evaluation wrote are in the way, or what is to be
+            resumed is of another detector.
     """
     with lock_folder(folder) if rank() == 0 else nullcontext():
         wait_for_ranks()  # so that the first one has the lock, or fails alone
@@ -98,6 +101,8 @@ class _Run:
             self._names.append(html_report.REPORT_FILE)
         self._stale = outputs.claim_files(folder, self._names) if rank() == 0 else set()
         wait_for_ranks()
+        digest = detector_digest(weights_dir, f"{options.device} {options.precision}")
+        self._spool = MapSpool(folder, digest, self._detector.image_size, options.resume)
         if rank() == 0:
             self._tell_start()
 
@@ -115,6 +120,7 @@ class _Run:
             localization=self._localization,
             sizes=self._pictures,
             masks=self._masks,
+            spool=self._spool,
         )
         scored = list(tqdm(scoring, desc="Evaluating", total=len(own), unit="image", disable=rank() > 0))
         everywhere = {item.sample: item for part in gather_objects(scored) for item in part}
@@ -153,6 +159,7 @@ class _Run:
             bad_files.write_skipped(folder, self._skipped)
         unreadable = {error.name for error in self._skipped}
         lost = {name for sample, name in self._maps.items() if str(sample.path) in unreadable}
+        self._spool.discard()
         outputs.release_files(folder, self._stale | lost, [name for name in self._names if name not in lost])
 
     def tell(self, evaluation: Evaluation) -> None:
@@ -174,6 +181,8 @@ class _Run:
         count, threshold = len(self._samples), self._threshold
         print(f"Data set {self._dataset.name}: {count} test images, threshold {threshold:g} ({self._origin})")
         print(f"Model {self._weights_dir} ({self._detector.model_size}), {self._detector.description}", flush=True)
+        if self._options.resume:
+            print(f"Resuming with {len(self._spool)} maps that are computed already", flush=True)
         ground_truth = self._dataset.root / GROUND_TRUTH
         if not self._masks and ground_truth.is_dir():
             print(f"Note: no file in {ground_truth} is the mask of a test image; see dataset/README.md")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from efficientad.atomic_file import atomic_file
+
 _TERMS = {
     "loss": "sum of all",
     "hard": "student and teacher, where they differ most",
@@ -20,7 +22,7 @@ _SMOOTHED = 50  # windows in a smoothed curve
 
 
 def draw_training(log_file: Path, path: Path) -> None:
-    """Draw the log of a training, at least one row, as a PNG of about 1200 x 900 pixels.
+    """Draw the log of a training, unless it is empty, as a PNG of about 1200 x 900 pixels.
 
     A long log is thinned by averaging. Each loss is drawn faintly as it was logged and boldly as a moving average.
     """
@@ -30,7 +32,10 @@ def draw_training(log_file: Path, path: Path) -> None:
     from matplotlib import pyplot
     from matplotlib.ticker import StrMethodFormatter
 
-    log = _thinned(_read_log(log_file))
+    log = _read_log(log_file)
+    if not len(log["step"]):
+        return
+    log = _thinned(log)
     figure, (losses, rate) = pyplot.subplots(
         2, 1, sharex=True, figsize=(8, 6), height_ratios=(3, 1), layout="constrained"
     )
@@ -51,7 +56,8 @@ def draw_training(log_file: Path, path: Path) -> None:
     for axes in (losses, rate):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=150)
     pyplot.close(figure)
 
 

@@ -216,7 +216,6 @@ class _Run:
     def save(self) -> None:
         """Write the model, draw its training, and remove the state; list the images that were passed over."""
         checkpoint.save_model(self.model, self._folder / checkpoint.MODEL_FILE, self.settings)
-        self._state_file.unlink(missing_ok=True)
         draw_training(self._folder / LOG_FILE, self._folder / "training.png")
         if self._options.on_error == "skip":
             bad_files.write_skipped(self._folder, self.skipped)
@@ -224,6 +223,7 @@ class _Run:
         else:
             # of the training that this one replaces
             (self._folder / bad_files.SKIPPED_FILE).unlink(missing_ok=True)
+        self._state_file.unlink(missing_ok=True)  # last: all that is missing can still be made again
 
 
 def _start_model(options: TrainingOptions) -> tuple[EfficientAD, Path]:

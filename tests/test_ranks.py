@@ -1,7 +1,6 @@
 """Several processes do what one does."""
 
 import csv
-import functools
 import json
 import os
 import socket
@@ -17,9 +16,7 @@ import eval as eval_script
 import joined_worker
 import train as train_script
 from conftest import fail, make_dataset
-from efficientad import training_run
 from efficientad.checkpoint import save_model
-from efficientad.networks import EfficientAD
 
 TESTS = Path(__file__).parent
 
@@ -156,7 +153,6 @@ def test_every_category_over_two_processes(categories, tiny_teacher, tmp_path):
 
 
 def test_every_category_one_after_another(categories, tiny_networks, tiny_teacher, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(training_run, "EfficientAD", functools.partial(EfficientAD, image_size=64))
     words = ["-d", "mvtec_ad", "--mvtec_ad_path", categories, "-s", "all", "-o", tmp_path / "out"]
     train_words = [*words, "-w", tiny_teacher, "--train_steps", 2, "--num_workers", 0]
     train_script.main(train_script.get_parser().parse_args([str(word) for word in train_words]))
@@ -171,6 +167,10 @@ def test_every_category_one_after_another(categories, tiny_networks, tiny_teache
     assert aurocs[2] == pytest.approx((aurocs[0] + aurocs[1]) / 2)
     summary = json.loads((tmp_path / "out/anomaly_maps/mvtec_ad/summary.json").read_text())
     assert [row["image_auroc"] for row in summary] == pytest.approx(aurocs)
+    (tmp_path / "out/trainings/mvtec_ad/nut/model.pt").unlink()
+    train_script.main(train_script.get_parser().parse_args([str(word) for word in [*train_words, "--resume"]]))
+    table = capsys.readouterr().out.split("Category")[1].splitlines()
+    assert [line.split()[0] for line in table[2:4]] == ["nut", "mean"]  # the other was finished
     error = fail(monkeypatch, capsys, train_script, *train_words)
     assert "all 2 categories failed; their messages stand above" in error
     error = fail(monkeypatch, capsys, eval_script, *words, "-w", tmp_path)

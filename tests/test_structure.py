@@ -34,7 +34,7 @@ LAYERS = [
         "atomic_file errors",
         "arguments augmentation calibration csv_file curves distributed locks measuring output_layer parallel "
         "recipes signals",
-        "coco device images maps metrics networks pixel_metrics regions sweep torch_file",
+        "coco device images map_spool maps metrics networks pixel_metrics regions sweep torch_file",
         "bad_files categories",
         "backbones checkpoint datasets exported pictures sources staging stored_images teacher_answers tensors "
         "training_chart",

@@ -1,0 +1,89 @@
+"""An evaluation that is interrupted goes on without computing anything twice."""
+
+import numpy as np
+import pytest
+
+import eval as eval_script
+from conftest import fail
+from efficientad import inference, scoring
+from efficientad.checkpoint import save_model
+from efficientad.errors import UserError
+from efficientad.map_spool import MapSpool
+from efficientad.runtimes import TorchDetector
+
+DETECTOR, OTHER, A, B = (letter * 64 for letter in "0fab")
+
+
+def test_maps_come_back_exactly_and_torn_ones_do_not(tmp_path):
+    spool = MapSpool(tmp_path, DETECTOR, 4, resume=False)
+    maps = np.random.default_rng(0).normal(size=(2, 4, 4)).astype(np.float32)
+    spool.add(A, maps[0])
+    spool.add(B, maps[1])
+    again = MapSpool(tmp_path, DETECTOR, 4, resume=True)
+    assert len(again) == 2
+    assert np.array_equal(again.get(A), maps[0]) and np.array_equal(again.get(B), maps[1])
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-30])  # killed while it wrote
+    torn = MapSpool(tmp_path, DETECTOR, 4, resume=True)
+    assert np.array_equal(torn.get(A), maps[0]) and torn.get(B) is None
+    torn.add(B, maps[1])
+    assert np.array_equal(MapSpool(tmp_path, DETECTOR, 4, resume=True).get(B), maps[1])
+    with pytest.raises(UserError, match="with another model, --device or --precision; leave out --resume"):
+        MapSpool(tmp_path, OTHER, 4, resume=True)
+    assert MapSpool(tmp_path, OTHER, 4, resume=False).get(A) is None
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def words(tmp_path, dataset_folder, tiny_model, monkeypatch):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_model(tiny_model, folder / "model.pt", {})
+    monkeypatch.setattr(inference, "_WORTH_KEEPING", 0.0)
+    return ["-d", "custom", "-c", dataset_folder, "-w", folder, "-T", 5, "-b", 2, "--num_workers", 0]
+
+
+def evaluate(*words):
+    eval_script.main(eval_script.get_parser().parse_args([str(word) for word in words]))
+
+
+def test_nothing_is_computed_twice(words, tmp_path, monkeypatch, capsys):
+    """Seven images in batches of two, interrupted while the fifth map is written."""
+    evaluate(*words, "-o", tmp_path / "whole")
+    written = []
+
+    def write_or_stop(path, anomaly_map, write=scoring.write_tiff):
+        if len(written) == 4:
+            raise KeyboardInterrupt
+        written.append(path)
+        write(path, anomaly_map)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "write_tiff", write_or_stop)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(*words, "-o", tmp_path / "out")
+    computed = []
+
+    def count(self, pixels, call=TorchDetector.__call__):
+        computed.append(len(pixels))
+        return call(self, pixels)
+
+    monkeypatch.setattr(TorchDetector, "__call__", count)
+    capsys.readouterr()
+    evaluate(*words, "-o", tmp_path / "out", "--resume")
+    assert "Resuming with 5 maps that are computed already" in capsys.readouterr().out
+    assert sum(computed) == 2
+    whole, resumed = (tmp_path / name / "anomaly_maps/custom/test" for name in ("whole", "out"))
+    names = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
+    assert names == sorted(path.relative_to(resumed) for path in resumed.rglob("*") if path.is_file())
+    for name in names:
+        if name.suffix in (".csv", ".json", ".tiff"):
+            assert (whole / name).read_bytes() == (resumed / name).read_bytes(), name
+
+
+def test_a_folder_in_use_is_one_line(words, tmp_path, monkeypatch, capsys):
+    from efficientad.locks import lock_folder
+
+    with lock_folder(tmp_path / "out/anomaly_maps/custom/test"):
+        error = fail(monkeypatch, capsys, eval_script, *words, "-o", tmp_path / "out")
+    assert "test is in use by another run (process " in error
