@@ -8,7 +8,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from efficientad.csv_file import write_csv
-from efficientad.distributed import rank
 from efficientad.errors import list_some
 from efficientad.images import UnreadableImageError
 from efficientad.parallel import parallel_map
@@ -17,13 +16,14 @@ SKIPPED_FILE = "skipped_files.csv"
 
 
 def find_unreadable(
-    paths: Sequence[Path], check: Callable[[Path], object], workers: int
+    paths: Sequence[Path], check: Callable[[Path], object], workers: int, quiet: bool = False
 ) -> list[UnreadableImageError]:
     """The files on which `check` raises UnreadableImageError, in their order.
 
     Args:
         check: images.check_file, which is quick, or images.read_image, which sees all damage.
         workers: threads that check.
+        quiet: without a progress bar.
     """
 
     def problem(path: Path) -> UnreadableImageError | None:
@@ -34,9 +34,7 @@ def find_unreadable(
         return None
 
     problems = parallel_map(problem, paths, workers)
-    return [
-        error for error in tqdm(problems, "Checking images", len(paths), unit="image", disable=rank() > 0) if error
-    ]
+    return [error for error in tqdm(problems, "Checking images", len(paths), unit="image", disable=quiet) if error]
 
 
 def write_skipped(folder: Path, skipped: Sequence[UnreadableImageError]) -> None:

@@ -85,7 +85,8 @@ class _Run:
         self._threshold, self._origin = calibration.choose_threshold(options.threshold, self._detector.calibration)
         if options.on_error == "stop":
             paths = [sample.path for sample in self._samples]
-            raise_if_unreadable(bad_files.find_unreadable(paths, check_file, options.num_workers))
+            unreadable = bad_files.find_unreadable(paths, check_file, options.num_workers, quiet=rank() > 0)
+            raise_if_unreadable(unreadable)
         self._masks = find_masks(dataset, self._samples)
         self._localization = Localization(self._masks) if self._masks else None
         self._pictures = None if options.no_report else pictures.plan_pictures(len(self._samples))

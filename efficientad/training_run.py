@@ -145,7 +145,7 @@ class _Run:
         self.skipped = []
         if options.on_error == "skip":
             paths = [*split.train, *split.validation]
-            self.skipped = bad_files.find_unreadable(paths, read_image, options.num_workers)
+            self.skipped = bad_files.find_unreadable(paths, read_image, options.num_workers, quiet=rank() > 0)
             split = find_training_images(dataset, options.seed, leave_out={bad.name for bad in self.skipped})
         return split
 
