@@ -8,7 +8,7 @@ from efficientad.errors import UserError, run_command
 
 TRAINING_BATCHES = (1, 4, 10, 16, 32)
 INFERENCE_BATCHES = (1, 16)
-LONGEST_PLAIN_STEP = 50.0  # seconds; a batch that would take longer is not tried in the plain version
+LONGEST_PLAIN_STEP = 40.0  # seconds; a batch that would take longer is not tried in the plain version
 PHOTO_SIZE = (1024, 768)  # of the images that are read and written
 FEWEST_PHOTOS, MOST_PHOTOS = 16, 512
 PROFILE_LINES = 20
