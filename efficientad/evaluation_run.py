@@ -12,7 +12,7 @@ from tqdm import tqdm
 from efficientad import bad_files, calibration, html_report, outputs, pictures, report
 from efficientad.datasets import Dataset, find_test_samples
 from efficientad.distributed import gather_objects, rank, ranks, wait_for_ranks
-from efficientad.errors import UserError
+from efficientad.errors import Interrupted, UserError
 from efficientad.images import UnreadableImageError, check_file, raise_if_unreadable
 from efficientad.localization import Localization
 from efficientad.locks import lock_folder
@@ -123,7 +123,10 @@ class _Run:
             masks=self._masks,
             spool=self._spool,
         )
-        scored = list(tqdm(scoring, desc="Evaluating", total=len(own), unit="image", disable=rank() > 0))
+        try:
+            scored = list(tqdm(scoring, desc="Evaluating", total=len(own), unit="image", disable=rank() > 0))
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted; continue with --resume") from None
         everywhere = {item.sample: item for part in gather_objects(scored) for item in part}
         self._scored = [everywhere[sample] for sample in self._samples if sample in everywhere]
         self._skipped = [error for part in gather_objects(self._skipped) for error in part]

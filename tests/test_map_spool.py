@@ -63,7 +63,7 @@ def test_nothing_is_computed_twice(words, tmp_path, monkeypatch, capsys):
 
     with monkeypatch.context() as patch:
         patch.setattr(scoring, "write_tiff", write_or_stop)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="continue with --resume"):
             evaluate(*words, "-o", tmp_path / "out")
     computed = []
 
