@@ -19,6 +19,7 @@ from efficientad.device import autocast
 from efficientad.distillation import DistillationTarget
 from efficientad.distributed import from_first_rank, largest_over_ranks, sum_over_ranks
 from efficientad.errors import Interrupted, UserError
+from efficientad.muon import Muon
 from efficientad.networks import FEATURE_CHANNELS
 from efficientad.output_layer import OutputLayerFit
 from efficientad.pretraining_data import Batches, DistillationPlan, random_windows
@@ -89,6 +90,12 @@ def solve_output_layer(
     fit.set(from_first_rank(fit.solve(_RIDGE, towards=fit.present() if trained else 0.0)))
 
 
+def _make_optimizer(pdn: nn.Module, plan: DistillationPlan) -> torch.optim.Optimizer:
+    if plan.optimizer == "muon":
+        return Muon(pdn.parameters(), plan.lr, plan.weight_decay)
+    return torch.optim.Adam(pdn.parameters(), plan.lr, weight_decay=plan.weight_decay, fused=True)
+
+
 class Distillation:
     """One run: the teacher, its optimizer and how far it has come; saved and resumed as a whole."""
 
@@ -108,7 +115,7 @@ class Distillation:
         """
         self.settings = settings
         self.pdn, self.target, self.batches, self.plan, self.output = pdn, target, batches, plan, output
-        self.optimizer = torch.optim.Adam(pdn.parameters(), lr=plan.lr, weight_decay=plan.weight_decay, fused=True)
+        self.optimizer = _make_optimizer(pdn, plan)
         self.step = 0
         self.seconds = 0.0
         self.best = -math.inf

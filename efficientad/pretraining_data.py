@@ -32,6 +32,7 @@ class DistillationPlan:
     precision: str  # resolved
     seed: int
     workers: int
+    optimizer: str = "adam"  # or muon
     rank: int = 0
     ranks: int = 1
 

@@ -193,8 +193,9 @@ def test_a_random_start_is_as_good_as_the_best_constant(model_size):
         assert 0.1 < pdn[:-1](images).square().mean() < 3
 
 
-def test_a_run_learns_and_writes_its_best_weights(stored, tmp_path):
-    plan = replace(PLAN, steps=60, crop_scale=1.0)
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_a_run_learns_and_writes_its_best_weights(stored, tmp_path, optimizer):
+    plan = replace(PLAN, steps=60, crop_scale=1.0, optimizer=optimizer)
     run, held_out = make_run(stored, tmp_path / "teacher.pth", plan)
     best = run.run(held_out, solve=False)
     rows = list(csv.DictReader((tmp_path / "teacher.pth.csv").read_text().splitlines()))
@@ -208,11 +209,13 @@ def test_a_run_learns_and_writes_its_best_weights(stored, tmp_path):
     assert explained_variance(pdn, held_out, CPU, "fp32") == pytest.approx(best, abs=1e-3)
 
 
-def test_a_resumed_run_ends_as_if_it_had_not_been_killed(stored, tmp_path, monkeypatch):
-    whole, held_out = make_run(stored, tmp_path / "whole.pth")
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_a_resumed_run_ends_as_if_it_had_not_been_killed(stored, tmp_path, monkeypatch, optimizer):
+    plan = replace(PLAN, optimizer=optimizer)
+    whole, held_out = make_run(stored, tmp_path / "whole.pth", plan)
     whole.run(held_out, solve=False)
 
-    killed, _ = make_run(stored, tmp_path / "killed.pth")
+    killed, _ = make_run(stored, tmp_path / "killed.pth", plan)
     learn = Distillation._train_on
 
     def learn_four_times(run, *args):
@@ -224,7 +227,7 @@ def test_a_resumed_run_ends_as_if_it_had_not_been_killed(stored, tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         killed.run(held_out, solve=False)
     monkeypatch.undo()
-    resumed, _ = make_run(stored, tmp_path / "killed.pth")
+    resumed, _ = make_run(stored, tmp_path / "killed.pth", plan)
     resumed.resume(torch.load(killed.state_file, weights_only=True))
     assert resumed.step == 4
     resumed.run(held_out, solve=False)

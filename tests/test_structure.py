@@ -32,7 +32,7 @@ LAYERS = [
     layer.split()
     for layer in (
         "atomic_file errors",
-        "arguments augmentation calibration csv_file curves distributed locks measuring output_layer parallel "
+        "arguments augmentation calibration csv_file curves distributed locks measuring muon output_layer parallel "
         "recipes signals",
         "coco device images map_spool maps metrics networks pixel_metrics regions sweep torch_file",
         "bad_files categories",
