@@ -106,6 +106,11 @@ def get_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="the same result for the same seed on a CUDA GPU, too, slower; on a CPU it always is (default: no)",
     )
+    group.add_argument(
+        "--no_cuda_graph",
+        action="store_true",
+        help="launch every operation of a step from Python, if a driver cannot replay them (default: replay)",
+    )
     group = parser.add_argument_group("output")
     group.add_argument(
         "-o",

@@ -21,6 +21,7 @@ from efficientad.image_set import ImageSet
 from efficientad.losses import Losses, compute_losses
 from efficientad.networks import EfficientAD
 from efficientad.signals import STOP_NOTICE, stop_requests
+from efficientad.step_graph import CudaGraphs, GraphedStep
 from efficientad.teacher_answers import TeacherAnswers
 from efficientad.tensors import to_unit_range
 from efficientad.training_log import TrainingLog
@@ -43,6 +44,7 @@ class TrainingPlan:
     device: torch.device
     precision: str  # resolved: fp32, bf16 or fp16
     seed: int
+    cuda_graph: bool = True  # where one can be used
 
 
 def shuffled_batches(indices: range, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -78,6 +80,11 @@ class Learner:
         self._lrs = list(networks.values())
         self._optimizer = torch.optim.Adam(groups, weight_decay=plan.weight_decay, fused=True)
         self._scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.precision == "fp16")
+        self._batch = plan.batch_size * ranks()
+        # The scaler of fp16 looks at the gradients from the host, and several processes exchange theirs.
+        self._graphed = plan.device.type == "cuda" and plan.cuda_graph and plan.precision != "fp16" and ranks() == 1
+        self._run = GraphedStep(self._learn, CudaGraphs()) if self._graphed else self._learn
+        self._lrs_on_device = [torch.zeros((), device=plan.device) for _ in groups]
 
     def learning_rate(self) -> float:
         """Of the student, in the step to come."""
@@ -97,23 +104,46 @@ class Learner:
             natural: N x 3 x S x S natural images for the penalty, in colour, or None.
             batch: images of the step, over all ranks.
         """
-        own = own_part(batch)
+        own, device = own_part(batch), self._plan.device
+        gray = () if natural is None else (torch.rand(batch, generator=self._generator) < NATURAL_GRAY_SHARE,)
+        drawn = (*draw_changes(batch, self._generator), *gray)
+        choices = (values[own].to(device, non_blocking=True) for values in drawn)
+        self._set_learning_rates()
+        self._batch = batch
+        losses = self._run(images, teacher_plain, *choices, *(() if natural is None else (natural,)))
+        self.steps_done += 1
+        return Losses(*losses.unbind())
+
+    def _set_learning_rates(self) -> None:
+        factor = self._factor()
+        for i, (group, lr) in enumerate(zip(self._optimizer.param_groups, self._lrs, strict=True)):
+            # A graph reads it where it lay when the graph was made
+            group["lr"] = self._lrs_on_device[i].fill_(lr * factor) if self._graphed else lr * factor
+
+    def _learn(
+        self,
+        images: Tensor,
+        teacher_plain: Tensor,
+        kind: Tensor,
+        factor: Tensor,
+        gray: Tensor | None = None,
+        natural: Tensor | None = None,
+    ) -> Tensor:
+        """What of a step happens on the device alone; the losses as four values."""
+        augmented = augment(images, Changes(kind, factor))
         if natural is not None:
-            gray = torch.rand(batch, generator=self._generator) < NATURAL_GRAY_SHARE
-            natural = where_gray(natural, gray[own])
-        changes = draw_changes(batch, self._generator)
-        augmented = augment(images, Changes(*(values[own] for values in changes)))
+            natural = where_gray(natural, gray)
         with autocast(self._plan.device, self._plan.precision):
-            losses = compute_losses(self._model, images, augmented, teacher_plain, natural, batch)
-        for group, lr in zip(self._optimizer.param_groups, self._lrs, strict=True):
-            group["lr"] = lr * self._factor()
+            losses = compute_losses(self._model, images, augmented, teacher_plain, natural, self._batch)
+        recorded = self._plan.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        for group in self._optimizer.param_groups:
+            group["capturable"] = recorded  # Adam refuses otherwise, and warns when it is and nothing is recorded
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(sum(losses)).backward()
         self._add_gradients()
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        self.steps_done += 1
-        return losses
+        return torch.stack([loss.detach() for loss in losses])
 
     def _add_gradients(self) -> None:
         """Each rank has the gradients of its share of the loss; afterwards all have those of the whole."""

@@ -27,6 +27,7 @@ MAY_DIFFER = {
     "machine",
     "mvtec_ad_path",
     "mvtec_loco_path",
+    "no_cuda_graph",
     "num_workers",
     "on_error",
     "output_dir",
@@ -60,6 +61,7 @@ class TrainingOptions:
     cache_gb: float
     checkpoint_minutes: float
     deterministic: bool
+    no_cuda_graph: bool
     on_error: str  # stop or skip, at images that cannot be read
     resume: bool
     overwrite: bool
@@ -79,6 +81,7 @@ def make_plan(options: TrainingOptions, images: int, compute: torch.device, prec
         device=compute,
         precision=precision,
         seed=options.seed,
+        cuda_graph=not options.no_cuda_graph,
     )
 
 

@@ -43,8 +43,7 @@ class Workloads:
         self.plain_seconds_per_image = 0.0  # of a training step, as far as known
         self._plain_model = copy.deepcopy(model).to(device)
         self._model = model.to(device, memory_format=torch.channels_last)
-        plan = TrainingPlan(10**6, 1, 1e-4, 1e-4, 1e-5, "step", device, precision, seed=0)
-        self._learner = Learner(self._model, plan)
+        self._plan = TrainingPlan(10**6, 1, 1e-4, 1e-4, 1e-5, "step", device, precision, seed=0)
         parameters = [*self._plain_model.student.parameters(), *self._plain_model.autoencoder.parameters()]
         self._plain_optimizer = torch.optim.Adam(parameters, lr=1e-4, weight_decay=1e-5)
 
@@ -64,12 +63,13 @@ class Workloads:
         with torch.no_grad():
             one = self._model.teacher_features(self._model.normalize(to_unit_range(pixels[:1])))
         answers = one.repeat(batch_size, 1, 1, 1)
+        learner = Learner(self._model, self._plan)  # another one for each size of batch, since it has one CUDA graph
         generator = torch.Generator().manual_seed(0)
         plain_images = (pixels / 255).contiguous()
 
         def step() -> None:
             self._model.train()
-            self._learner.step(to_unit_range(pixels), answers, None, batch_size)
+            learner.step(to_unit_range(pixels), answers, None, batch_size)
 
         def plain_step() -> None:
             self._plain_model.train()
