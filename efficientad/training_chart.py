@@ -26,7 +26,11 @@ def draw_training(log_file: Path, path: Path) -> None:
 
     A long log is thinned by averaging. Each loss is drawn faintly as it was logged and boldly as a moving average.
     """
-    import matplotlib
+    try:
+        import matplotlib
+    except ImportError:  # hours of training shall not end in an error for a picture
+        print(f"Note: no {path.name}, since matplotlib is not installed (pip install -r requirements.txt)")
+        return
 
     matplotlib.use("Agg")  # no display needed
     from matplotlib import pyplot

@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -31,3 +33,11 @@ def test_a_log_with_other_columns_is_drawn(tmp_path):
     (tmp_path / "log.csv").write_text("seconds," + HEADER + "1,10,3,0,1,0,4,0.0001,9\n")
     draw_training(tmp_path / "log.csv", tmp_path / "training.png")
     assert (tmp_path / "training.png").is_file()
+
+
+def test_without_matplotlib_a_training_still_ends_well(tmp_path, monkeypatch, capsys):
+    (tmp_path / "log.csv").write_text(HEADER + "10,3,0,1,0,4,0.0001,9\n")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    draw_training(tmp_path / "log.csv", tmp_path / "training.png")
+    assert "no training.png, since matplotlib is not installed" in capsys.readouterr().out
+    assert not (tmp_path / "training.png").exists()
