@@ -35,14 +35,7 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="X",
         help="also print the tables for each of these (default: none)",
     )
-    group.add_argument(
-        "-b",
-        "--batch_size",
-        type=arguments.positive_int,
-        default=16,
-        metavar="N",
-        help="images at once; changes speed and memory, not results (default: %(default)s)",
-    )
+    arguments.add_batch_argument(group)
     arguments.add_machine_arguments(parser)
     group = parser.add_argument_group("output")
     group.add_argument(

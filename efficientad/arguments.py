@@ -172,6 +172,18 @@ def add_threshold_argument(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def add_batch_argument(group: argparse._ArgumentGroup) -> None:
+    """-b, of what only scores images."""
+    group.add_argument(
+        "-b",
+        "--batch_size",
+        type=positive_int,
+        default=16,
+        metavar="N",
+        help="images at once, at most; changes speed and memory, not results (default: %(default)s)",
+    )
+
+
 def add_workers_argument(group: argparse._ArgumentGroup) -> None:
     """--num_workers."""
     group.add_argument(

@@ -42,14 +42,7 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="score images as they appear in this folder, until stopped; what scores.csv has is not done again",
     )
-    group.add_argument(
-        "-b",
-        "--batch_size",
-        type=arguments.positive_int,
-        default=16,
-        metavar="N",
-        help="images at once, at most; changes speed and memory, not results (default: %(default)s)",
-    )
+    arguments.add_batch_argument(group)
     arguments.add_machine_arguments(parser)
     group = parser.add_argument_group("output")
     group.add_argument(
