@@ -66,6 +66,11 @@ def run_command(main: Callable[[argparse.Namespace], int | None], parser: argpar
         else:  # a bug; Python's own exit status would be 1, which is a result of predict
             traceback.print_exc()
             status = 2
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        # Threads of torch's process groups that still run when their objects are destroyed abort the process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status or 0)
     if status:
         sys.exit(status)
 

@@ -143,7 +143,7 @@ def test_every_category_over_two_processes(categories, tiny_teacher, tmp_path):
     words = ["-d", "mvtec_ad", "--mvtec_ad_path", categories, "-s", "all", "-o", tmp_path / "out"]
     train = ["-w", tiny_teacher, "--train_steps", 2, "--device", "cpu", "--num_workers", 0]
     done = run_ranks("train_worker.py", *words, *train)
-    assert done.returncode == [2, 0]
+    assert done.returncode == [2, 0], done.stderr
     assert "broken failed: " in done.stderr
     assert "train.py: error: 1 of 3 categories failed: broken; their messages stand above" in done.stderr
     for name in ("nut", "bolt"):
