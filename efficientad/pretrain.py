@@ -102,7 +102,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--optimizer",
         choices=("adam", "muon"),
         default="adam",
-        help="adam as in the paper; muon learns more in the same steps, best at an --lr of 1e-3 to 6e-3 "
+        help="adam as in the paper; muon learns more in the same steps, with an --lr of 2e-3 to 6e-3 "
         "(default: %(default)s)",
     )
     group.add_argument(

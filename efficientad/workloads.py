@@ -63,9 +63,7 @@ class Workloads:
         with torch.no_grad():
             one = self._model.teacher_features(self._model.normalize(to_unit_range(pixels[:1])))
         answers = one.repeat(batch_size, 1, 1, 1)
-        learner = Learner(
-            self._model, self._plan
-        )  # another one for each size of batch, since it has one CUDA graph
+        learner = Learner(self._model, self._plan)  # one for each size of batch: it has one CUDA graph
         generator = torch.Generator().manual_seed(0)
         plain_images = (pixels / 255).contiguous()
 

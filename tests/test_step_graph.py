@@ -26,11 +26,11 @@ class PlayedGraphs:
     def record(self, step, inputs):
         if self.error:
             raise self.error
-        output = torch.zeros(())
+        output = step(*inputs)
 
         def replay():
             self.replays += 1
-            return output.resize_(step(*inputs).shape).copy_(step(*inputs))
+            return output.copy_(step(*inputs))
 
         return replay
 
