@@ -84,9 +84,11 @@ class DistillationTarget(nn.Module):
         _, components = torch.linalg.eigh(scale[:, None] * covariance * scale)
         components = components[:, -FEATURE_CHANNELS:]
         generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(FEATURE_CHANNELS, FEATURE_CHANNELS, generator=generator, dtype=torch.float64)
-        rotation = torch.linalg.qr(noise).Q[: components.shape[1]].to(components.device)
-        projection = scale[:, None] * (components @ rotation)  # all channels x 384
+        noise = torch.randn(len(scale), FEATURE_CHANNELS, generator=generator, dtype=torch.float64)
+        # Of all axes in the components' space the nearest to the noise: machines that disagree on the signs or the
+        # order of components still agree on these, and a teacher that was begun on one can go on on another.
+        left, _, right = torch.linalg.svd(components.T @ noise.to(components.device), full_matrices=False)
+        projection = scale[:, None] * (components @ (left @ right))  # all channels x 384
         parts = projection.float().T[:, :, None, None].split(list(channels), dim=1)
         self.weights = [part.contiguous() for part in parts]
         return mean @ projection, (projection * (covariance @ projection)).sum(dim=0)

@@ -98,3 +98,19 @@ def test_a_fitted_target_can_be_restored():
     restored = DistillationTarget(random_backbone(), "pca", 128, 256)
     restored.restore(fitted.fitted())
     assert torch.equal(restored(images(1), "fp32"), fitted(images(1), "fp32"))
+
+
+def test_components_with_other_signs_give_the_same_target(monkeypatch):
+    """Eigenvectors are what a library makes of them; a teacher begun on one machine can go on on another."""
+    here = DistillationTarget(random_backbone(), "pca", 128, 256)
+    here.fit([images(3)], "fp32")
+    eigh = torch.linalg.eigh
+
+    def another_eigh(matrix):
+        values, vectors = eigh(matrix)
+        return values, vectors * torch.tensor([1.0, -1.0]).repeat(len(values))[: len(values)]
+
+    monkeypatch.setattr(torch.linalg, "eigh", another_eigh)
+    there = DistillationTarget(random_backbone(), "pca", 128, 256)
+    there.fit([images(3)], "fp32")
+    torch.testing.assert_close(there(images(1), "fp32"), here(images(1), "fp32"), atol=1e-4, rtol=1e-4)
