@@ -47,7 +47,7 @@ def test_scores_are_those_of_eval(weights, parts, tmp_path, tiny_model):
     from efficientad.inference import predict as predict_samples
     from efficientad.runtimes import TorchDetector
 
-    run("-w", weights, "-i", parts, "-o", tmp_path / "out", "-T", 20)
+    run("-w", weights, "-i", parts, "-o", tmp_path / "out", "-T", 20, "--precision", "fp32")
     rows = read_scores(tmp_path / "out")
     assert list(rows[0])[:5] == ["path", "score", "threshold", "anomalous", "milliseconds"]
     samples = predict.find_inputs([str(parts)], tmp_path / "out")
