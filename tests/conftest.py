@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from commands import train
 from efficientad import networks
 from efficientad.errors import run_command
 from efficientad.networks import EfficientAD
@@ -109,6 +110,13 @@ def tiny_teacher(tiny_model, tmp_path):
     path = tmp_path / "tiny_teacher.pth"
     torch.save(tiny_model.teacher.state_dict(), path)
     return path
+
+
+@pytest.fixture
+def output(tmp_path, dataset_folder, tiny_teacher):
+    """A trained output folder of the custom set `dataset_folder`."""
+    train("-d", "custom", "-c", dataset_folder, "-o", tmp_path / "out", "-w", tiny_teacher, "-e", 1, "-b", 5)
+    return tmp_path / "out"
 
 
 @pytest.fixture

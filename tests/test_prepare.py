@@ -6,16 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 import prepare_dataset
-from conftest import draw_part, fail
+from conftest import fail
 from efficientad.datasets import find_test_samples, find_training_images, open_dataset
 from efficientad.prepare import distinct_names
 from efficientad.sources import find_normal_categories, name_class_folders
-from originals import BOX, Originals, prepare, read_csv, tree
+from originals import BOX, prepare, read_csv, tree
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,57 +56,6 @@ def test_manifest_says_where_everything_comes_from(originals):
         data = (output / row["destination"]).read_bytes()
         assert Path(row["source"]).read_bytes() == data
         assert row["sha256"] == hashlib.sha256(data).hexdigest()
-
-
-def test_masks_are_the_union_of_all_defects_and_of_nothing_else(originals):
-    """b.png has a second defect, elsewhere; a.png has an LED all over it."""
-    originals.coco["annotations"][2]["bbox"] = [40, 20, 5, 5]
-    originals.coco["annotations"][0]["bbox"] = [0, 0, 60, 40]
-    prepare(*originals.flags())
-    expected = np.zeros((40, 60), dtype=np.uint8)
-    expected[8:14, 10:22] = 255
-    folder = originals.root / "set" / "ground_truth"
-    with Image.open(folder / "defect_type_3" / "a_mask.png") as mask:
-        assert mask.mode == "L" and (np.asarray(mask) == expected).all()
-    expected[20:25, 40:45] = 255
-    for name in ("defect_type_3", "defect_type_12"):
-        with Image.open(folder / name / "b_mask.png") as mask:
-            assert (np.asarray(mask) == expected).all()
-
-
-@pytest.mark.parametrize("stated", ["upright", "as stored", "not at all"])
-def test_masks_fit_the_upright_image(tmp_path, stated):
-    """A camera on its side: 60 x 40 are stored and 40 x 60 shown; annotation tools differ."""
-    made = Originals(tmp_path / "original")
-    made.good("1.png", "2.png")
-    entry = made.annotated("turned.jpg", 3)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
-    draw_part(1).save(made.root / "images" / "turned.jpg", exif=exif)
-    entry["width"], entry["height"] = {"upright": (40, 60), "as stored": (60, 40), "not at all": (None, None)}[
-        stated
-    ]
-    prepare(*made.flags())
-    with Image.open(made.root / "set/ground_truth/defect_type_3/turned_mask.png") as mask:
-        found = np.asarray(mask)
-    expected = np.zeros((60, 40), dtype=np.uint8)
-    if stated == "as stored":
-        stored = np.zeros((40, 60), dtype=np.uint8)
-        stored[8:14, 10:22] = 255
-        expected = np.rot90(stored, -1)
-    else:
-        expected[8:14, 10:22] = 255
-    assert (found == expected).all()
-
-
-def test_masks_of_annotations_on_a_smaller_copy_are_enlarged(tmp_path):
-    made = Originals(tmp_path / "original")
-    made.good("1.png", "2.png")
-    entry = made.annotated("big.png", 3, size=(120, 80))
-    entry["width"], entry["height"] = 60, 40
-    prepare(*made.flags())
-    with Image.open(made.root / "set/ground_truth/defect_type_3/big_mask.png") as mask:
-        assert mask.size == (120, 80) and mask.getbbox() == (20, 16, 44, 28)
 
 
 def test_split_depends_on_seed_and_names_alone(originals, monkeypatch):
@@ -304,20 +252,6 @@ def test_paths_annotated_on_windows(originals):
     assert "test/defect_type_12/b.png" in tree(originals.root / "set")
 
 
-def test_preview(originals, capsys):
-    prepare(*originals.flags(), "--preview", originals.root / "preview")
-    assert tree(originals.root / "preview") == ["a.jpg", "b.jpg", "c.jpg", "manifest.csv"]
-    with (
-        Image.open(originals.root / "preview" / "a.jpg") as drawn,
-        Image.open(originals.root / "images/a.png") as image,
-    ):
-        difference = np.abs(np.asarray(drawn).astype(int) - np.asarray(image)).max(axis=2)
-    x, y, width, height = BOX
-    assert difference[y + height, x : x + width].min() > 60  # the lower edge of the box
-    assert difference[30:, 45:].max() < 60
-    prepare(*originals.flags(), "--preview", originals.root / "preview", "--overwrite")
-
-
 def test_works_from_any_folder_without_torch(originals, tmp_path):
     """And hash, split and names survive a run with other threads."""
     code = (
@@ -340,22 +274,3 @@ def test_deeppcb(shared_data, tmp_path, capsys):
     assert (counts["train/good"], counts["test/good"], counts["test/defect_type_1"]) == (180, 45, 86)
     with Image.open(tmp_path / "set/ground_truth/defect_type_3/20085000_test_mask.png") as mask:
         assert mask.size == (640, 640) and mask.crop((409, 394, 435, 422)).getextrema() == (255, 255)
-
-
-@pytest.mark.parametrize(("size", "box"), [((40, 60), (10, 20, 22, 26)), ((60, 40), (26, 10, 32, 22))])
-def test_preview_of_a_turned_image(tmp_path, size, box):
-    """Upright it is 40 x 60; annotations that refer to 60 x 40 turn with the picture."""
-    made = Originals(tmp_path / "original")
-    made.good("1.png", "2.png")
-    entry = made.annotated("turned.jpg", 3, bbox=[10, 20, 12, 6] if size == (40, 60) else BOX)
-    entry["width"], entry["height"] = size
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (60, 40), "white").save(made.root / "images" / "turned.jpg", exif=exif)
-    prepare(*made.flags(), "--preview", made.root / "preview")
-    with Image.open(made.root / "preview" / "turned.jpg") as drawn:
-        assert drawn.size == (40, 60)
-        pixels = np.asarray(drawn).min(axis=2)
-    left, top, right, bottom = box
-    assert (pixels[top : bottom + 1, [left, right]] < 128).all()
-    assert (pixels[[top, bottom], left : right + 1] < 128).all()

@@ -1,0 +1,211 @@
+"""eval.py, called as a user calls it: what it prints and leaves, with what users do wrong."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+import eval as eval_script
+from commands import evaluate
+from conftest import fail, fill_folder, make_dataset, write_six_files
+from efficientad.checkpoint import load_teacher_weights, save_model
+from efficientad.networks import EfficientAD
+from reports import Page
+
+
+def test_further_thresholds_and_the_sweep(output, dataset_folder, capsys):
+    capsys.readouterr()
+    evaluate("-d", "custom", "-c", dataset_folder, "-o", output, "-f", "none", "-T", 7, "--thresholds", 1e6, 0)
+    printed = capsys.readouterr().out
+    assert "threshold 7 (given)" in printed
+    assert printed.index("Overall") < printed.index("\nThreshold 1e+06:") < printed.index("\nThreshold 0:")
+    assert printed.count("Final image auc") == 3
+    sweep = printed[printed.index("Other thresholds on these images:") :].splitlines()
+    assert any("in use" in line and line.split()[0] == "7" for line in sweep)
+    assert any("best F1 (an oracle" in line for line in sweep)
+    metrics = json.loads((output / "anomaly_maps/custom/test/metrics.json").read_text())
+    assert [other["threshold"] for other in metrics["others"]] == [1e6, 0]
+    assert metrics["others"][0]["overall"]["recall"] == 0
+    assert [row for row in metrics["sweep"] if "in use" in row["notes"]][0]["threshold"] == 7
+
+
+def test_tiff_maps_are_float_at_the_images_own_size(output, dataset_folder):
+    """60 x 40 images give 60 x 40 maps, never rounded; the score is the maximum of the 256 x 256 map."""
+    Image.new("RGB", (31, 57), (255, 0, 255)).save(dataset_folder / "test" / "defect_type_1" / "odd.1.png")
+    evaluate("-d", "custom", "-c", dataset_folder, "-o", output)
+    folder = output / "anomaly_maps" / "custom" / "test"
+    with Image.open(folder / "good" / "000.tiff") as image:
+        assert (image.mode, image.size) == ("F", (60, 40))
+        values = np.asarray(image)
+    assert (values != np.rint(values)).any()
+    with Image.open(folder / "defect_type_1" / "odd.1.tiff") as image:
+        assert image.size == (31, 57)
+    with (folder / "scores.csv").open() as file:
+        scores = {(row["defect_class"], row["image_name"]): float(row["y_score"]) for row in csv.DictReader(file)}
+    assert len(scores) == 8
+    assert scores["good", "000.png"] >= values.max() - 1e-3
+
+
+def test_the_report_tells_scores_pictures_facts_and_commands(output, dataset_folder):
+    masks = dataset_folder / "ground_truth" / "defect_type_1"
+    masks.mkdir(parents=True)
+    Image.new("L", (60, 40), 255).save(masks / "000_mask.png")
+    words = ["-d", "custom", "-c", dataset_folder, "-o", output, "-T", 3.5]
+    evaluate(*words)
+    folder = output / "anomaly_maps" / "custom" / "test"
+    page = Page(folder / "report.html")
+    with (folder / "scores.csv").open() as file:
+        expected = {(row["defect_class"], row["image_name"]): float(row["y_score"]) for row in csv.DictReader(file)}
+    rows = page.data["images"]
+    kinds = [name for name, _ in page.data["classes"]]
+    assert {(kinds[row[0]], row[1]): row[2] for row in rows} == pytest.approx(expected)
+    for row in rows:
+        assert (folder / page.data["test_link"] / row[3]).is_file() and (folder / row[4]).is_file()
+        assert row[5:7] == [60, 40] and len(row[8]) == 64**2
+        assert bool(row[9]) == (row[3] == "defect_type_1/000.png")
+    text = (folder / "report.html").read_text()
+    for fact in ("parts", "9 good images, 1 more held out", "2 steps of batch size 5", "--threshold 3.5"):
+        assert fact in text
+    assert f"python train.py --dataset custom --custom_dataset_path {dataset_folder}" in text
+
+
+def test_evaluating_again_replaces_its_own_files_and_no_others(output, dataset_folder, capsys):
+    words = ["-d", "custom", "-c", dataset_folder, "-o", output]
+    folder = output / "anomaly_maps" / "custom" / "test"
+    evaluate(*words, "-f", "jpg", "-T", 1)
+    with Image.open(folder / "good" / "001.jpg") as image:
+        assert image.size == (120, 40)
+    (folder / "good" / "notes.txt").write_text("mine")
+    shutil.rmtree(dataset_folder / "test" / "defect_type_2")
+    evaluate(*words, "-f", "tiff", "-T", 1e6)
+    left = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    assert left == [
+        "defect_type_1/000.tiff",
+        "defect_type_1/001.tiff",
+        "good/000.tiff",
+        "good/001.tiff",
+        "good/002.tiff",
+        "good/notes.txt",
+        "metrics.json",
+        "mismatch_samples.csv",
+        "report.html",
+        "scores.csv",
+        "written_files.json",
+    ]
+    mismatches = (folder / "mismatch_samples.csv").read_text().splitlines()
+    assert mismatches[0] == "defect_class,image_name,y_score,path,threshold,margin"
+    assert [line.split(",")[:2] for line in mismatches[1:]].count(["defect_type_1", "000.png"]) == 1
+    assert len(mismatches) == 3  # a threshold of a million misses both defects
+
+
+def test_six_files_of_other_tools_give_the_same_scores(tmp_path, capsys):
+    """The real small networks, with the shipped teacher."""
+    root = make_dataset(tmp_path / "set", train=1, test={"good": 1, "dent": 1})
+    model = EfficientAD()
+    load_teacher_weights(model, None)
+    model.quantiles.copy_(torch.tensor([[0.5, 2.0], [0.1, 0.7]]))
+    (tmp_path / "own").mkdir()
+    save_model(model, tmp_path / "own" / "model.pt", {})
+    write_six_files(model, tmp_path / "six")
+    written = []
+    for name in ("own", "six"):
+        evaluate("-d", "custom", "-c", root, "-w", tmp_path / name, "-o", tmp_path / name, "-m", "small")
+        written.append((tmp_path / name / "anomaly_maps" / "custom" / "test" / "scores.csv").read_text())
+    assert written[0] == written[1]
+    assert "Final image auc: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kept", ["good", "defect_type_1"])
+def test_only_good_or_only_defective_test_images(output, dataset_folder, kept, capsys):
+    for folder in list((dataset_folder / "test").iterdir()):
+        if folder.name != kept:
+            shutil.rmtree(folder)
+    evaluate("-d", "custom", "-c", dataset_folder, "-o", output, "-f", "none")
+    assert "AUC undefined: the test set has no" in capsys.readouterr().out
+
+
+def test_an_image_in_two_classes_is_told(output, dataset_folder, capsys):
+    shutil.copy(dataset_folder / "test/defect_type_1/000.png", dataset_folder / "test/defect_type_2/copy.png")
+    evaluate("-d", "custom", "-c", dataset_folder, "-o", output, "-f", "none")
+    assert "Over the 7 distinct images" in capsys.readouterr().out
+
+
+def draw_masks(dataset_folder, count=4):
+    """For the first defective images."""
+    images = sorted((dataset_folder / "test").glob("defect*/*.png"))[:count]
+    for number, path in enumerate(images):
+        mask = np.zeros((40, 60), dtype=np.uint8)
+        mask[10 : 20 + number, 5:20] = 255
+        file = dataset_folder / "ground_truth" / path.parent.name / f"{path.stem}_mask.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(file)
+
+
+def test_masks_give_pixel_metrics_whatever_the_map_format(output, dataset_folder, capsys):
+    words = ["-d", "custom", "-c", dataset_folder, "-o", output]
+    folder = output / "anomaly_maps" / "custom" / "test"
+    evaluate(*words, "-f", "none")
+    assert "Pixels" not in capsys.readouterr().out
+    assert json.loads((folder / "metrics.json").read_text())["pixel_metrics"] is None
+    draw_masks(dataset_folder, count=3)
+    found = []
+    for map_format in ("none", "jpg", "tiff"):
+        evaluate(*words, "-f", map_format)
+        printed = capsys.readouterr().out
+        assert "95 % interval" in printed and "AU-PRO 0.30" in printed
+        assert "1 of the 4 defective images have no mask, or an empty one" in printed
+        found.append(json.loads((folder / "metrics.json").read_text()))
+    assert found[0] == found[1] == found[2]
+    metrics = found[0]["pixel_metrics"]
+    assert [(row["name"], row["images"]) for row in metrics["classes"]] == [
+        ("defect_type_1", 2),
+        ("defect_type_2", 1),
+    ]
+    assert metrics["left_out"] == 1
+
+    truth, scores = [], []
+    for path in sorted((dataset_folder / "test").glob("*/*.png")):
+        mask_file = dataset_folder / "ground_truth" / path.parent.name / f"{path.stem}_mask.png"
+        if mask_file.exists() or path.parent.name == "good":
+            mask = np.asarray(Image.open(mask_file)) if mask_file.exists() else np.zeros((40, 60))
+            truth.append(mask.ravel() > 0)
+            scores.append(np.asarray(Image.open(folder / path.parent.name / f"{path.stem}.tiff")).ravel())
+    direct = roc_auc_score(np.concatenate(truth), np.concatenate(scores))
+    assert metrics["overall"]["auroc"] == pytest.approx(direct, abs=1e-3)
+
+
+def test_masks_that_do_not_belong_are_told(output, dataset_folder, monkeypatch, capsys):
+    words = ["-d", "custom", "-c", dataset_folder, "-o", output, "-f", "none"]
+    draw_masks(dataset_folder)
+    wrong = dataset_folder / "ground_truth/defect_type_2/001_mask.png"
+    Image.new("L", (40, 40)).save(wrong)
+    message = fail(monkeypatch, capsys, eval_script, *words)
+    assert f"{wrong} is 40 x 40, its image" in message and "is 60 x 40" in message
+    assert not (output / "anomaly_maps").exists()
+    (dataset_folder / "ground_truth").rename(dataset_folder / "masks")
+    fill_folder(dataset_folder / "ground_truth" / "other_class", 1)
+    evaluate(*words)
+    assert "Note: no file in" in capsys.readouterr().out
+
+
+def test_wrong_evaluation_commands(output, dataset_folder, monkeypatch, capsys):
+    custom = ["-d", "custom", "-c", dataset_folder, "-o", output]
+
+    def error(*words):
+        return fail(monkeypatch, capsys, eval_script, *words)
+
+    assert "holds a small model but --model_size is medium" in error(*custom, "-m", "medium")
+    assert "train first" in error(*custom, "-w", output / "nowhere")
+    assert "train first" in error("-d", "custom", "-c", dataset_folder, "-o", output / "other")
+    assert "must be a number of 0 or more" in error(*custom, "-T", "nan")
+    assert "must be a number of 0 or more" in error(*custom, "-T", "-3")
+    assert "invalid threshold value: 'automatic'" in error(*custom, "-T", "automatic")
+    (dataset_folder / "test" / "good" / "000.png").write_text("text")
+    assert "cannot read 1 image" in error(*custom)
+    shutil.rmtree(dataset_folder / "test")
+    assert "no test folder" in error(*custom)
