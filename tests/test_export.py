@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import eval as eval_script
-from conftest import fail, fill_folder, make_dataset
+from conftest import draw_part, fail, fill_folder, make_dataset
 from efficientad import export, parity, predict
 from efficientad.calibration import calibrate
 from efficientad.checkpoint import load_teacher_weights, save_model
@@ -20,6 +20,7 @@ from efficientad.exportable import ExportableDetector
 from efficientad.exported import load_exported
 from efficientad.images import read_image
 from efficientad.networks import EfficientAD
+from efficientad.normalization import map_quantiles
 from efficientad.runtimes import TorchDetector
 from efficientad.tensors import to_square
 
@@ -227,6 +228,33 @@ def test_the_real_networks_export(tmp_path):
         TorchDetector(model, CPU, "fp32"), load_exported(tmp_path / "d.onnx", "cpu", "auto"), pixels, 1, 80.0
     )
     assert found.keeps(parity.BOUNDS["fp32"]) and found.same_decisions == 1
+
+
+def test_int8_sees_what_the_exact_detector_sees(tmp_path):
+    """A student near its teacher, as a trained one is: what rounding adds must be small beside what is left."""
+    skip_without("onnx")
+    from efficientad.exporting import write_export
+
+    pixels = torch.stack([to_square(draw_part(seed, seed % 2 == 1), 256) for seed in range(4)])
+    model = EfficientAD().eval()
+    load_teacher_weights(model, None)
+    with torch.inference_mode():
+        features = model.teacher(model.normalize(pixels / 255))
+        model.teacher_mean.copy_(features.mean((0, 2, 3), keepdim=True))
+        model.teacher_std.copy_(features.std((0, 2, 3), keepdim=True))
+        model.student[:-1].load_state_dict(model.teacher[:-1].state_dict())
+        scale = 0.8 / model.teacher_std.flatten()
+        for half in (slice(0, 384), slice(384, 768)):
+            model.student[-1].weight[half] = model.teacher[-1].weight * scale[:, None, None, None]
+            model.student[-1].bias[half] = (model.teacher[-1].bias - model.teacher_mean.flatten()) * scale
+        model.quantiles.copy_(torch.from_numpy(map_quantiles([model.raw_maps(pixels / 255)])))
+    write_export(
+        "onnx", model, export.describe(model, "int8"), tmp_path / "d.onnx", pixels.permute(0, 2, 3, 1).numpy()
+    )
+    found = parity.compare(
+        TorchDetector(model, CPU, "fp32"), load_exported(tmp_path / "d.onnx", "cpu", "auto"), pixels, 3, 80.0
+    )
+    assert found.maps.relative_mean < 0.008 and found.scores.relative_largest < 0.03
 
 
 def test_the_consumer_in_the_readme(detector_file, tmp_path, tiny_model):
