@@ -7,7 +7,7 @@ from pathlib import Path
 
 from efficientad import arguments
 from efficientad.errors import run_command
-from efficientad.recipes import DEFAULT_EPOCHS, RECIPES
+from efficientad.recipes import AUTO, DEFAULT_EPOCHS, FAST_BELOW, RECIPES
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -66,10 +66,11 @@ def get_parser() -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--recipe",
-        choices=RECIPES,
-        default="paper",
-        help="paper: a low learning rate, for tens of thousands of steps; fast: He initialization, and a high "
-        "rate that falls to zero, for hundreds or a few thousand steps (default: %(default)s)",
+        choices=(AUTO, *RECIPES),
+        default=AUTO,
+        help="paper: as published, for tens of thousands of steps; fast: a student that begins with a solved last "
+        "layer, a rate that falls to zero, maps weighed, for hundreds or thousands of steps; "
+        f"{AUTO}: fast below {FAST_BELOW} steps, else paper (default: %(default)s)",
     )
     group.add_argument(
         "--lr",

@@ -27,7 +27,7 @@ run python -m pip install --quiet --disable-pip-version-check -r requirements.tx
 
 [ -f dataset/sample/mislabelled.csv ] || run python dataset/make_sample.py --output_dir dataset/sample
 run python prepare_dataset.py --annotations dataset/sample/annotations/instance.json --labeled_dir dataset/sample/images --unlabeled_dir dataset/sample/normal/B --output_dir dataset/boards --train_ratio 0.5 --overwrite
-run python train.py --dataset custom --custom_dataset_path dataset/boards --output_dir output/demo --train_steps 300 --recipe fast --target_fpr 0.05 --overwrite
+run python train.py --dataset custom --custom_dataset_path dataset/boards --output_dir output/demo --train_steps 300 --target_fpr 0.05 --overwrite
 run python eval.py --dataset custom --custom_dataset_path dataset/boards --output_dir output/demo --map_format jpg
 
 results=output/demo/anomaly_maps/custom/test

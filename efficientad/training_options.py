@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from efficientad.distributed import rank, ranks
-from efficientad.recipes import DEFAULT_EPOCHS, RECIPES
+from efficientad.recipes import DEFAULT_EPOCHS, RECIPES, choose_recipe
 from efficientad.training import TrainingPlan
 
 FEW_IMAGES_SEEN = 1000
@@ -50,7 +50,7 @@ class TrainingOptions:
     model_size: str
     weights: Path | None  # of the teacher; None: the shipped one
     imagenet_train_path: list[Path]
-    recipe: str
+    recipe: str  # auto, or a key of RECIPES
     lr: float | None  # None: the recipe's
     weight_decay: float
     target_fpr: float
@@ -67,12 +67,18 @@ class TrainingOptions:
     overwrite: bool
 
 
-def make_plan(options: TrainingOptions, images: int, compute: torch.device, precision: str) -> TrainingPlan:
-    """The plan for so many training images, on all ranks together."""
-    recipe = RECIPES[options.recipe]
+def settle(options: TrainingOptions, images: int) -> TrainingOptions:
+    """The options with the steps and the recipe that follow from so many training images, on all ranks together."""
     steps_per_epoch = math.ceil(images / (options.batch_size * ranks()))
+    steps = options.train_steps or (options.epochs or DEFAULT_EPOCHS) * steps_per_epoch
+    return replace(options, epochs=None, train_steps=steps, recipe=choose_recipe(options.recipe, steps))
+
+
+def make_plan(options: TrainingOptions, compute: torch.device, precision: str) -> TrainingPlan:
+    """The plan of settled options."""
+    recipe = RECIPES[options.recipe]
     return TrainingPlan(
-        steps=options.train_steps or (options.epochs or DEFAULT_EPOCHS) * steps_per_epoch,
+        steps=options.train_steps,
         batch_size=options.batch_size,
         lr=options.lr or recipe.lr,
         autoencoder_lr=recipe.autoencoder_lr * (options.lr or recipe.lr),

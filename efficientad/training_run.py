@@ -28,7 +28,7 @@ from efficientad.stored_images import StoredImage, find_stored_images
 from efficientad.teacher_answers import TeacherAnswers
 from efficientad.training import Training
 from efficientad.training_chart import draw_training
-from efficientad.training_options import MAY_DIFFER, TrainingOptions, make_plan, report_start, say
+from efficientad.training_options import MAY_DIFFER, TrainingOptions, make_plan, report_start, say, settle
 
 STATE_FILE = "checkpoint.pt"
 LOG_FILE = "log.csv"
@@ -112,23 +112,25 @@ class _Run:
         settings: Mapping[str, Any],
         resuming: bool,
     ) -> None:
-        self._options, self._folder, self._recipe = options, folder, RECIPES[options.recipe]
-        self._state_file = folder / STATE_FILE
+        self._folder, self._state_file = folder, folder / STATE_FILE
         compute = device.resolve_device(options.device)
         if options.deterministic:
             device.compute_deterministically()
         precision = device.resolve_precision(options.precision, compute)
-        split = self._split(dataset)
+        split = self._split(dataset, options)
         if len(split.train) < ranks():
             raise UserError(f"{len(split.train)} training images are too few for {ranks()} processes; start fewer")
+        self._options = options = settle(options, len(split.train))
+        self._recipe = RECIPES[options.recipe]
         self.model, teacher = _start_model(options)
         stored = find_stored_images(options.imagenet_train_path)
-        self._plan = make_plan(options, len(split.train), compute, precision)
+        self._plan = make_plan(options, compute, precision)
         facts = {
             "train_images": len(split.train),
             "validation_images": len(split.validation),
             "natural_images": len(stored),
             "steps": self._plan.steps,
+            "recipe": options.recipe,
             "lr": self._plan.lr,
             "machine": device.describe(compute, precision),
             "teacher": str(teacher),
@@ -139,8 +141,7 @@ class _Run:
         self._state = self._read_state() if resuming else None
         self._load_images(dataset, split, stored)
 
-    def _split(self, dataset: Dataset) -> TrainingSplit:
-        options = self._options
+    def _split(self, dataset: Dataset, options: TrainingOptions) -> TrainingSplit:
         split = find_training_images(dataset, options.seed)
         self.skipped = []
         if options.on_error == "skip":

@@ -11,6 +11,7 @@ from PIL import Image
 import train as train_script
 from commands import evaluate, train
 from conftest import fail, fill_folder, make_dataset
+from efficientad.recipes import RECIPES, choose_recipe
 
 
 def test_training_says_what_it_does_and_what_to_do_next(tmp_path, dataset_folder, tiny_teacher, capsys):
@@ -51,13 +52,16 @@ def test_train_steps_and_penalty(tmp_path, dataset_folder, tiny_teacher, capsys)
     assert rows[-1]["step"] == "5" and float(rows[-1]["penalty"]) > 0
 
 
-def test_fast_recipe(tmp_path, dataset_folder, tiny_teacher, capsys):
+def test_recipes(tmp_path, dataset_folder, tiny_teacher, capsys):
     words = ["-d", "custom", "-c", dataset_folder, "-w", tiny_teacher, "--train_steps", 3]
-    train(*words, "-o", tmp_path / "fast", "--recipe", "fast")
-    error = capsys.readouterr().err
-    assert "Solving the student's output layer" in error and "Weighing the maps" in error
-    train(*words, "-o", tmp_path / "paper")
-    assert "Solving" not in capsys.readouterr().err
+    train(*words, "-o", tmp_path / "fast")  # by itself, for so few steps
+    printed = capsys.readouterr()
+    assert "recipe fast" in printed.out
+    assert "Solving the student's output layer" in printed.err and "Weighing the maps" in printed.err
+    train(*words, "-o", tmp_path / "paper", "--recipe", "paper")
+    printed = capsys.readouterr()
+    assert "recipe paper" in printed.out and "or take --recipe fast" in printed.out
+    assert "Solving" not in printed.err
     fast, paper = (
         torch.load(tmp_path / name / "trainings/custom/model.pt", weights_only=True) for name in ("fast", "paper")
     )
@@ -66,6 +70,16 @@ def test_fast_recipe(tmp_path, dataset_folder, tiny_teacher, capsys):
     assert fast["training"]["recipe"] == "fast"
     with (tmp_path / "fast/trainings/custom/log.csv").open() as file:
         assert float(list(csv.DictReader(file))[-1]["lr"]) < 1e-4
+
+
+def test_long_trainings_follow_the_paper_by_themselves():
+    assert [choose_recipe("auto", steps) for steps in (1, 9_999, 10_000, 70_000)] == [
+        "fast",
+        "fast",
+        "paper",
+        "paper",
+    ]
+    assert [choose_recipe(name, steps) for name in RECIPES for steps in (1, 70_000)] == ["paper"] * 2 + ["fast"] * 2
 
 
 def test_the_threshold_is_calibrated_on_held_out_images_and_taken(tmp_path, tiny_teacher, capsys):
