@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 from torch import nn
 
+from browser import Browser, find_programs
 from commands import train
 from efficientad import networks
 from efficientad.errors import run_command
 from efficientad.networks import EfficientAD
+from reports import ROWS, make_report
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -137,3 +139,30 @@ def originals(tmp_path):
     made.annotated("c.png", 1, 1)
     made.good(*(f"lot/{number}.png" for number in range(9)), "deep/er/x.PNG")
     return made
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    programs = find_programs()
+    if programs is None:
+        pytest.skip("needs chromium and chromedriver (Debian: apt-get install chromium chromium-driver)")
+    try:
+        opened = Browser(programs, tmp_path_factory.mktemp("downloads"))
+    except RuntimeError as error:
+        pytest.skip(f"Chromium does not start here: {error}")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session")
+def report_file(tmp_path_factory):
+    held_out = [20.0, 31.5, 42.0, 55.25, 71.0]
+    return make_report(tmp_path_factory.mktemp("page"), ROWS, held_out=held_out, facts=[("Teacher", "small.pth")])
+
+
+@pytest.fixture
+def page(browser, report_file):
+    browser.open(report_file)
+    browser.run("localStorage.clear()")
+    yield browser
+    assert browser.console() == []

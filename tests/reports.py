@@ -15,6 +15,19 @@ from efficientad.html_report import REPORT_FILE, Run, write_report
 from efficientad.pictures import Picture, encode_map, encode_thumbnail, plan_pictures
 from efficientad.report import ScoredSample, evaluate_scores
 
+THRESHOLD = 80.0
+
+
+def _made_up_rows():
+    rng = np.random.default_rng(3)
+    rows = [("good", f"g{index:03d}.png", float(np.float32(rng.gamma(3, 15)))) for index in range(90)]
+    for kind, mean in (("dent", 200), ("scratch", 90)):
+        rows += [(kind, f"{kind}{index}.png", float(np.float32(rng.gamma(3, mean / 3)))) for index in range(30)]
+    return rows
+
+
+ROWS = _made_up_rows()  # class name, image name, score
+
 
 class Page(HTMLParser):
     """A report as a browser's parser sees it: every tag with its attributes, and the data of its script."""
@@ -59,7 +72,7 @@ def scored_images(rows, test_folder, size=(60, 40), mask="20 10 45 10 145"):
     return scored
 
 
-def make_report(folder, rows, threshold=80.0, held_out=(), facts=(), title="parts"):
+def make_report(folder, rows, threshold=THRESHOLD, held_out=(), facts=(), title="parts"):
     """Write report.html into `folder` and return its path."""
     scored = scored_images(rows, folder / "set" / "test")
     maps = {item.sample: f"{item.sample.class_name}/{item.sample.image_name}.tiff" for item in scored}
