@@ -50,6 +50,7 @@ def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from efficientad import device
+    from efficientad.host_memory import keep_freed_memory
     from efficientad.measuring import matrix_rate
     from efficientad.networks import EfficientAD
     from efficientad.workloads import Workloads
@@ -57,6 +58,7 @@ def main(args: argparse.Namespace) -> None:
     if args.json and not args.json.parent.is_dir():
         raise UserError(f"--json {args.json}: there is no folder {args.json.parent}")
     compute = device.resolve_device(args.device)
+    keep_freed_memory(compute)
     precision = device.resolve_precision(args.precision, compute)
     facts = {
         "model_size": args.model_size,

@@ -180,6 +180,7 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
     from efficientad import backbones, device
     from efficientad.distillation import DistillationTarget
     from efficientad.distributed import wait_for_ranks
+    from efficientad.host_memory import keep_freed_memory
     from efficientad.image_cache import ImageCache
     from efficientad.networks import IMAGE_SIZE
     from efficientad.pretraining import Distillation
@@ -190,6 +191,7 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
 
     _check_flags(args)
     compute = device.resolve_device(args.device)
+    keep_freed_memory(compute)
     plan = DistillationPlan(
         steps=args.steps or (None if args.minutes else PAPER_STEPS),
         minutes=args.minutes,

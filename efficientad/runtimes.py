@@ -13,6 +13,7 @@ from efficientad import checkpoint
 from efficientad.calibration import Calibration
 from efficientad.device import autocast, describe, resolve_device, resolve_precision
 from efficientad.exported import SUFFIXES, load_exported
+from efficientad.host_memory import keep_freed_memory
 from efficientad.networks import EfficientAD
 from efficientad.tensors import to_unit_range
 
@@ -74,5 +75,6 @@ def load_detector(path: Path, device_name: str, precision_name: str) -> Detector
     if path.suffix in SUFFIXES.values() and not path.is_dir():
         return load_exported(path, device_name, precision_name)
     device = resolve_device(device_name)
+    keep_freed_memory(device)
     precision = resolve_precision(precision_name, device)
     return TorchDetector(checkpoint.load_model(path, device), device, precision)

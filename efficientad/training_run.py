@@ -16,6 +16,7 @@ from efficientad.calibration import describe_calibration
 from efficientad.datasets import Dataset, TrainingSplit, find_training_images
 from efficientad.distributed import rank, ranks, wait_for_ranks
 from efficientad.errors import UserError
+from efficientad.host_memory import keep_freed_memory
 from efficientad.image_set import ImageSet
 from efficientad.images import read_image
 from efficientad.initialization import initialize_network, solve_student
@@ -114,6 +115,7 @@ class _Run:
     ) -> None:
         self._folder, self._state_file = folder, folder / STATE_FILE
         compute = device.resolve_device(options.device)
+        keep_freed_memory(compute)
         if options.deterministic:
             device.compute_deterministically()
         precision = device.resolve_precision(options.precision, compute)
