@@ -9,6 +9,8 @@ from efficientad.device import autocast
 from efficientad.distributed import from_first_rank
 from efficientad.networks import FEATURE_CHANNELS, EfficientAD, feature_map_size
 
+_BLOCK = 64  # answers that are kept in one piece: one by one they would break up the memory for all that is larger
+
 
 class TeacherAnswers:
     """Raw outputs of a model's teacher by image index, kept in float16 as far as a budget goes.
@@ -22,7 +24,8 @@ class TeacherAnswers:
         self._model, self._device, self._precision = model, device, precision
         bytes_each = 2 * FEATURE_CHANNELS * feature_map_size(model.image_size) ** 2
         self._room = int(budget_bytes // bytes_each)
-        self._kept: dict[int, Tensor] = {}
+        self._kept: dict[int, Tensor] = {}  # parts of blocks
+        self._block: Tensor | None = None  # the one that is being filled
         self._shift: Tensor | None = None
         self._scale: Tensor | None = None
 
@@ -67,5 +70,13 @@ class TeacherAnswers:
             from_first_rank(self._scale)
         answer = ((raw - self._shift) / self._scale).half()
         if len(self._kept) < self._room:
-            self._kept[index] = answer
+            self._keep(index, answer)
         return answer
+
+    def _keep(self, index: int, answer: Tensor) -> None:
+        place = len(self._kept) % _BLOCK
+        if place == 0:
+            shape = (min(_BLOCK, self._room - len(self._kept)), *answer.shape[1:])
+            strides = (answer[0].numel(), *answer.stride()[1:])
+            self._block = torch.empty_strided(shape, strides, dtype=answer.dtype, device=answer.device)
+        self._kept[index] = self._block[place : place + 1].copy_(answer)
