@@ -16,7 +16,7 @@ from efficientad.calibration import describe_calibration
 from efficientad.datasets import Dataset, TrainingSplit, find_training_images
 from efficientad.distributed import rank, ranks, wait_for_ranks
 from efficientad.errors import UserError
-from efficientad.host_memory import keep_freed_memory
+from efficientad.host_memory import keep_freed_memory, release_freed_memory
 from efficientad.image_set import ImageSet
 from efficientad.images import read_image
 from efficientad.initialization import initialize_network, solve_student
@@ -115,7 +115,6 @@ class _Run:
     ) -> None:
         self._folder, self._state_file = folder, folder / STATE_FILE
         compute = device.resolve_device(options.device)
-        keep_freed_memory(compute)
         if options.deterministic:
             device.compute_deterministically()
         precision = device.resolve_precision(options.precision, compute)
@@ -209,7 +208,11 @@ class _Run:
             normalization.fit_teacher_statistics(model, images, self._train, answers)
             if self._recipe.solved_start:
                 solve_student(model, images, self._train, answers, precision, self._options.seed)
+        # Not before: the answers to keep, and what was computed beside them, would leave holes in each other's place.
+        keep_freed_memory(plan.device)
         training.run(self._natural)
+        del training, answers
+        release_freed_memory()  # holes of other sizes than what follows needs
         normalization.fit_map_quantiles(model, images, self._held_out, precision)
         if self._recipe.weighed_maps:
             normalization.fit_map_weights(model, images, self._held_out, precision)
