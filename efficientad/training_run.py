@@ -208,7 +208,7 @@ class _Run:
             normalization.fit_teacher_statistics(model, images, self._train, answers)
             if self._recipe.solved_start:
                 solve_student(model, images, self._train, answers, precision, self._options.seed)
-        # Not before: the answers to keep, and what was computed beside them, would leave holes in each other's place.
+        # Not before: the answers to keep and what is computed beside them would leave holes in each other's place.
         keep_freed_memory(plan.device)
         training.run(self._natural)
         del training, answers
