@@ -15,7 +15,7 @@ def keep_freed_memory(device: torch.device) -> None:
     """Where a CPU computes, keep from now on what is freed, for the next step.
 
     Otherwise every large block goes back to the system and comes again, page by page and filled with zeros, which
-    takes a quarter of a training step of batch size 16.
+    takes a fifth of a training step of batch size 16.
     """
     set_option = _from_glibc("mallopt")
     if device.type == "cpu" and set_option:
