@@ -63,6 +63,9 @@ def run_command(main: Callable[[argparse.Namespace], int | None], parser: argpar
         if isinstance(error, OSError) and error.errno is not None:  # a full disk or a forbidden folder
             where = f": {Path(error.filename)}" if isinstance(error.filename, str) else ""
             status = _fail(parser, f"{error.strerror}{where}", 2)
+        elif isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("efficientad"):
+            advice = "activate the environment that has it, or pip install -r requirements.txt"
+            status = _fail(parser, f"{error.name} is not installed for {sys.executable}; {advice}", 2)
         else:  # a bug; Python's own exit status would be 1, which is a result of predict
             traceback.print_exc()
             status = 2

@@ -273,3 +273,12 @@ def test_names_are_printed_whatever_the_terminal_understands(tmp_path):
     assert b"\x1b[31m" not in done.stdout + done.stderr
     for name in (rb"d\udce9\udcff", rb"\x1b[31mred", rb"two\nlines"):
         assert b"test/" + name in done.stdout
+
+
+def test_an_environment_without_the_packages_is_told():
+    """As when it was not activated."""
+    blocked = "import sys; sys.modules['torch'] = None; sys.argv = ['train.py', '--device', 'cpu']; "
+    code = blocked + "import runpy; runpy.run_path('train.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "torch is not installed" in done.stderr and "requirements.txt" in done.stderr
