@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from efficientad.distributed import alone, gather_objects, rank, ranks
-from efficientad.errors import UserError
+from efficientad.errors import UserError, is_out_of_memory
 
 _Result = TypeVar("_Result")
 
@@ -26,7 +26,9 @@ def each_category(names: Sequence[str], work: Callable[[str], _Result]) -> dict[
         for name in own:
             try:
                 results[name] = work(name)
-            except (UserError, OSError) as error:
+            except Exception as error:
+                if not isinstance(error, (UserError, OSError)) and not is_out_of_memory(error):
+                    raise  # a bug
                 print(f"{name} failed: {error}", file=sys.stderr, flush=True)
     everywhere = {name: result for part in gather_objects(results) for name, result in part.items()}
     if not everywhere:

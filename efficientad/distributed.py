@@ -31,7 +31,10 @@ def process_group(device_name: str) -> Iterator[tuple[int, int]]:
         return
     on_gpu = device_name != "cpu" and torch.cuda.is_available()
     if on_gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        place, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if place >= gpus:
+            raise UserError(f"{gpus} GPUs are too few for process {place + 1} of this machine; start {gpus}")
+        torch.cuda.set_device(place)
     with _naming_lost_ranks():
         # Small things that the host must know go through gloo: no waiting for the GPU
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_PATIENCE)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _LISTED = 10
+_NEED_MEMORY = ("batch_size", "cache_gb", "num_workers")  # flags
 
 
 class UserError(Exception):
@@ -23,6 +24,13 @@ class UserError(Exception):
 
 class Interrupted(KeyboardInterrupt):
     """Ended by a signal; the message is one sentence that says how to go on."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was not enough memory, of the GPU or, as far as the system says so, of the machine."""
+    # torch's class is named and not imported: it takes seconds, and prepare_dataset.py does without
+    names = (kind.__name__ for kind in type(error).__mro__)
+    return isinstance(error, MemoryError) or "OutOfMemoryError" in names or "can't allocate memory" in str(error)
 
 
 def require_folder(path: Path, advice: str) -> None:
@@ -63,6 +71,10 @@ def run_command(main: Callable[[argparse.Namespace], int | None], parser: argpar
         if isinstance(error, OSError) and error.errno is not None:  # a full disk or a forbidden folder
             where = f": {Path(error.filename)}" if isinstance(error.filename, str) else ""
             status = _fail(parser, f"{error.strerror}{where}", 2)
+        elif is_out_of_memory(error):
+            flags = [f"--{name}" for name in _NEED_MEMORY if name in vars(args)]
+            advice = f"try a smaller {' or '.join(flags)}" if flags else "close other programs"
+            status = _fail(parser, f"not enough memory ({str(error).partition('. ')[0] or 'RAM'}); {advice}", 2)
         elif isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("efficientad"):
             advice = "activate the environment that has it, or pip install -r requirements.txt"
             status = _fail(parser, f"{error.name} is not installed for {sys.executable}; {advice}", 2)

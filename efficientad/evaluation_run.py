@@ -127,6 +127,7 @@ class _Run:
             scored = list(tqdm(scoring, desc="Evaluating", total=len(own), unit="image", disable=rank() > 0))
         except KeyboardInterrupt:
             raise Interrupted("interrupted; continue with --resume") from None
+        self._spool.close()
         everywhere = {item.sample: item for part in gather_objects(scored) for item in part}
         self._scored = [everywhere[sample] for sample in self._samples if sample in everywhere]
         self._skipped = [error for part in gather_objects(self._skipped) for error in part]

@@ -7,12 +7,13 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from efficientad.errors import UserError
 
 LOCK_FILE = ".lock"
+_CLOSE_FIRST = os.name == "nt"  # Windows removes no open file, and this one locks nothing there
 _NO_LOCKS_HERE = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # some network file systems
 
 
@@ -35,8 +36,13 @@ def lock_folder(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)  # before it is released: whoever gets it next must make a new one
-            os.close(descriptor)
+            if _CLOSE_FIRST:
+                os.close(descriptor)
+                with suppress(OSError):  # another run has it open
+                    path.unlink(missing_ok=True)
+            else:
+                path.unlink(missing_ok=True)  # before it is released: whoever gets it next must make a new one
+                os.close(descriptor)
     finally:
         for made in missing:
             try:

@@ -42,7 +42,8 @@ def hard_feature_loss(teacher: Tensor, student: Tensor, batch: int) -> Tensor:
     padded = F.pad(largest.detach(), (0, count - len(largest)), value=-1.0)  # below every square
     everywhere = gather_rows(padded).flatten()
     threshold = everywhere.topk(count, sorted=False).values.min()
-    return largest[largest >= threshold].sum() / (everywhere >= threshold).sum()
+    # where, not an index: how many there are would have to be known on the host
+    return torch.where(largest >= threshold, largest, 0).sum() / (everywhere >= threshold).sum()
 
 
 def hard_feature_count(elements: int) -> int:

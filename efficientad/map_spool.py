@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -33,6 +34,7 @@ class MapSpool:
             UserError: what is there comes from another detector.
         """
         self._folder, self._side = folder, side
+        self._file: BinaryIO | None = None
         self._record = _DIGEST_BYTES + 4 * side * side + 4
         self._places: dict[bytes, tuple[Path, int]] = {}
         detector = bytes.fromhex(detector_digest)
@@ -41,12 +43,14 @@ class MapSpool:
         if not resume:
             self.discard()
         wait_for_ranks()  # before any of them writes
-        self._file = None
         self._detector = detector
 
     def _index(self, path: Path, detector: bytes) -> None:
         with path.open("rb") as file:
-            if file.read(_DIGEST_BYTES) != detector:
+            written = file.read(_DIGEST_BYTES)
+            if len(written) < _DIGEST_BYTES:  # of a process that was stopped, or whose disk was full, at once
+                return
+            if written != detector:
                 raise UserError(
                     f"{path} is of an evaluation with another model, --device or --precision; leave out --resume"
                 )
@@ -84,8 +88,13 @@ class MapSpool:
         except OSError as error:  # a full disk; the error itself names no file
             raise OSError(error.errno, error.strerror, self._file.name) from None
 
+    def close(self) -> None:
+        """This rank adds no more. Windows removes no open file."""
+        if self._file is not None:
+            self._file.close()
+
     def discard(self) -> None:
-        """The first rank removes the files of all; they are not needed any more."""
+        """The first rank removes the files of all, which have closed theirs; they are not needed any more."""
         if rank() == 0:
             for path in self._folder.glob(_PATTERN):
                 path.unlink()

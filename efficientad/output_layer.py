@@ -74,7 +74,8 @@ class OutputLayerFit:
         products = self.products
         if isinstance(towards, Tensor):
             products = products - self.squares @ towards  # what those weights leave to explain
-        return towards + torch.linalg.solve(regularized, products)
+        # LAPACK's order of elements is another one, in which NCCL refuses to send a tensor
+        return (towards + torch.linalg.solve(regularized, products)).contiguous()
 
     @torch.no_grad()
     def set(self, solution: Tensor) -> None:

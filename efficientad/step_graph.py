@@ -48,10 +48,15 @@ class CudaGraphs:
     def record(self, step: Step, inputs: tuple[Tensor, ...]) -> Replay:
         """See Recorder."""
         graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        noise = generator.clone_state()
         try:
-            # Other threads may go on reading images into pinned memory meanwhile.
+            # Other threads may go on copying images to the GPU meanwhile.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 output = step(*inputs)
+        except BaseException:
+            generator.graphsafe_set_state(noise)  # the old one may go on believing that it is being recorded
+            raise
         finally:
             torch.cuda.set_stream(before)  # which a failed recording leaves as it is
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -179,7 +180,8 @@ class _Run:
             share = NATURAL_CACHE_SHARE * budget
             start = self._state["step"] if self._state else 0
             self._natural = natural_batches(stored, options.batch_size, size, share, workers, options.seed, start)
-            budget -= share
+            if self._plan.device.type == "cpu":  # else they have the host's memory to themselves
+                budget -= share
         self._answers_budget = budget
 
     def fit(self) -> None:
@@ -212,6 +214,7 @@ class _Run:
         keep_freed_memory(plan.device)
         training.run(self._natural)
         del training, answers
+        gc.collect()  # the step refers to itself; on a GPU it holds the memory of its graph
         release_freed_memory()  # holes of other sizes than what follows needs
         normalization.fit_map_quantiles(model, images, self._held_out, precision)
         if self._recipe.weighed_maps:

@@ -23,6 +23,15 @@ def test_bf16_is_native_from_ampere_on(monkeypatch, capability, native):
     assert device._has_fast_bf16(CUDA) == native
 
 
+def test_fp32_on_a_gpu_is_fp32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(device, "_has_fast_bf16", lambda _: True)
+    device.resolve_precision("auto", CUDA)
+    assert torch.backends.cudnn.allow_tf32
+    device.resolve_precision("fp32", CUDA)
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert [device.resolve_device(name).type for name in ("auto", "cuda", "cpu")] == ["cuda", "cuda", "cpu"]

@@ -24,7 +24,9 @@ def test_ridge_regression_equals_the_textbook():
     ridge = 0.3 * len(rows) * rows.var(dim=0, unbiased=False).mean()
     centred, mean = rows - rows.mean(dim=0), wanted.mean(dim=0)
     weights = torch.linalg.solve(centred.T @ centred + ridge * torch.eye(8), centred.T @ (wanted - mean))
-    fit.set(fit.solve(0.3))
+    solution = fit.solve(0.3)
+    assert solution.is_contiguous()  # NCCL sends no other
+    fit.set(solution)
     torch.testing.assert_close(layer.weight.flatten(1).T.double(), weights, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(layer.bias.double(), mean - rows.mean(dim=0) @ weights, atol=1e-5, rtol=1e-4)
 

@@ -31,6 +31,8 @@ def test_maps_come_back_exactly_and_torn_ones_do_not(tmp_path):
     assert np.array_equal(torn.get(A), maps[0]) and torn.get(B) is None
     torn.add(B, maps[1])
     assert np.array_equal(MapSpool(tmp_path, DETECTOR, 4, resume=True).get(B), maps[1])
+    (tmp_path / ".unfinished_maps.9-0").touch()  # the disk was full before anything was written
+    assert np.array_equal(MapSpool(tmp_path, DETECTOR, 4, resume=True).get(A), maps[0])
     with pytest.raises(UserError, match="with another model, --device or --precision; leave out --resume"):
         MapSpool(tmp_path, OTHER, 4, resume=True)
     assert MapSpool(tmp_path, OTHER, 4, resume=False).get(A) is None
