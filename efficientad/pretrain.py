@@ -211,12 +211,13 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
     )
     if plan.precision == "fp16":
         raise UserError("--precision fp16 is for train.py and eval.py; a distillation takes bf16 or fp32")
+    stored = find_stored_images(args.images)
     settings = {key: str(value) for key, value in vars(args).items() if key not in _MAY_DIFFER}
+    settings |= {"processes": str(ranks), "images found": str(len(stored))}
     state_file = args.output.with_name(f"{args.output.name}.state")
     state = read_state(state_file, "a pretraining", "pdn", settings) if args.resume else None
     torch.manual_seed(args.seed)
     pdn = _start_teacher(args.model_size, args.init_weights)
-    stored = find_stored_images(args.images)
     backbone = backbones.load_backbone(args.backbone, args.layers)
     training, held_out = _split(len(stored), args.seed)
     if len(training) < ranks:
@@ -243,6 +244,8 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
         if rank == 0:
             print(f"Resuming after {run.step} steps, {run.seconds / 60:.1f} minutes", flush=True)
     else:
+        if rank == 0:
+            state_file.unlink(missing_ok=True)  # of a run that is not to be resumed
         seen = training[: max(args.statistics_images, ranks)][rank::ranks]
         bar = tqdm(total=len(seen), desc="Statistics of the features", unit="image", disable=rank > 0)
         with bar:

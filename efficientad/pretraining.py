@@ -96,6 +96,10 @@ def _make_optimizer(pdn: nn.Module, plan: DistillationPlan) -> torch.optim.Optim
     return torch.optim.Adam(pdn.parameters(), plan.lr, weight_decay=plan.weight_decay, fused=True)
 
 
+def _not_finite() -> UserError:
+    return UserError("the teacher's answers are not finite; try a smaller --lr, or --precision fp32")
+
+
 class Distillation:
     """One run: the teacher, its optimizer and how far it has come; saved and resumed as a whole."""
 
@@ -128,7 +132,7 @@ class Distillation:
         by_steps = self.step / plan.steps if plan.steps else 0.0
         by_time = self.seconds / 60 / plan.minutes if plan.minutes else 0.0
         if plan.minutes and plan.ranks > 1:
-            by_time = float(from_first_rank(torch.tensor(by_time, dtype=torch.float64, device=plan.device)))
+            by_time = float(from_first_rank(torch.tensor(by_time, dtype=torch.float64)))
         return min(1.0, max(by_steps, by_time))
 
     def learning_rate(self) -> float:
@@ -221,7 +225,7 @@ class Distillation:
                 weights = {key: value.cpu().half().contiguous() for key, value in self.pdn.state_dict().items()}
                 write_atomically(weights, self.output)
         if not math.isfinite(share):
-            raise UserError("the teacher's answers are not finite; try a smaller --lr, or --precision fp32")
+            raise _not_finite()
         self.best = max(self.best, share)
 
     def _log(self, *row: object) -> None:
@@ -233,6 +237,8 @@ class Distillation:
             writer.writerow(row)
 
     def _save_state(self) -> None:
+        if not all(parameter.isfinite().all() for parameter in self.pdn.parameters()):
+            raise _not_finite()  # the last state that was, stays
         if self.plan.rank > 0:
             return
         state = {

@@ -9,6 +9,7 @@ import torch
 
 from conftest import fail, fill_folder
 from efficientad import backbones, checkpoint, pretrain, pretraining
+from efficientad.errors import UserError
 from efficientad.networks import EfficientAD, build_pdn
 from stubs import random_backbone
 
@@ -66,7 +67,7 @@ def test_nothing_is_replaced_unasked(run, tmp_path, natural, monkeypatch, capsys
     assert output.read_bytes() != before
 
 
-def test_interrupted_and_resumed(run, tmp_path, natural, monkeypatch, capsys):
+def stop_after_one_step(monkeypatch, run, *words):
     learn = pretraining.Distillation._train_on
 
     def learn_once(self, *args):
@@ -74,10 +75,14 @@ def test_interrupted_and_resumed(run, tmp_path, natural, monkeypatch, capsys):
             raise KeyboardInterrupt
         return learn(self, *args)
 
-    monkeypatch.setattr(pretraining.Distillation, "_train_on", learn_once)
-    with pytest.raises(KeyboardInterrupt):
-        run()
-    monkeypatch.setattr(pretraining.Distillation, "_train_on", learn)
+    with monkeypatch.context() as patch:
+        patch.setattr(pretraining.Distillation, "_train_on", learn_once)
+        with pytest.raises(KeyboardInterrupt):
+            run(*words)
+
+
+def test_interrupted_and_resumed(run, tmp_path, natural, monkeypatch, capsys):
+    stop_after_one_step(monkeypatch, run)
     output = tmp_path / "new" / "teacher.pth"
     words = ["--images", natural, "--output", output, "--resume", "--steps", 2, "--window", 133, "--batch_size", 2]
     error = fail(monkeypatch, capsys, pretrain, *words, "--lr", 1e-3)
@@ -85,6 +90,36 @@ def test_interrupted_and_resumed(run, tmp_path, natural, monkeypatch, capsys):
     assert "Resuming after 1 steps" in run("--resume")
     error = fail(monkeypatch, capsys, pretrain, *words)
     assert "teacher.pth.state does not exist, so there is nothing to resume" in error
+
+
+def test_a_state_is_not_resumed_by_another_run(run, tmp_path, natural, monkeypatch):
+    stop_after_one_step(monkeypatch, run)
+    fill_folder(natural / "more", 1)
+    with pytest.raises(UserError, match="other settings .images found 6, now 7."):
+        run("--resume")
+    state = tmp_path / "new" / "teacher.pth.state"
+    assert state.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(pretraining.Distillation, "_save_state", lambda self: None)  # killed before it came to that
+        stop_after_one_step(patch, run, "--overwrite")
+    assert not state.exists()
+
+
+def test_a_state_without_finite_weights_is_not_saved(run, tmp_path, monkeypatch):
+    stop_after_one_step(monkeypatch, run)
+    state = tmp_path / "new" / "teacher.pth.state"
+    before = state.read_bytes()
+
+    def diverge(self, *args):
+        with torch.no_grad():
+            self.pdn[-1].weight.fill_(float("nan"))
+        return torch.zeros(())
+
+    monkeypatch.setattr(pretraining.Distillation, "_train_on", diverge)
+    monkeypatch.setattr(pretraining.Distillation, "_evaluate", lambda *args: None)
+    with pytest.raises(UserError, match="not finite; try a smaller --lr"):
+        run("--resume")
+    assert state.read_bytes() == before
 
 
 def test_bad_arguments_are_one_line(natural, tmp_path, monkeypatch, capsys):
