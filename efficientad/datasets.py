@@ -171,12 +171,20 @@ def find_test_samples(dataset: Dataset) -> list[Sample]:
         raise UserError(f"{test} holds images outside class folders; {layout}")
     samples = [
         Sample(path, folder.name, path.relative_to(folder).as_posix())
-        for folder in _class_folders(test)
+        for folder in _test_folders(test)
         for path in find_images(folder)
     ]
     if not samples:
         raise UserError(f"{test} holds no images; {layout}")
     return samples
+
+
+def _test_folders(test: Path) -> list[Path]:
+    folders = _class_folders(test)
+    for folder in folders:
+        if folder.name != GOOD and folder.name.casefold() == GOOD:
+            raise UserError(f"{folder} would count as a class of defects; rename it to {GOOD}")
+    return folders
 
 
 def _class_folders(parent: Path) -> list[Path]:

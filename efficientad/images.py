@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,9 @@ from efficientad.errors import UserError, list_files
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif"})
 
 _LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # of a whole file
+
+_LARGEST_JPG = 65_500  # pixels on a side; libjpeg writes no more
+_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257  # tags
 
 _TURNS = {
     5: Image.Transpose.TRANSPOSE,
@@ -55,14 +58,17 @@ def is_data_folder(name: str) -> bool:
     return not name.startswith(".") and name != "__MACOSX"
 
 
-def find_images(folder: Path) -> list[Path]:
+def find_images(folder: Path, pass_over: Callable[[OSError], None] | None = None) -> list[Path]:
     """Every image under `folder` at any depth, in an order that does not depend on the file system.
 
     Hidden files, and folders that are no data, are passed over. Links to folders are followed, but not in circles,
     and no folder is looked into twice.
 
+    Args:
+        pass_over: is told of each folder that cannot be listed; None: it is an error.
+
     Raises:
-        OSError: a folder below cannot be listed.
+        OSError: a folder cannot be listed, and pass_over is None.
     """
 
     def fail(error: OSError) -> None:  # os.walk would pass over it in silence
@@ -78,11 +84,24 @@ def find_images(folder: Path) -> list[Path]:
         return new
 
     found = []
-    for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+    for parent, folders, names in os.walk(folder, onerror=pass_over or fail, followlinks=True):
         data = sorted(filter(is_data_folder, folders))
         folders[:] = [name for name in data if is_new(os.path.join(parent, name))]
         found += [Path(parent, name) for name in names if is_image_name(name)]
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def leave_out_below(folder: Path, paths: Iterable[Path]) -> list[Path]:
+    """Those of the paths that do not lie in `folder`, whichever links lead there."""
+    top = Path(os.path.realpath(folder))
+    inside: dict[Path, bool] = {}  # by parent
+    kept = []
+    for path in paths:
+        if path.parent not in inside:
+            inside[path.parent] = Path(os.path.realpath(path.parent)).is_relative_to(top)
+        if not inside[path.parent]:
+            kept.append(path)
+    return kept
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
@@ -177,7 +196,10 @@ def read_header(data: bytes, name: str) -> ImageHeader:
             # Pillow decodes a whole PNG to look for EXIF data behind the pixels
             may_have_exif = opened.format != "PNG" or b"eXIf" in data or b"exif" in data
             orientation = opened.getexif().get(ExifTags.Base.Orientation, 1) if may_have_exif else 1
-            return ImageHeader(opened.size, orientation if orientation in range(1, 9) else 1)
+            size = opened.size
+            if opened.format == "TIFF":  # whose size newer Pillows give as it is seen
+                size = opened.tag_v2[_TIFF_WIDTH], opened.tag_v2[_TIFF_HEIGHT]
+            return ImageHeader(size, orientation if orientation in range(1, 9) else 1)
     except Exception as error:  # Pillow's plugins raise almost any type on damaged files
         raise UnreadableImageError(name, _reason(error, empty=not data)) from error
 
@@ -229,6 +251,11 @@ def _open(path: Path) -> Iterator[BinaryIO]:
 def resize_image(image: Image.Image, size: int) -> Image.Image:
     """Resize to size x size, bilinear with antialiasing; the aspect ratio is ignored, as in the paper."""
     return image.resize((size, size), Image.Resampling.BILINEAR)
+
+
+def fit_jpg(picture: Image.Image) -> None:
+    """Make a picture that no JPG can hold smaller, in place."""
+    picture.thumbnail((_LARGEST_JPG, _LARGEST_JPG))  # changes nothing but what is larger
 
 
 def raise_if_unreadable(problems: Sequence[UnreadableImageError | str]) -> None:

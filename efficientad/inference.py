@@ -36,11 +36,18 @@ class Prediction:
     sample: Sample
     digest: str  # SHA-256 of the file's bytes
     image_size: tuple[int, int]  # width and height of the upright image
-    image: Image.Image | None  # upright RGB at its own size, where asked for
+    data: bytes | None  # of the file, where asked for
     thumbnail: bytes | None  # where asked for
     score: float  # the largest value of the map, float32
     anomaly_map: np.ndarray  # S x S float32, 0-255 scale
     milliseconds: float  # spent on reading it, and on its share of the batch; not those it waited
+
+    def decode(self) -> Image.Image | None:
+        """The upright RGB image at its own size, where its data were asked for.
+
+        Decoded again, since dozens of large photographs that wait for their turn would fill the memory.
+        """
+        return None if self.data is None else decode_image(self.data, str(self.sample.path))
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class _Loaded:
     sample: Sample
     digest: str
     image_size: tuple[int, int]
-    image: Image.Image | None
+    data: bytes | None
     thumbnail: bytes | None
     pixels: Tensor  # uint8, 3 x S x S
     seconds: float  # that reading took
@@ -69,7 +76,7 @@ def predict(
     samples: Sequence[Sample],
     batch_size: int,
     workers: int,
-    keep_images: bool = False,
+    keep_data: bool = False,
     pass_over: Callable[[UnreadableImageError], None] | None = None,
     make_thumbnail: Callable[[Image.Image], bytes] | None = None,
     spool: MapSpool | None = None,
@@ -78,7 +85,7 @@ def predict(
 
     Args:
         workers: threads that read images ahead.
-        keep_images: give the predictions their images, which may be large.
+        keep_data: give the predictions what they decode their images from.
         pass_over: is told of each unreadable image, which then has no prediction; None: they are an error.
         make_thumbnail: what remains of an image otherwise; called in the threads that read.
         spool: has maps that need not be computed again, and takes in those that take long.
@@ -97,7 +104,7 @@ def predict(
             return error
         pixels = to_square(image, detector.image_size)
         thumbnail = make_thumbnail(image) if make_thumbnail else None
-        kept, digest = image if keep_images else None, hashlib.sha256(data).hexdigest()
+        kept, digest = data if keep_data else None, hashlib.sha256(data).hexdigest()
         return _Loaded(sample, digest, image.size, kept, thumbnail, pixels, time.perf_counter() - start)
 
     pending: _Started | None = None
@@ -157,7 +164,7 @@ def _finish(started: _Started, spool: MapSpool | None) -> Iterator[Prediction]:
             loaded.sample,
             loaded.digest,
             loaded.image_size,
-            loaded.image,
+            loaded.data,
             loaded.thumbnail,
             score,
             anomaly_map,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ from PIL import Image
 from torch.nn import functional as F
 
 from efficientad.atomic_file import atomic_file
+from efficientad.images import fit_jpg
 
 JPG_QUALITY = 90
-_LARGEST_JPG = 65_500  # pixels on a side; libjpeg writes no more
 _SMALLEST_SOFTNESS = 1e-6
+_STRIP_PIXELS = 2**18
 
 
 def resize_map(anomaly_map: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -40,6 +42,20 @@ def jet(levels: np.ndarray) -> np.ndarray:
     return np.rint(255 * np.clip(1.5 - distance, 0, 1)).astype(np.uint8)
 
 
+def heat_map(anomaly_map: np.ndarray, threshold: float) -> np.ndarray:
+    """The colours of an H x W map: H x W x 3, uint8; see heat_levels and jet."""
+    colours = np.empty((*anomaly_map.shape, 3), dtype=np.uint8)
+    for rows in _strips(anomaly_map.shape):
+        colours[rows] = jet(heat_levels(anomaly_map[rows], threshold))
+    return colours
+
+
+def _strips(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Some rows after others, so that what is computed of them on the way stays small."""
+    height = max(1, _STRIP_PIXELS // shape[1])
+    return (slice(top, top + height) for top in range(0, shape[0], height))
+
+
 def write_tiff(path: Path, anomaly_map: np.ndarray) -> None:
     """Write a float32 map H x W as a single-channel 32-bit float TIFF."""
     _save(Image.fromarray(anomaly_map), path, "TIFF")
@@ -47,21 +63,24 @@ def write_tiff(path: Path, anomaly_map: np.ndarray) -> None:
 
 def write_side_by_side(path: Path, image: Image.Image, anomaly_map: np.ndarray, threshold: float) -> None:
     """Write a JPG of the RGB image with the heat map of its H x W map to its right, smaller if it must be."""
-    heat_map = Image.fromarray(jet(heat_levels(anomaly_map, threshold)))
     both = Image.new("RGB", (2 * image.width, image.height))
     both.paste(image, (0, 0))
-    both.paste(heat_map, (image.width, 0))
-    both.thumbnail((_LARGEST_JPG, _LARGEST_JPG))  # changes nothing but what is larger
+    both.paste(Image.fromarray(heat_map(anomaly_map, threshold)), (image.width, 0))
     _save(both, path, "JPEG")
 
 
 def write_overlay(path: Path, image: Image.Image, anomaly_map: np.ndarray, threshold: float) -> None:
     """Write a JPG of the RGB image under the heat map of its H x W map, the more opaque the higher its level."""
-    levels = heat_levels(anomaly_map, threshold)[..., None]
-    pixels = np.asarray(image) + levels * (jet(levels[..., 0]).astype(np.float32) - np.asarray(image))
-    _save(Image.fromarray(np.rint(pixels).astype(np.uint8)), path, "JPEG")
+    pixels = np.array(image)
+    for rows in _strips(anomaly_map.shape):
+        levels = heat_levels(anomaly_map[rows], threshold)
+        below, above = pixels[rows].astype(np.float32), jet(levels).astype(np.float32)
+        pixels[rows] = np.rint(below + levels[..., None] * (above - below))
+    _save(Image.fromarray(pixels), path, "JPEG")
 
 
 def _save(picture: Image.Image, path: Path, file_format: str) -> None:
+    if file_format == "JPEG":
+        fit_jpg(picture)
     with atomic_file(path, durable=False) as file:
         picture.save(file, file_format, **({"quality": JPG_QUALITY} if file_format == "JPEG" else {}))

@@ -98,7 +98,7 @@ def find_inputs(words: list[str], output_dir: Path) -> list:
     """The images of folders, files and patterns, each once, named by their path below what all have in common.
 
     Args:
-        output_dir: what lies in it is passed over: an earlier run's maps are no input.
+        output_dir: an earlier run's maps in it are no input.
 
     Raises:
         UserError: a word that leads to no image.
@@ -107,7 +107,8 @@ def find_inputs(words: list[str], output_dir: Path) -> list:
     import os
 
     from efficientad.datasets import Sample
-    from efficientad.images import find_images, is_image_name
+    from efficientad.images import find_images, is_image_name, leave_out_below
+    from efficientad.results import MAP_FOLDER
 
     found: dict[str, Path] = {}  # by the whole path
     bases = []
@@ -120,7 +121,7 @@ def find_inputs(words: list[str], output_dir: Path) -> list:
         else:
             matches = [Path(name) for name in sorted(glob.glob(word, recursive=True))]
             images = [match for match in matches if is_image_name(match.name) and match.is_file()]
-        images = [image for image in images if output_dir.absolute() not in image.absolute().parents]
+        images = leave_out_below(output_dir / MAP_FOLDER, images)
         if not images:
             reason = "holds no images" if path.is_dir() else "no such file or folder, nor a pattern of images"
             raise UserError(f"--input {word}: {reason}")
@@ -145,7 +146,7 @@ def score(args: argparse.Namespace, detector, writer, samples: list) -> int:
     stale = outputs.claim_files(args.output_dir, names)
     unreadable: list[Exception] = []
     predictions = predict(
-        detector, samples, args.batch_size, args.num_workers, writer.needs_images, pass_over=unreadable.append
+        detector, samples, args.batch_size, args.num_workers, writer.needs_data, pass_over=unreadable.append
     )
     written = parallel_map(
         lambda one: writer.write(one, results.signature_of(one.sample.path)), predictions, args.num_workers
@@ -183,9 +184,12 @@ def watch(args: argparse.Namespace, detector, writer) -> None:
     def warn(problem: Exception) -> None:
         print(f"Passed over until it changes: {printable(str(problem))}", file=sys.stderr, flush=True)
 
+    def warn_of_folder(error: OSError) -> None:
+        print(f"Passed over: {printable(str(error.filename))}: {error.strerror}", file=sys.stderr, flush=True)
+
     folder = args.watch.absolute()
     scores = results.ScoresFile(args.output_dir / results.SCORES_FILE, go_on=True)
-    watcher = watching.FolderWatcher(folder, args.output_dir, scores.done)
+    watcher = watching.FolderWatcher(folder, args.output_dir / results.MAP_FOLDER, scores.done, warn_of_folder)
     latencies = watching.LatencyLog(LOG_SECONDS, lambda line: print(line, flush=True))
     count = 0
     with stop_requests("") as asked_to_stop:
@@ -195,7 +199,7 @@ def watch(args: argparse.Namespace, detector, writer) -> None:
             latencies.tell_when_due()
             by_path = {arrival.path: arrival for arrival in watcher.scan()}
             samples = [Sample(path, "", path.relative_to(folder).as_posix()) for path in by_path]
-            for one in predict(detector, samples, args.batch_size, args.num_workers, writer.needs_images, warn):
+            for one in predict(detector, samples, args.batch_size, args.num_workers, writer.needs_data, warn):
                 arrival = by_path[one.sample.path]
                 result = writer.write(one, arrival.signature)
                 scores.append(result, writer.threshold)

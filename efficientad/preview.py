@@ -14,6 +14,7 @@ from efficientad.coco import annotation_box, annotation_polygons
 from efficientad.images import (
     UnreadableImageError,
     decode_image,
+    fit_jpg,
     raise_if_unreadable,
     read_bytes,
     read_header,
@@ -109,7 +110,9 @@ def write_previews(
         source, name = item
         path = folder / PurePosixPath(name).with_suffix(".jpg")
         try:
-            draw_annotations(source, categories).save(path, quality=_JPG_QUALITY)
+            drawn = draw_annotations(source, categories)
+            fit_jpg(drawn)
+            drawn.save(path, quality=_JPG_QUALITY)
         except UnreadableImageError as error:
             return error
         return ManifestRow(source.path.absolute(), path.name, hashlib.sha256(path.read_bytes()).hexdigest())

@@ -16,6 +16,7 @@ from efficientad.maps import resize_map, write_overlay, write_side_by_side, writ
 from efficientad.regions import ImageRegions, coco_contents, find_regions
 
 SCORES_FILE = "scores.csv"
+MAP_FOLDER = "maps"
 REGIONS_FILE = "regions.json"
 MAP_SUFFIXES = {"tiff": ".tiff", "jpg": ".jpg", "overlay": ".jpg", "none": None}
 COLUMNS = ("path", "score", "threshold", "anomalous", "milliseconds", "bytes", "modified")
@@ -50,7 +51,7 @@ class ResultWriter:
             file_per_image: write the regions of each image to regions/<name>.json.
         """
         self.threshold = threshold
-        self.needs_images = map_format in ("jpg", "overlay")
+        self.needs_data = map_format in ("jpg", "overlay")
         self._folder, self._map_format = folder, map_format
         self._regions, self._file_per_image = save_regions, file_per_image
 
@@ -58,7 +59,7 @@ class ResultWriter:
         """The files below the folder that an image of this name leads to; it keeps its suffix: a.png and a.jpg."""
         names = []
         if suffix := MAP_SUFFIXES[self._map_format]:
-            names.append(f"maps/{name}{suffix}")
+            names.append(f"{MAP_FOLDER}/{name}{suffix}")
         if self._regions and self._file_per_image:
             names.append(f"regions/{name}.json")
         return names
@@ -76,7 +77,7 @@ class ResultWriter:
                 write_tiff(files[0], anomaly_map)
             elif self._map_format != "none":
                 write = {"jpg": write_side_by_side, "overlay": write_overlay}[self._map_format]
-                write(files[0], prediction.image, anomaly_map, self.threshold)
+                write(files[0], prediction.decode(), anomaly_map, self.threshold)
             if self._regions:
                 regions = find_regions(anomaly_map, self.threshold, is_anomalous)
         result = Result(

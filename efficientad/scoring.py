@@ -54,10 +54,10 @@ def score_samples(
         if map_files or localization:
             anomaly_map = resize_map(prediction.anomaly_map, *prediction.image_size)
         if map_files:
-            if prediction.image is None:
-                write_tiff(map_files[sample], anomaly_map)
+            if pictures:
+                write_side_by_side(map_files[sample], prediction.decode(), anomaly_map, threshold)
             else:
-                write_side_by_side(map_files[sample], prediction.image, anomaly_map, threshold)
+                write_tiff(map_files[sample], anomaly_map)
         located = localization.count(sample, anomaly_map) if localization else None
         picture = _picture(prediction, sizes, masks) if sizes else None
         return ScoredSample(sample, prediction.digest, prediction.score, picture), located

@@ -17,6 +17,8 @@ NORMAL_NAMES = ("good", "normal", "ok", "led", "marked")  # categories that labe
 NEARLY_EVERY = 0.9  # share of the annotated images from which on a category may well label the part
 _LONGEST_FOLDER_NAME = 60  # characters, of up to four bytes each
 GOOD_FOLDER, SINGLE_DEFECT_FOLDER = "good", "defect"
+_DEVICES = ("con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10)))
+_NO_DEFECT_FOLDERS = {GOOD_FOLDER, *_DEVICES}  # Windows keeps the names of its devices to itself
 
 
 @dataclass(frozen=True)
@@ -121,12 +123,14 @@ def name_class_folders(categories: dict[int, str], use_names: bool) -> dict[int,
         for key, name in categories.items()
     }
     uses = Counter(name.casefold() for name in cleaned.values())
-    return {
-        key: name
-        if name and name.casefold() != GOOD_FOLDER and uses[name.casefold()] == 1 and is_data_folder(name)
-        else f"{name}_{key}".lstrip("_. ")
-        for key, name in cleaned.items()
-    }
+
+    def is_fit(name: str) -> bool:
+        folded = name.casefold()
+        return bool(name) and folded not in _NO_DEFECT_FOLDERS and uses[folded] == 1 and is_data_folder(name)
+
+    named = {key: name if is_fit(name) else f"{name}_{key}".lstrip("_. ") for key, name in cleaned.items()}
+    again = Counter(name.casefold() for name in named.values())  # the id may make one of them like another
+    return {key: name if again[name.casefold()] == 1 else by_id[key] for key, name in named.items()}
 
 
 def find_good(folder: Path) -> list[SourceImage]:
@@ -202,8 +206,8 @@ def _locate(
 
 
 def _leaves(path: Path, root: str) -> bool:
-    try:
-        return not Path(os.path.realpath(path)).is_relative_to(root)
+    try:  # the image itself may be a link, as those of tools that keep large files elsewhere are
+        return not Path(os.path.realpath(path.parent)).is_relative_to(root)
     except ValueError:  # not a name that a file can have
         return False
 

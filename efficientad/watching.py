@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from efficientad.csv_file import csv_cell
-from efficientad.images import find_images
+from efficientad.images import find_images, leave_out_below
 from efficientad.results import Signature, signature_of
 
 SETTLING_SECONDS = 0.5  # a file that has not changed for so long is complete
@@ -33,31 +33,39 @@ class FolderWatcher:
     those of a network included.
     """
 
-    def __init__(self, folder: Path, passed_over: Path, done: dict[str, Signature]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        passed_over: Path,
+        done: dict[str, Signature],
+        warn: Callable[[OSError], None] = lambda error: None,
+    ) -> None:
         """
         Args:
             passed_over: a folder whose images do not count, such as the one that maps are written to.
             done: signatures by path as csv_cell writes it; a file with the same one is not new.
+            warn: is told when a folder cannot be listed, once until it can.
         """
-        self._folder, self._passed_over, self._done = folder, passed_over.absolute(), dict(done)
+        self._folder, self._passed_over, self._done, self._warn = folder, passed_over, dict(done), warn
+        self._troubles: set[str] = set()  # of the last scan
         self._changing: dict[Path, tuple[Signature, float]] = {}  # and since when the signature is the same
 
     def scan(self) -> list[Arrival]:
         """The files that have become complete since the last scan, oldest first; each is given once.
 
-        None while the folder cannot be listed, as when a share is away for a while or a folder in it just went.
+        None while the folder cannot be listed, as when a share is away for a while; a folder in it that cannot be
+        is passed over.
         """
         now, changing, arrivals = time.monotonic(), {}, []
-        try:
-            paths = find_images(self._folder)
-        except OSError:
-            return []
-        for path in paths:
+        troubles: list[OSError] = []
+        paths = find_images(self._folder, troubles.append)
+        self._tell(troubles)
+        for path in leave_out_below(self._passed_over, paths):
             try:
                 signature = signature_of(path)
             except OSError:
                 continue  # gone again
-            if self._done.get(csv_cell(path)) == signature or self._passed_over in path.absolute().parents:
+            if self._done.get(csv_cell(path)) == signature:
                 continue
             earlier, since = self._changing.get(path, (None, now))
             since = since if earlier == signature else now
@@ -68,6 +76,12 @@ class FolderWatcher:
                 changing[path] = signature, since
         self._changing = changing
         return sorted(arrivals, key=lambda arrival: arrival.signature[1])
+
+    def _tell(self, troubles: list[OSError]) -> None:
+        for error in troubles:
+            if str(error) not in self._troubles:
+                self._warn(error)
+        self._troubles = {str(error) for error in troubles}
 
 
 class LatencyLog:

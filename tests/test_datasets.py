@@ -93,6 +93,12 @@ def test_missing_folder_names_its_flag(tmp_path):
         open_dataset("visa", tmp_path / "nowhere", "bottle")
 
 
+def test_good_in_other_letters_is_no_class_of_defects(tmp_path):
+    root = make_dataset(tmp_path / "set", test={"Good": 1, "scratch": 1})
+    with pytest.raises(UserError, match="Good would count as a class of defects; rename it to good"):
+        find_test_samples(custom(root))
+
+
 @pytest.mark.parametrize(
     ("folders", "message"),
     [

@@ -1,4 +1,5 @@
 import io
+import os
 import pickle
 
 import numpy as np
@@ -11,6 +12,7 @@ from efficientad.images import (
     decode_image,
     find_images,
     is_image_name,
+    leave_out_below,
     read_header,
     read_image,
     turn_point_upright,
@@ -142,8 +144,35 @@ def test_folder_that_cannot_be_listed_is_not_taken_as_empty(tmp_path):
         find_images(tmp_path / "nowhere")
 
 
+def test_folders_that_cannot_be_listed_may_be_passed_over(tmp_path, monkeypatch):
+    listed = os.scandir
+    for name in ("lost+found", "parts"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "a.png")
+
+    def scandir(path):
+        if str(path).endswith("lost+found"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError):
+        find_images(tmp_path)
+    troubles = []
+    assert find_images(tmp_path, troubles.append) == [tmp_path / "parts" / "a.png"]
+    assert [error.filename for error in troubles] == [str(tmp_path / "lost+found")]
+
+
+def test_images_below_a_folder_are_left_out_whatever_leads_there(tmp_path):
+    (tmp_path / "real" / "maps" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    inside = [tmp_path / "link" / "maps" / "a.png", tmp_path / "real" / "x" / ".." / "maps" / "deep" / "b.png"]
+    outside = [tmp_path / "link" / "c.png", tmp_path / "real" / "maps2" / "d.png"]
+    assert leave_out_below(tmp_path / "real" / "maps", [*inside, *outside]) == outside
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_header_tells_the_upright_size(file_format, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation

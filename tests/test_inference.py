@@ -27,7 +27,7 @@ def predict_all(model, samples, batch_size, workers=2, precision="fp32", **optio
 
 
 def test_predictions_equal_the_plain_version(tiny_model, samples):
-    for prediction in predict_all(tiny_model, samples, 3, keep_images=True):
+    for prediction in predict_all(tiny_model, samples, 3, keep_data=True):
         path = prediction.sample.path
         image = read_image(path)
         pixels = to_square(image, 256)[None] / 255
@@ -38,7 +38,7 @@ def test_predictions_equal_the_plain_version(tiny_model, samples):
         assert prediction.anomaly_map.dtype == np.float32
         assert prediction.digest == hashlib.sha256(path.read_bytes()).hexdigest()
         assert prediction.image_size == image.size
-        assert prediction.image.tobytes() == image.tobytes()
+        assert prediction.decode().tobytes() == image.tobytes()
         assert 0 < prediction.milliseconds < 10_000
 
 

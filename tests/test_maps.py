@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientad.maps import heat_levels, jet, resize_map, write_side_by_side, write_tiff
+from efficientad import maps
+from efficientad.maps import heat_levels, jet, resize_map, write_overlay, write_side_by_side, write_tiff
 
 
 def test_sigmoid_is_centred_on_the_threshold():
@@ -42,6 +43,32 @@ def test_tiff_keeps_every_bit(tmp_path):
     with Image.open(tmp_path / "map.tiff") as image:
         assert image.mode == "F"
         assert (np.asarray(image) == values).all()
+
+
+def test_colours_do_not_depend_on_the_strips(monkeypatch):
+    anomaly_map = np.random.default_rng(0).random((37, 50), dtype=np.float32) * 60
+    whole = jet(heat_levels(anomaly_map, 25.0))
+    for pixels in (1, 50, 333, 2**18):
+        monkeypatch.setattr(maps, "_STRIP_PIXELS", pixels)
+        assert np.array_equal(maps.heat_map(anomaly_map, 25.0), whole)
+
+
+@pytest.mark.parametrize("write", [write_overlay, write_side_by_side])
+def test_pictures_longer_than_a_jpg_can_be_are_made_smaller(tmp_path, write):
+    write(tmp_path / "map.jpg", Image.new("RGB", (66_000, 10)), np.zeros((10, 66_000), dtype=np.float32), 25.0)
+    with Image.open(tmp_path / "map.jpg") as image:
+        assert image.size[0] == 65_500
+
+
+def test_overlay_covers_the_image_where_the_map_is_high(tmp_path):
+    anomaly_map = np.zeros((600, 600), dtype=np.float32)
+    anomaly_map[:, 300:] = 200
+    write_overlay(tmp_path / "map.jpg", Image.new("RGB", (600, 600), (10, 200, 10)), anomaly_map, 25.0)
+    with Image.open(tmp_path / "map.jpg") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    for row in (10, 590):
+        assert np.abs(pixels[row, 100] - [10, 190, 16]).max() < 20
+        assert pixels[row, 500].argmax() == 0 and pixels[row, 500, 1] < 60
 
 
 def test_jpg_shows_the_image_beside_its_heat_map(tmp_path):

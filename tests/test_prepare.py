@@ -194,6 +194,12 @@ def test_folder_names():
     folders = name_class_folders(categories, use_names=True)
     assert folders[2] == "a_b_ c" and folders[5] == "good_5" and folders[9] == "бит"
     assert len({name.casefold() for name in folders.values()}) == len(categories)
+    assert name_class_folders({3: "a", 4: "a", 5: "a_3", 6: "CON"}, use_names=True) == {
+        3: "defect_type_3",
+        4: "a_4",
+        5: "defect_type_5",
+        6: "CON_6",
+    }
     for name in folders.values():
         assert 0 < len(name) < 70 and "/" not in name and name[0] != "." and name.casefold() != "good"
 

@@ -21,6 +21,15 @@ def test_file_names_that_leave_the_folder_are_refused(originals, monkeypatch, ca
     assert not (originals.root / "set").exists()
 
 
+def test_images_may_be_links(originals):
+    image = originals.root / "images" / "a.png"
+    image.rename(originals.root / "kept_elsewhere.png")
+    image.symlink_to(originals.root / "kept_elsewhere.png")
+    prepare(*originals.flags())
+    copied = originals.root / "set" / "test" / "defect_type_3" / "a.png"
+    assert copied.read_bytes() == (originals.root / "kept_elsewhere.png").read_bytes()
+
+
 def test_missing_images_are_listed_and_nothing_is_written(originals, monkeypatch, capsys):
     for name in ("x\0y.png", "\ud800.png", "n" * 300 + ".png", "https://example.org/a.png"):
         originals.annotated("spare.png", 3)["file_name"] = name

@@ -32,9 +32,9 @@ LAYERS = [
     layer.split()
     for layer in (
         "atomic_file errors",
-        "arguments augmentation calibration csv_file curves distributed host_memory locks muon output_layer "
-        "parallel recipes signals step_graph",
-        "coco device images map_spool maps measuring metrics networks pixel_metrics regions sweep torch_file",
+        "arguments augmentation calibration csv_file curves distributed host_memory images locks muon "
+        "output_layer parallel recipes signals step_graph",
+        "coco device map_spool maps measuring metrics networks pixel_metrics regions sweep torch_file",
         "bad_files categories",
         "backbones checkpoint datasets exported pictures sources staging stored_images teacher_answers tensors "
         "training_chart",

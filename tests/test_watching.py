@@ -67,6 +67,39 @@ def test_a_file_counts_when_it_no_longer_changes(tmp_path, clock):
     assert paths(watcher.scan()) == ["moved_in.png"]
 
 
+def test_its_own_maps_are_no_images_whatever_leads_there(tmp_path, clock):
+    (tmp_path / "real" / "maps").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    watcher = FolderWatcher(tmp_path / "link", tmp_path / "real" / "maps", {})
+    clock.write(tmp_path / "real" / "a.png", b"1", age=60)
+    clock.write(tmp_path / "real" / "maps" / "a.png.jpg", b"1", age=60)
+    assert paths(watcher.scan()) == ["a.png"]
+
+
+def test_a_folder_that_cannot_be_listed_is_told_once_and_stops_nothing(tmp_path, clock, monkeypatch):
+    listed, closed = os.scandir, [str(tmp_path / "closed")]
+    (tmp_path / "closed").mkdir()
+
+    def scandir(path):
+        if str(path) in closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    told = []
+    watcher = FolderWatcher(tmp_path, tmp_path / "out", {}, lambda error: told.append(error.filename))
+    clock.write(tmp_path / "a.png", b"1", age=60)
+    assert paths(watcher.scan()) == ["a.png"] and told == closed
+    assert watcher.scan() == [] and told == closed
+    was_closed = closed.pop()
+    watcher.scan()
+    closed.append(was_closed)
+    watcher.scan()
+    assert told == [was_closed] * 2
+    closed.append(str(tmp_path))
+    assert watcher.scan() == [] and told[2:] == [str(tmp_path)]
+
+
 def test_a_clock_that_is_ahead_delays_a_file_but_does_not_lose_it(tmp_path, clock):
     """As on a network share; the file then has to keep still under the watcher's eyes."""
     watcher = FolderWatcher(tmp_path, tmp_path / "out", {})
