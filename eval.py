@@ -29,7 +29,7 @@ def get_parser() -> argparse.ArgumentParser:
     arguments.add_threshold_argument(group)
     group.add_argument(
         "--thresholds",
-        type=arguments.non_negative_float,
+        type=arguments.finite_float,
         nargs="+",
         default=[],
         metavar="X",

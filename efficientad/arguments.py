@@ -26,6 +26,13 @@ def non_negative_int(text: str) -> int:
     return value
 
 
+def finite_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a finite number, not {text}")
+    return value
+
+
 def non_negative_float(text: str) -> float:
     value = float(text)
     if not (math.isfinite(value) and value >= 0):
@@ -55,13 +62,14 @@ def rate(text: str) -> float:
 
 
 def threshold(text: str) -> float | None:
-    """A score, or None for "auto"."""
-    return None if text == "auto" else non_negative_float(text)
+    """A number, or None for "auto". Scores are 0 or more, so below 0 every image is anomalous."""
+    return None if text == "auto" else finite_float(text)
 
 
 # argparse names these in "invalid ... value"
 positive_int.__name__ = non_negative_int.__name__ = "whole number"
-positive_float.__name__ = non_negative_float.__name__ = ratio.__name__ = rate.__name__ = "number"
+for _kind in (finite_float, non_negative_float, positive_float, ratio, rate):
+    _kind.__name__ = "number"
 threshold.__name__ = "threshold"
 
 

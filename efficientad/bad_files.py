@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from efficientad.csv_file import write_csv
+from efficientad.csv_file import csv_cell, write_csv
 from efficientad.errors import list_some
 from efficientad.images import UnreadableImageError
 from efficientad.parallel import parallel_map
@@ -40,6 +41,16 @@ def find_unreadable(
 def write_skipped(folder: Path, skipped: Sequence[UnreadableImageError]) -> None:
     """skipped_files.csv: the path of each file and the reason."""
     write_csv(folder / SKIPPED_FILE, ["path", "reason"], ([error.name, error.reason] for error in skipped))
+
+
+def were_skipped(folder: Path, paths: Sequence[Path]) -> set[str]:
+    """Those of the paths that skipped_files.csv in the folder names; none where there is no such file."""
+    file = folder / SKIPPED_FILE
+    if not file.is_file():
+        return set()
+    with file.open(newline="", encoding="utf-8") as opened:
+        named = {row["path"] for row in csv.DictReader(opened)}
+    return {str(path) for path in paths if csv_cell(path) in named}
 
 
 def describe_skipped(folder: Path, skipped: Sequence[UnreadableImageError]) -> str:

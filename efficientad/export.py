@@ -133,6 +133,7 @@ def find_images(args: argparse.Namespace) -> list:
     Raises:
         UserError: none were given, and those of the training are no longer there.
     """
+    from efficientad.bad_files import were_skipped
     from efficientad.checkpoint import read_training
     from efficientad.datasets import find_training_images, open_dataset
     from efficientad.stored_images import StoredImage, find_stored_images
@@ -144,6 +145,8 @@ def find_images(args: argparse.Namespace) -> list:
         path = Path(training[arguments.path_argument(training["dataset"])])
         dataset = open_dataset(training["dataset"], path, training["subdataset"])
         split = find_training_images(dataset, training["seed"])
+        skipped = were_skipped(args.weights_dir, [*split.train, *split.validation])
+        split = find_training_images(dataset, training["seed"], leave_out=skipped)
     except (KeyError, UserError):
         raise UserError(
             "the images of the training are no longer where they were; name a folder of good images with --images"

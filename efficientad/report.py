@@ -133,7 +133,7 @@ def format_thresholds(evaluation: Evaluation) -> str:
     headers = ["Threshold", "Accuracy", "Precision", "Recall", "F1", "False positives", "What it is"]
     rows = [
         [
-            f"{row.threshold:g}",
+            _digits(row.threshold, row.notes),
             *(f"{value:.4f}" for value in (row.accuracy, row.precision, row.recall, row.f1)),
             f"{row.false_positive_rate:.4f}",
             "; ".join(row.notes),
@@ -143,6 +143,11 @@ def format_thresholds(evaluation: Evaluation) -> str:
     align = ("decimal", *["right"] * 5, "left")
     table = tabulate(rows, headers=headers, colalign=align, disable_numparse=True)
     return "\n".join([*parts, "Other thresholds on these images:", table])
+
+
+def _digits(threshold: float, notes: Sequence[str]) -> str:
+    """What --threshold needs to decide the same; the one in use has been given already."""
+    return f"{threshold:g}" if "in use" in notes else repr(threshold).removesuffix(".0")
 
 
 def _cells(row: Row) -> list:

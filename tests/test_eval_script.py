@@ -20,17 +20,18 @@ from reports import Page
 
 def test_further_thresholds_and_the_sweep(output, dataset_folder, capsys):
     capsys.readouterr()
-    evaluate("-d", "custom", "-c", dataset_folder, "-o", output, "-f", "none", "-T", 7, "--thresholds", 1e6, 0)
+    evaluate("-d", "custom", "-c", dataset_folder, "-o", output, "-f", "none", "-T", 7, "--thresholds", 1e6, -1)
     printed = capsys.readouterr().out
     assert "threshold 7 (given)" in printed
-    assert printed.index("Overall") < printed.index("\nThreshold 1e+06:") < printed.index("\nThreshold 0:")
+    assert printed.index("Overall") < printed.index("\nThreshold 1e+06:") < printed.index("\nThreshold -1:")
     assert printed.count("Final image auc") == 3
     sweep = printed[printed.index("Other thresholds on these images:") :].splitlines()
     assert any("in use" in line and line.split()[0] == "7" for line in sweep)
     assert any("best F1 (an oracle" in line for line in sweep)
     metrics = json.loads((output / "anomaly_maps/custom/test/metrics.json").read_text())
-    assert [other["threshold"] for other in metrics["others"]] == [1e6, 0]
+    assert [other["threshold"] for other in metrics["others"]] == [1e6, -1]
     assert metrics["others"][0]["overall"]["recall"] == 0
+    assert metrics["others"][1]["overall"]["recall"] == 1
     assert [row for row in metrics["sweep"] if "in use" in row["notes"]][0]["threshold"] == 7
 
 
@@ -202,8 +203,8 @@ def test_wrong_evaluation_commands(output, dataset_folder, monkeypatch, capsys):
     assert "holds a small model but --model_size is medium" in error(*custom, "-m", "medium")
     assert "train first" in error(*custom, "-w", output / "nowhere")
     assert "train first" in error("-d", "custom", "-c", dataset_folder, "-o", output / "other")
-    assert "must be a number of 0 or more" in error(*custom, "-T", "nan")
-    assert "must be a number of 0 or more" in error(*custom, "-T", "-3")
+    assert "must be a finite number" in error(*custom, "-T", "nan")
+    assert "must be a finite number" in error(*custom, "-T", "inf")
     assert "invalid threshold value: 'automatic'" in error(*custom, "-T", "automatic")
     (dataset_folder / "test" / "good" / "000.png").write_text("text")
     assert "cannot read 1 image" in error(*custom)

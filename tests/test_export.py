@@ -13,12 +13,12 @@ import torch
 
 import eval as eval_script
 from conftest import draw_part, fail, fill_folder, make_dataset
-from efficientad import export, parity, predict
+from efficientad import bad_files, export, parity, predict
 from efficientad.calibration import calibrate
 from efficientad.checkpoint import load_teacher_weights, save_model
 from efficientad.exportable import ExportableDetector
 from efficientad.exported import load_exported
-from efficientad.images import read_image
+from efficientad.images import UnreadableImageError, read_image
 from efficientad.networks import EfficientAD
 from efficientad.normalization import map_quantiles
 from efficientad.runtimes import TorchDetector
@@ -174,6 +174,16 @@ def test_images_of_the_training_or_others(weights, tmp_path, monkeypatch, capsys
     assert "cannot read 1 image" in fail(
         monkeypatch, capsys, export, *words, "--overwrite", "--images", tmp_path / "other"
     )
+
+
+def test_images_that_the_training_skipped_are_left_out(weights, tmp_path, monkeypatch, capsys):
+    bad = sorted((tmp_path / "parts" / "train" / "good").iterdir())[0]
+    bad.write_text("text")
+    words = ["-w", weights, "--format", "torch", "-o", tmp_path / "d.pt2"]
+    assert "cannot read 1 image" in fail(monkeypatch, capsys, export, *words)
+    bad_files.write_skipped(weights, [UnreadableImageError(str(bad), "not an image, or damaged")])
+    run(*words)
+    assert "decisions agree" in capsys.readouterr().out
 
 
 def test_wrong_commands_are_told(weights, tmp_path, monkeypatch, capsys):

@@ -26,7 +26,7 @@ def test_every_row_is_what_its_threshold_gives(images):
     assert 5 <= len(rows) <= 10
     assert [row.threshold for row in rows] == sorted({row.threshold for row in rows})
     for row in rows:
-        y_pred = y_score > float(f"{row.threshold:g}")  # as the table prints it
+        y_pred = y_score > float(repr(row.threshold))  # as the table prints it
         assert row.accuracy == pytest.approx((y_pred == y_true).mean())
         assert row.precision == pytest.approx(y_true[y_pred].mean(), nan_ok=True)
         assert row.recall == pytest.approx(y_pred[y_true].mean())
@@ -48,6 +48,13 @@ def test_the_marked_rows_are_the_extremes(images):
     for recall, note in ((1, "every defect found"), (0.9, "recall >= 90 %")):
         allowed = [c for c in candidates if (y_score > c)[y_true].mean() >= recall]
         assert noted(rows, note).false_positive_rate == pytest.approx((y_score > max(allowed))[~y_true].mean())
+
+
+def test_close_scores_are_told_apart_by_what_is_printed():
+    y_true, y_score = np.array([False, True]), np.array([1097.66761, 1097.66763])
+    (row,) = [row for row in sweep_thresholds(y_true, y_score, 80.0) if row.f1 == 1]
+    printed = float(repr(row.threshold))
+    assert y_score[0] <= printed < y_score[1] and len(repr(row.threshold)) <= 11
 
 
 def test_perfect_separation_needs_few_rows():
