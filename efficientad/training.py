@@ -81,7 +81,7 @@ class Learner:
         self._optimizer = torch.optim.Adam(groups, weight_decay=plan.weight_decay, fused=True)
         self._scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.precision == "fp16")
         self._batch = 0  # images of the present step, over all ranks
-        # Not with the scaler of fp16, which may leave a step out, nor where processes exchange gradients.
+        # Untried with the scaler of fp16, and with the exchange of gradients between processes.
         self._graphed = plan.device.type == "cuda" and plan.cuda_graph and plan.precision != "fp16" and ranks() == 1
         self._run = GraphedStep(self._learn, CudaGraphs()) if self._graphed else self._learn
         self._lrs_on_device = [torch.zeros((), device=plan.device) for _ in groups]
