@@ -7,7 +7,7 @@ from pathlib import Path
 
 from efficientad import arguments
 from efficientad.errors import run_command
-from efficientad.recipes import AUTO, DEFAULT_EPOCHS, FAST_BELOW, RECIPES
+from efficientad.recipes import AUTO, DEFAULT_EPOCHS, DRAWN, DRAWN_FROM, FAST_BELOW, NONE, RECIPES
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -60,9 +60,9 @@ def get_parser() -> argparse.ArgumentParser:
         "--imagenet_train_path",
         type=Path,
         nargs="+",
-        default=[],
         metavar="PATH",
-        help="folders or tar files of natural images for the penalty term (default: none, penalty off)",
+        help=f"folders or tar files of natural images for the penalty term; {DRAWN}: images drawn by a program; "
+        f"{NONE}: no penalty (default: {DRAWN} from {DRAWN_FROM} steps on, unless with --recipe paper)",
     )
     group.add_argument(
         "--recipe",

@@ -153,19 +153,18 @@ def _metric_facts(evaluation: Evaluation) -> list[tuple[str, str]]:
 
 
 def _training_facts(known: Mapping[str, Any]) -> list[tuple[str, str]]:
-    natural = f", {known['natural_images']} natural images" if known.get("natural_images") else ""
     source = known.get(path_argument(known.get("dataset", "custom")))
     versions = ", ".join(f"{name} {version}" for name, version in known.get("versions", {}).items())
     return [
         (
             "Trained on",
-            f"{known.get('train_images')} good images, {known.get('validation_images')} more held out{natural}, "
+            f"{known.get('train_images')} good images, {known.get('validation_images')} more held out, "
             f"from {source}",
         ),
         (
             "Training",
             f"{known['steps']} steps of batch size {known.get('batch_size')}, learning rate {known.get('lr')}, "
-            f"recipe {known.get('recipe')}, seed {known.get('seed')}",
+            f"recipe {known.get('recipe')}, penalty {known.get('penalty')}, seed {known.get('seed')}",
         ),
         ("Trained with", f"{known.get('machine')}; {versions}"),
         ("Teacher", str(known.get("teacher"))),

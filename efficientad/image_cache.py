@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from efficientad.drawn import DrawnImage
 from efficientad.errors import UserError
 from efficientad.images import UnreadableImageError
 from efficientad.stored_images import StoredImage
@@ -21,7 +22,7 @@ class ImageCache:
 
     def __init__(
         self,
-        stored: Sequence[StoredImage],
+        stored: Sequence[StoredImage | DrawnImage],
         prepare: Callable[[Image.Image], Tensor],
         bytes_each: int,
         budget_bytes: float,

@@ -1,19 +1,25 @@
-"""Natural images as an endless stream, for the penalty of the training (section 3.2)."""
+"""Natural images, or images drawn in their place, as an endless stream for the penalty (section 3.2)."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from efficientad.distributed import own_part, ranks
+from efficientad.drawn import DrawnImage
 from efficientad.image_cache import ImageCache
 from efficientad.parallel import parallel_map
-from efficientad.stored_images import StoredImage
-from efficientad.tensors import to_tensor
+from efficientad.recipes import DRAWN, NONE
+from efficientad.stored_images import StoredImage, find_stored_images
+from efficientad.tensors import to_square, to_tensor
+
+DRAWN_IMAGES = 1000
 
 
 def crop_centre_half(image: Image.Image, size: int) -> Tensor:
@@ -26,8 +32,34 @@ def crop_centre_half(image: Image.Image, size: int) -> Tensor:
     return to_tensor(image.resize((size, size), Image.Resampling.BILINEAR, box=centre))
 
 
-def natural_batches(
-    stored: Sequence[StoredImage],
+@dataclass(frozen=True)
+class PenaltyImages:
+    """Where the images for the penalty come from."""
+
+    stored: Sequence[StoredImage | DrawnImage]
+    prepare: Callable[[Image.Image, int], Tensor]  # to a uint8 tensor 3 x size x size
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{len(self.stored)} {self.kind} images" if self.stored else "off"
+
+
+def find_penalty_images(sources: Sequence[Path]) -> PenaltyImages:
+    """The images in folders and tar files, those that are drawn for the word "drawn", or none for "none".
+
+    Raises:
+        UserError: see find_stored_images.
+    """
+    if [str(source) for source in sources] == [NONE]:
+        return PenaltyImages([], to_square, NONE)
+    if [str(source) for source in sources] == [DRAWN]:
+        # Drawn at half the size, as large as the centre that is cut from a photograph of 256 x 256
+        return PenaltyImages([DrawnImage(number) for number in range(DRAWN_IMAGES)], to_square, DRAWN)
+    return PenaltyImages(find_stored_images(sources), crop_centre_half, "natural")
+
+
+def penalty_batches(
+    images: PenaltyImages,
     batch_size: int,
     size: int,
     budget_bytes: float,
@@ -47,10 +79,10 @@ def natural_batches(
     Raises:
         UserError: no image at all is readable.
     """
-    images = ImageCache(stored, lambda image: crop_centre_half(image, size), 3 * size * size, budget_bytes)
-    order = _own_indices(len(stored), batch_size, start, seed)
+    cache = ImageCache(images.stored, lambda image: images.prepare(image, size), 3 * size * size, budget_bytes)
+    order = _own_indices(len(cache), batch_size, start, seed)
     batch: list[Tensor] = []
-    for image in parallel_map(images.__getitem__, order, workers):
+    for image in parallel_map(cache.__getitem__, order, workers):
         batch.append(image)
         if len(batch) == batch_size:
             yield torch.stack(batch)

@@ -101,7 +101,7 @@ class Learner:
         Args:
             images: N x 3 x S x S, float32 in [0, 1], on the plan's device: the rank's own part of a batch.
             teacher_plain: the normalized teacher's output for them.
-            natural: N x 3 x S x S natural images for the penalty, in colour, or None.
+            natural: N x 3 x S x S natural or drawn images for the penalty, in colour, or None.
             batch: images of the step, over all ranks.
         """
         own, device = own_part(batch), self._plan.device
@@ -208,11 +208,11 @@ class Training:
         self._log = TrainingLog(log_file, plan.steps)
         self._batch = plan.batch_size * ranks()
 
-    def run(self, natural_batches: Iterator[Tensor] | None) -> None:
+    def run(self, penalty_batches: Iterator[Tensor] | None) -> None:
         """Train student and autoencoder to the end of the plan; leaves the model in eval mode.
 
         Args:
-            natural_batches: endless uint8 batches of this rank's natural images, for the steps to come, or None.
+            penalty_batches: endless uint8 batches of this rank's images for it, for the steps to come, or None.
 
         Raises:
             UserError: the loss is no longer finite; the log up to there and the last saved state stay.
@@ -225,17 +225,17 @@ class Training:
         with stop_requests("" if rank() else STOP_NOTICE) as asked_to_stop, self._log:
             self._save()
             for indices, pixels in self._images.batches(batch[own_part(len(batch))] for batch in order):
-                self._train_on(indices, pixels, natural_batches)
+                self._train_on(indices, pixels, penalty_batches)
                 self._save_if_due(asked_to_stop())
             self._save()
         self._model.eval()
 
-    def _train_on(self, indices: Tensor, pixels: Tensor, natural_batches: Iterator[Tensor] | None) -> None:
+    def _train_on(self, indices: Tensor, pixels: Tensor, penalty_batches: Iterator[Tensor] | None) -> None:
         device = self._plan.device
         plain = to_unit_range(pixels.to(device, non_blocking=True))
         natural = None
-        if natural_batches is not None:
-            natural = to_unit_range(next(natural_batches)[: len(plain)].to(device, non_blocking=True))
+        if penalty_batches is not None:
+            natural = to_unit_range(next(penalty_batches)[: len(plain)].to(device, non_blocking=True))
         teacher_plain = self._model.normalize_features(self._answers(indices, plain))
         lr, batch = self._learner.learning_rate(), self._images_of_step()
         self._log.add(self._learner.step(plain, teacher_plain, natural, batch), lr, batch)

@@ -14,7 +14,7 @@ _TERMS = {
     "hard": "student and teacher, where they differ most",
     "ae": "autoencoder and teacher",
     "stae": "student and autoencoder",
-    "penalty": "student on natural images",
+    "penalty": "student on images of other things",
 }
 _COLOURS = ("#17212d", "#1d5cb3", "#b1560f", "#1c8a54", "#8a3fa0")
 _MOST_POINTS = 1000  # of a curve; more cannot be seen

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from efficientad.distributed import rank, ranks
-from efficientad.recipes import DEFAULT_EPOCHS, RECIPES, choose_recipe
+from efficientad.recipes import DEFAULT_EPOCHS, RECIPES, choose_penalty, choose_recipe
 from efficientad.training import TrainingPlan
 
 FEW_IMAGES_SEEN = 1000
@@ -49,7 +49,7 @@ class TrainingOptions:
     batch_size: int
     model_size: str
     weights: Path | None  # of the teacher; None: the shipped one
-    imagenet_train_path: list[Path]
+    imagenet_train_path: list[Path] | None  # None: as choose_penalty has it; or one word of recipes.py
     recipe: str  # auto, or a key of RECIPES
     lr: float | None  # None: the recipe's
     weight_decay: float
@@ -68,10 +68,12 @@ class TrainingOptions:
 
 
 def settle(options: TrainingOptions, images: int) -> TrainingOptions:
-    """The options with the steps and the recipe that follow from so many training images, on all ranks together."""
+    """The options with steps, recipe and penalty that follow from so many training images on all ranks."""
     steps_per_epoch = math.ceil(images / (options.batch_size * ranks()))
     steps = options.train_steps or (options.epochs or DEFAULT_EPOCHS) * steps_per_epoch
-    return replace(options, epochs=None, train_steps=steps, recipe=choose_recipe(options.recipe, steps))
+    recipe = choose_recipe(options.recipe, steps)
+    sources = options.imagenet_train_path or [Path(choose_penalty(options.recipe, steps))]
+    return replace(options, epochs=None, train_steps=steps, recipe=recipe, imagenet_train_path=sources)
 
 
 def make_plan(options: TrainingOptions, compute: torch.device, precision: str) -> TrainingPlan:
@@ -93,12 +95,11 @@ def make_plan(options: TrainingOptions, compute: torch.device, precision: str) -
 
 def report_start(name: str, options: TrainingOptions, facts: Mapping[str, Any]) -> None:
     """Print what is going to happen, and a warning where it will be too little."""
-    penalty = f"{facts['natural_images']} natural images" if facts["natural_images"] else "off"
     say(f"Data set {name}: {facts['train_images']} good images, {facts['validation_images']} more held out")
     steps = f"{facts['steps']} steps of batch size {options.batch_size}"
     if ranks() > 1:
         steps += f" on each of {ranks()} processes"
-    say(f"EfficientAD {options.model_size}, {steps}, penalty {penalty}, recipe {options.recipe}")
+    say(f"EfficientAD {options.model_size}, {steps}, penalty {facts['penalty']}, recipe {options.recipe}")
     say(f"Using {facts['machine']}")
     say(f"Teacher {facts['teacher']}")
     seen = facts["steps"] * min(options.batch_size * ranks(), facts["train_images"])

@@ -22,11 +22,10 @@ from efficientad.image_set import ImageSet
 from efficientad.images import read_image
 from efficientad.initialization import initialize_network, solve_student
 from efficientad.locks import lock_folder
-from efficientad.natural import natural_batches
+from efficientad.natural import PenaltyImages, find_penalty_images, penalty_batches
 from efficientad.networks import EfficientAD
 from efficientad.recipes import RECIPES
 from efficientad.resuming import compare_images, read_state
-from efficientad.stored_images import StoredImage, find_stored_images
 from efficientad.teacher_answers import TeacherAnswers
 from efficientad.training import Training
 from efficientad.training_chart import draw_training
@@ -125,12 +124,12 @@ class _Run:
         self._options = options = settle(options, len(split.train))
         self._recipe = RECIPES[options.recipe]
         self.model, teacher = _start_model(options)
-        stored = find_stored_images(options.imagenet_train_path)
+        penalty = find_penalty_images(options.imagenet_train_path)
         self._plan = make_plan(options, compute, precision)
         facts = {
             "train_images": len(split.train),
             "validation_images": len(split.validation),
-            "natural_images": len(stored),
+            "penalty": str(penalty),
             "steps": self._plan.steps,
             "recipe": options.recipe,
             "lr": self._plan.lr,
@@ -141,7 +140,7 @@ class _Run:
         report_start(dataset.name, options, facts)
         self.settings = json.loads(json.dumps({**settings, **facts}, default=str))
         self._state = self._read_state() if resuming else None
-        self._load_images(dataset, split, stored)
+        self._load_images(dataset, split, penalty)
 
     def _split(self, dataset: Dataset, options: TrainingOptions) -> TrainingSplit:
         split = find_training_images(dataset, options.seed)
@@ -164,7 +163,7 @@ class _Run:
         self.settings = state["settings"]
         return state
 
-    def _load_images(self, dataset: Dataset, split: TrainingSplit, stored: list[StoredImage]) -> None:
+    def _load_images(self, dataset: Dataset, split: TrainingSplit, penalty: PenaltyImages) -> None:
         options, size, workers = self._options, self.model.image_size, self._options.num_workers
         paths = [*split.train, *split.validation]
         budget = options.cache_gb * 1e9
@@ -175,11 +174,13 @@ class _Run:
         if self._state:
             compare_images(self._state["images"], self._digests, self._state_file)
         budget -= self._images.kept_bytes
-        self._natural = None
-        if stored:
+        self._penalty_batches = None
+        if penalty.stored:
             share = NATURAL_CACHE_SHARE * budget
             start = self._state["step"] if self._state else 0
-            self._natural = natural_batches(stored, options.batch_size, size, share, workers, options.seed, start)
+            self._penalty_batches = penalty_batches(
+                penalty, options.batch_size, size, share, workers, options.seed, start
+            )
             if self._plan.device.type == "cpu":  # else they have the host's memory to themselves
                 budget -= share
         self._answers_budget = budget
@@ -212,7 +213,7 @@ class _Run:
                 solve_student(model, images, self._train, answers, precision, self._options.seed)
         # Not before: the answers to keep and what is computed beside them would leave holes in each other's place.
         keep_freed_memory(plan.device)
-        training.run(self._natural)
+        training.run(self._penalty_batches)
         del training, answers
         gc.collect()  # the step refers to itself; on a GPU it holds the memory of its graph
         release_freed_memory()  # holes of other sizes than what follows needs

@@ -1,12 +1,14 @@
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from conftest import fill_folder
+from efficientad.drawn import SIDE, DrawnImage
 from efficientad.errors import UserError
-from efficientad.natural import crop_centre_half, natural_batches
+from efficientad.natural import crop_centre_half, find_penalty_images, penalty_batches
 from efficientad.stored_images import find_stored_images
 
 
@@ -60,10 +62,10 @@ def test_penalty_crop_is_the_centre_of_512(size):
 def test_batches_are_endless_shuffled_and_seeded(tmp_path):
     for level in range(5):
         Image.new("RGB", (8, 8), (40 * level,) * 3).save(tmp_path / f"{level}.png")
-    stored = find_stored_images([tmp_path])
+    images = find_penalty_images([tmp_path])
 
     def levels(seed, budget=0):
-        batches = natural_batches(stored, 2, 16, budget, 2, seed)
+        batches = penalty_batches(images, 2, 16, budget, 2, seed)
         seen = [int(value) for _ in range(5) for value in next(batches)[:, 0, 0, 0] // 40]
         batches.close()
         return seen
@@ -76,7 +78,7 @@ def test_batches_are_endless_shuffled_and_seeded(tmp_path):
 def test_unreadable_natural_images_are_passed_over(tmp_path, capsys):
     Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "fine.png")
     (tmp_path / "bad.png").write_text("text")
-    batch = next(natural_batches(find_stored_images([tmp_path]), 40, 8, 1e6, 0, seed=0))
+    batch = next(penalty_batches(find_penalty_images([tmp_path]), 40, 8, 1e6, 0, seed=0))
     assert batch.shape == (40, 3, 8, 8) and (batch == 9).all()
     assert capsys.readouterr().out.count("bad.png") == 1
 
@@ -84,4 +86,33 @@ def test_unreadable_natural_images_are_passed_over(tmp_path, capsys):
 def test_nothing_but_unreadable_natural_images_is_an_error(tmp_path):
     (tmp_path / "bad.png").write_text("text")
     with pytest.raises(UserError, match="none of the 1 images"):
-        next(natural_batches(find_stored_images([tmp_path]), 2, 8, 0, 0, seed=0))
+        next(penalty_batches(find_penalty_images([tmp_path]), 2, 8, 0, 0, seed=0))
+
+
+def test_drawn_images_are_always_the_same_and_all_different():
+    first, again, other = (DrawnImage(number).read() for number in (3, 3, 4))
+    assert first.mode == "RGB" and first.size == (SIDE, SIDE)
+    assert first.tobytes() == again.tobytes() != other.tobytes()
+
+
+def test_drawn_images_have_edges_colours_and_a_falling_spectrum():
+    """Without them the student would learn to be silent on flat images, or on noise."""
+    images = np.stack([np.asarray(DrawnImage(number).read(), dtype=float) for number in range(60)])
+    assert images.std(axis=(1, 2)).mean() > 15
+    assert np.abs(images[..., 0] - images[..., 2]).mean() > 20
+    gray = images.mean(axis=3)
+    power = (np.abs(np.fft.fft2(gray - gray.mean(axis=(1, 2), keepdims=True))) ** 2).mean(axis=0)
+    frequencies = np.fft.fftfreq(SIDE)
+    distances = np.hypot(frequencies[:, None], frequencies)
+    octaves = [power[(distances >= low) & (distances < 2 * low)].mean() for low in (1 / 64, 1 / 32, 1 / 16, 1 / 8)]
+    assert octaves == sorted(octaves, reverse=True) and octaves[0] > 10 * octaves[-1]
+
+
+def test_words_in_place_of_paths():
+    assert str(find_penalty_images([Path("none")])) == "off"
+    drawn = find_penalty_images([Path("drawn")])
+    assert str(drawn) == "1000 drawn images"
+    batch = next(penalty_batches(drawn, 2, 64, 0, 0, seed=0))
+    assert batch.shape == (2, 3, 64, 64) and batch.float().std() > 5
+    with pytest.raises(UserError, match="none: no such file"):
+        find_penalty_images([Path("none"), Path("drawn")])

@@ -31,7 +31,7 @@ COMMANDS = {
 LAYERS = [
     layer.split()
     for layer in (
-        "atomic_file errors",
+        "atomic_file drawn errors",
         "arguments augmentation calibration csv_file curves distributed host_memory images locks muon "
         "output_layer parallel recipes signals step_graph",
         "coco device map_spool maps measuring metrics networks pixel_metrics regions sweep torch_file",

@@ -11,7 +11,7 @@ from PIL import Image
 import train as train_script
 from commands import evaluate, train
 from conftest import fail, fill_folder, make_dataset
-from efficientad.recipes import RECIPES, choose_recipe
+from efficientad.recipes import DRAWN, NONE, RECIPES, choose_penalty, choose_recipe
 
 
 def test_training_says_what_it_does_and_what_to_do_next(tmp_path, dataset_folder, tiny_teacher, capsys):
@@ -50,6 +50,31 @@ def test_train_steps_and_penalty(tmp_path, dataset_folder, tiny_teacher, capsys)
     with (tmp_path / "out/trainings/custom/log.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert rows[-1]["step"] == "5" and float(rows[-1]["penalty"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "on"),
+    [
+        ([], "penalty 1000 drawn images, recipe fast", True),
+        (["-i", "none"], "penalty off, recipe fast", False),
+        (["--recipe", "paper"], "penalty off, recipe paper", False),
+        (["--recipe", "paper", "-i", "drawn"], "penalty 1000 drawn images, recipe paper", True),
+    ],
+)
+def test_penalty_without_natural_images(
+    tmp_path, dataset_folder, tiny_teacher, capsys, monkeypatch, words, said, on
+):
+    monkeypatch.setattr("efficientad.recipes.DRAWN_FROM", 2)  # else a test of 500 steps
+    train("-d", "custom", "-c", dataset_folder, "-o", tmp_path, "-w", tiny_teacher, "--train_steps", 2, *words)
+    assert said in capsys.readouterr().out
+    with (tmp_path / "trainings/custom/log.csv").open() as file:
+        assert (float(list(csv.DictReader(file))[-1]["penalty"]) > 0) == on
+
+
+def test_short_trainings_have_no_penalty():
+    assert [choose_penalty("fast", steps) for steps in (499, 500)] == [NONE, DRAWN]
+    assert choose_penalty("auto", 70_000) == DRAWN  # which is recipe paper by then, but was not asked for
+    assert choose_penalty("paper", 70_000) == NONE
 
 
 def test_recipes(tmp_path, dataset_folder, tiny_teacher, capsys):

@@ -1,0 +1,113 @@
+"""Images drawn by a program, in place of natural ones for the penalty where there are none. Imports no torch.
+
+Shapes of all sizes that hide each other ("dead leaves"), filled with noise whose spectrum falls with the frequency:
+two things that photographs of the world have in common.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+SIDE = 128  # pixels
+TEXTURES = 4  # in an image
+NOISES = 48  # in all
+SPECTRA = (0.3, 2.2)  # exponents by which amplitudes fall with the frequency; in photographs about 1
+SMALLEST_RADIUS, LARGEST_RADIUS = (2, 8), (40, 160)  # of an image's shapes, drawn for each image
+MOST_SHAPES = 63
+
+
+@dataclass(frozen=True)
+class DrawnImage:
+    """The image that belongs to a number, always the same one; takes the place of a StoredImage."""
+
+    number: int
+
+    @property
+    def path(self) -> Path:
+        """What messages call it."""
+        return Path(f"drawn image {self.number}")
+
+    def read(self) -> Image.Image:
+        """Draw it: RGB, SIDE x SIDE."""
+        rng = np.random.default_rng(self.number)
+        textures = [_texture(rng) for _ in range(TEXTURES)]
+        image = textures[0].copy()
+        smallest, largest = rng.uniform(*SMALLEST_RADIUS), rng.uniform(*LARGEST_RADIUS)
+        for _ in range(rng.integers(2, MOST_SHAPES + 1)):
+            # Density of radii falls as their cube: then no scale stands out, as in photographs
+            radius = 1 / math.sqrt(1 / smallest**2 + rng.random() * (1 / largest**2 - 1 / smallest**2))
+            texture = textures[rng.integers(TEXTURES)].transpose(Image.Transpose(int(rng.integers(7))))
+            if rng.random() < 0.6:
+                texture = _recoloured(rng, texture)
+            image.paste(texture, (0, 0), _shape(rng, radius))
+        if rng.random() < 0.3:  # out of focus
+            image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 2)))
+        return image
+
+
+@functools.cache
+def _noises() -> np.ndarray:
+    """Fields of noise: NOISES x SIDE x SIDE, float32, mean 0, deviation 1; no seams where their ends meet."""
+    rng = np.random.default_rng(0)
+    frequencies = np.fft.fftfreq(SIDE)
+    distances = np.hypot(frequencies[:, None], frequencies)
+    distances[0, 0] = 1 / SIDE
+    exponents = np.linspace(*SPECTRA, NOISES)[:, None, None]
+    fields = np.fft.ifft2(np.fft.fft2(rng.normal(size=(NOISES, SIDE, SIDE))) / distances**exponents).real
+    fields -= fields.mean(axis=(1, 2), keepdims=True)
+    return (fields / fields.std(axis=(1, 2), keepdims=True)).astype(np.float32)
+
+
+def _noise(rng: np.random.Generator, which: int) -> np.ndarray:
+    return np.roll(_noises()[which], rng.integers(SIDE, size=2), axis=(0, 1))
+
+
+def _texture(rng: np.random.Generator) -> Image.Image:
+    which = rng.integers(NOISES)
+    light, hue = _noise(rng, which), _noise(rng, which)
+    y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32) / SIDE
+    if rng.random() < 0.3:  # stripes, as of fabric and machined surfaces
+        angle, waves = rng.uniform(0, np.pi), rng.uniform(3, 43)
+        wave = np.sin(2 * np.pi * waves * (x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle))))
+        light = 0.3 * light + (np.sign(wave) if rng.random() < 0.5 else wave)
+    contrast, tint = rng.uniform(0.05, 0.8), rng.normal(size=3)
+    tint *= rng.uniform(0, 0.4) / np.linalg.norm(tint)
+    brightness = 128 + 55 * (0.9 * rng.normal(size=3) + 0.3 * rng.normal())
+    slope = 30 * rng.uniform() * rng.normal(size=2)  # of the lighting
+    light = 55 * contrast * light + slope[0] * y + slope[1] * x
+    bands = [
+        Image.fromarray((light + (55 * contrast * tint[i]) * hue + brightness[i]).clip(0, 255).astype(np.uint8))
+        for i in range(3)
+    ]
+    return Image.merge("RGB", bands)
+
+
+def _shape(rng: np.random.Generator, radius: float) -> Image.Image:
+    """A mask: an ellipse, a polygon or a line somewhere."""
+    mask = Image.new("L", (SIDE, SIDE))
+    draw = ImageDraw.Draw(mask)
+    centre = rng.uniform(-radius / 2, SIDE + radius / 2, 2)
+    kind = rng.integers(4)
+    if kind == 0:
+        extent = radius * np.array([1, rng.uniform(0.3, 1)])
+        draw.ellipse((*(centre - extent), *(centre + extent)), fill=255)
+    elif kind == 1:
+        corners = centre + radius * rng.uniform(-1, 1, (rng.integers(2, 5), 2))
+        draw.line(corners.ravel().tolist(), fill=255, width=int(rng.integers(1, 6)))
+    else:  # twice as often
+        angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 8)))
+        arms = np.stack([np.cos(angles), np.sin(angles)], axis=1) * rng.uniform(0.6, 1, (len(angles), 1))
+        draw.polygon((centre + radius * arms).ravel().tolist(), fill=255)
+    return mask.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 2))) if rng.random() < 0.5 else mask
+
+
+def _recoloured(rng: np.random.Generator, image: Image.Image) -> Image.Image:
+    contrast, shifts = rng.uniform(0.4, 1.6), 50 * rng.normal(size=(3, 1))
+    tables = contrast * np.arange(256) + shifts
+    return image.point(tables.clip(0, 255).astype(np.uint8).ravel().tolist())
