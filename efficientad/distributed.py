@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +15,8 @@ from torch import distributed as dist
 
 from efficientad.errors import UserError
 
-_PATIENCE = timedelta(
-    days=7
-)  # ranks with works of their own wait long for each other; a dead one is noticed at once
+# Ranks with works of their own wait long for each other; a dead one is noticed at once
+_PATIENCE = timedelta(days=7)
 
 _alone = False
 _Item = TypeVar("_Item")
@@ -35,6 +35,9 @@ def process_group(device_name: str) -> Iterator[tuple[int, int]]:
         if place >= gpus:
             raise UserError(f"{gpus} GPUs are too few for process {place + 1} of this machine; start {gpus}")
         torch.cuda.set_device(place)
+    # Imported later, as Adam does, its default arguments would keep the group beyond its end; then Python may end
+    # before the threads of the group, which now and then aborts the process.
+    importlib.import_module("torch.distributed.nn")
     with _naming_lost_ranks():
         # Small things that the host must know go through gloo: no waiting for the GPU
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_PATIENCE)
