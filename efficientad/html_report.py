@@ -164,7 +164,7 @@ def _training_facts(known: Mapping[str, Any]) -> list[tuple[str, str]]:
         (
             "Training",
             f"{known['steps']} steps of batch size {known.get('batch_size')}, learning rate {known.get('lr')}, "
-            f"recipe {known.get('recipe')}, penalty {known.get('penalty')}, seed {known.get('seed')}",
+            f"recipe {known.get('recipe')}, penalty {known.get('penalty', 'unknown')}, seed {known.get('seed')}",
         ),
         ("Trained with", f"{known.get('machine')}; {versions}"),
         ("Teacher", str(known.get("teacher"))),
