@@ -54,6 +54,13 @@ def ratio(text: str) -> float:
     return value
 
 
+def factor(text: str) -> float:
+    value = positive_float(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return value
+
+
 def rate(text: str) -> float:
     value = positive_float(text)
     if value >= 1:

@@ -125,6 +125,14 @@ def get_parser() -> argparse.ArgumentParser:
         help="smallest area of the random, mirrored crops; 1: whole images, as in the paper (default: %(default)s)",
     )
     group.add_argument(
+        "--relight",
+        type=arguments.factor,
+        default=1.0,
+        metavar="X",
+        help="show most images to the teacher up to X times darker, or brighter by X's root, and to the backbone "
+        "as they are, for features that depend less on the light; 1: off, as in the paper (default: %(default)s)",
+    )
+    group.add_argument(
         "--window",
         type=arguments.positive_int,
         default=256,
@@ -200,6 +208,7 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
         weight_decay=args.weight_decay,
         schedule=args.schedule or ("cosine" if args.minutes else "constant"),
         crop_scale=args.crop_scale,
+        relight=args.relight,
         window=args.window,
         device=compute,
         precision=device.resolve_precision(args.precision, compute),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from efficientad.augmentation import random_crops, where_gray
+from efficientad.augmentation import draw_gains, random_crops, relight, where_gray
 from efficientad.image_cache import ImageCache
 from efficientad.networks import IMAGENET_MEAN, IMAGENET_STD, PATCH_SIZE, PATCH_STRIDE
 from efficientad.parallel import parallel_map
@@ -27,6 +27,7 @@ class DistillationPlan:
     weight_decay: float
     schedule: str  # of the learning rate: constant or cosine
     crop_scale: float  # smallest area of the random crops; 1: whole images
+    relight: float  # strongest change of light between backbone and teacher, a factor; 1: none
     window: int  # side of the part of each image that the teacher sees in a step, in pixels
     device: torch.device
     precision: str  # resolved
@@ -65,19 +66,25 @@ class Batches:
             pixels = pixels.to(plan.device, non_blocking=True)
             large, small = random_crops(pixels, plan.crop_scale, self._sizes, generator)
             gray = torch.rand(len(pixels), generator=generator) < GRAY_SHARE
-            yield where_gray(large, gray), self._normalize(where_gray(small, gray))
+            yield where_gray(large, gray), self._for_teacher(where_gray(small, gray), generator)
 
     def whole(
         self, indices: list[int], report: Callable[[int], object] = lambda count: None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """As from_step, of given images, once, without augmentation; `report` is told how many each time."""
+        """As from_step, of given images, once, the same each time: whole and in color, relit for the teacher.
+
+        `report` is told how many each time.
+        """
+        generator = torch.Generator().manual_seed(self._plan.seed)
         batches = [indices[i : i + self._plan.batch_size] for i in range(0, len(indices), self._plan.batch_size)]
         for pixels in parallel_map(self._read, batches, self._plan.workers):
             large, small = random_crops(pixels.to(self._plan.device), 1.0, self._sizes, torch.Generator())
-            yield large, self._normalize(small)
+            yield large, self._for_teacher(small, generator)
             report(len(pixels))
 
-    def _normalize(self, images: Tensor) -> Tensor:
+    def _for_teacher(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        if self._plan.relight > 1:  # without it, the same random numbers as ever
+            images = relight(images, draw_gains(len(images), self._plan.relight, generator))
         return (images - self._mean) / self._std
 
     def _read(self, indices: list[int]) -> Tensor:

@@ -143,6 +143,11 @@ def test_bad_arguments_are_one_line(natural, tmp_path, monkeypatch, capsys):
     assert "other.pth.state is not the state of a pretraining" in error
 
 
+def test_light_only_gets_stronger(natural, tmp_path, monkeypatch, capsys):
+    words = ["--images", natural, "--output", tmp_path / "teacher.pth", "--relight", 0.5]
+    assert "--relight: must be at least 1, not 0.5" in fail(monkeypatch, capsys, pretrain, *words)
+
+
 def test_a_medium_teacher_does_not_start_a_small_one(natural, tmp_path, monkeypatch, capsys):
     torch.save(build_pdn("medium", 384).state_dict(), tmp_path / "medium.pth")
     words = ["--images", natural, "--output", tmp_path / "teacher.pth", "--init_weights", tmp_path / "medium.pth"]

@@ -1,6 +1,7 @@
 """The distillation loop: its data, its measures, resuming, and two processes as one."""
 
 import csv
+import math
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from torch import nn
 
 from conftest import fill_folder, tiny_pdn
 from efficientad import pretraining
-from efficientad.augmentation import random_crops
+from efficientad.augmentation import draw_gains, random_crops, relight
 from efficientad.distillation import DistillationTarget
 from efficientad.errors import UserError
 from efficientad.image_cache import ImageCache
@@ -35,6 +36,7 @@ PLAN = DistillationPlan(
     weight_decay=0.0,
     schedule="cosine",
     crop_scale=0.5,
+    relight=1.0,
     window=133,
     device=CPU,
     precision="fp32",
@@ -117,6 +119,28 @@ def test_crops_show_both_networks_the_same_part():
     assert (blurred[0] - blurred[1]).abs().max() < 0.05 < (blurred[0][0] - blurred[0][1]).abs().max()
     whole = random_crops(pixels, 1.0, (512,), torch.Generator())[0]
     assert torch.equal(whole, pixels / 255)
+
+
+def test_most_images_become_darker_or_brighter():
+    gains = draw_gains(5000, 4.0, torch.Generator().manual_seed(1)).flatten()
+    changed = gains[gains != 1].log() / math.log(4)
+    assert len(changed) / 5000 == pytest.approx(0.8, abs=0.03)
+    assert changed.min() == pytest.approx(-1, abs=0.01) and changed.max() == pytest.approx(0.5, abs=0.01)
+    assert changed.mean() == pytest.approx(-0.25, abs=0.03)
+    images = torch.full((2, 3, 1, 1), 0.6)
+    lit = relight(images, torch.tensor([0.5, 2.0]).view(2, 1, 1, 1))
+    assert lit[:, 0, 0, 0].tolist() == pytest.approx([0.3, 1])
+
+
+def test_only_the_teacher_sees_the_other_light(stored):
+    plain, relit = (make_batches(stored, replace(PLAN, batch_size=5, relight=x)) for x in (1.0, 4.0))
+    for kind in (lambda batches: next(batches.from_step(0)), lambda batches: next(batches.whole([0, 1, 2, 3, 4]))):
+        (large, small), (same, other) = kind(plain), kind(relit)
+        assert torch.equal(large, same) and not torch.equal(small, other)
+        light = other * plain._std + plain._mean
+        gains = light.amax(dim=(1, 2, 3)) / (small * plain._std + plain._mean).amax(dim=(1, 2, 3))
+        assert (gains > 0.25 - 1e-4).all() and (gains < 2 + 1e-4).all() and gains.unique().numel() > 2
+        assert torch.equal(kind(relit)[1], other)
 
 
 def test_windows_are_answered_as_the_whole_image_is():
