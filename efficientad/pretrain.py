@@ -7,7 +7,6 @@ from efficientad import arguments
 from efficientad.errors import UserError, run_command
 
 PAPER_STEPS = 60000
-MOST_HELD_OUT = 64
 STATISTICS_IMAGES = 10000
 _MAY_DIFFER = ("resume", "overwrite", "output", "device", "precision", "num_workers", "cache_gb")  # when resuming
 
@@ -192,7 +191,7 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
     from efficientad.image_cache import ImageCache
     from efficientad.networks import IMAGE_SIZE
     from efficientad.pretraining import Distillation
-    from efficientad.pretraining_data import Batches, DistillationPlan
+    from efficientad.pretraining_data import Batches, DistillationPlan, hold_out
     from efficientad.resuming import read_state
     from efficientad.stored_images import find_stored_images
     from efficientad.tensors import to_square
@@ -228,7 +227,7 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
     torch.manual_seed(args.seed)
     pdn = _start_teacher(args.model_size, args.init_weights)
     backbone = backbones.load_backbone(args.backbone, args.layers)
-    training, held_out = _split(len(stored), args.seed)
+    training, held_out = hold_out(len(stored), args.seed)
     if len(training) < ranks:
         raise UserError(f"{len(stored)} natural images are too few; give more with --images")
     if rank == 0:
@@ -307,15 +306,6 @@ def _check_flags(args: argparse.Namespace) -> None:
             f"--window {args.window}: a window of whole patches is 37, 41, 45, ... pixels wide; "
             f"take {max(37, args.window // 4 * 4 + 1)}"
         )
-
-
-def _split(count: int, seed: int) -> tuple[list[int], list[int]]:
-    """Indices to train on and to hold out: one in fifty, at most MOST_HELD_OUT."""
-    import torch
-
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
-    held_out = min(MOST_HELD_OUT, max(1, count // 50))
-    return order[held_out:], order[:held_out]
 
 
 if __name__ == "__main__":

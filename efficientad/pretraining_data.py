@@ -13,6 +13,7 @@ from efficientad.image_cache import ImageCache
 from efficientad.networks import IMAGENET_MEAN, IMAGENET_STD, PATCH_SIZE, PATCH_STRIDE
 from efficientad.parallel import parallel_map
 
+MOST_HELD_OUT = 64
 GRAY_SHARE = 0.1  # of the images; shown gray to both networks (algorithm 3)
 
 
@@ -36,6 +37,13 @@ class DistillationPlan:
     optimizer: str = "adam"  # or muon
     rank: int = 0
     ranks: int = 1
+
+
+def hold_out(count: int, seed: int) -> tuple[list[int], list[int]]:
+    """Indices of `count` images to train on and to hold out: one in fifty, at most MOST_HELD_OUT."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    held_out = min(MOST_HELD_OUT, max(1, count // 50))
+    return order[held_out:], order[:held_out]
 
 
 class Batches:
