@@ -29,6 +29,21 @@ def draw_changes(count: int, generator: torch.Generator) -> Changes:
     return Changes(kind, torch.empty(count, 1, 1, 1).uniform_(0.8, 1.2, generator=generator))
 
 
+def draw_light(count: int, strongest: float, generator: torch.Generator) -> Changes:
+    """A brightness for each image: a fifth stay as they are, the logarithms of the others' factors are uniform.
+
+    Brighter only by the root of `strongest`, since what an image loses at its upper end does not come back.
+
+    Args:
+        strongest: at least 1; factors lie from 1 / strongest to its root.
+        generator: on the CPU.
+    """
+    factor = torch.empty(count, 1, 1, 1)
+    factor.uniform_(-math.log(strongest), math.log(strongest) / 2, generator=generator).exp_()
+    unchanged = torch.rand(count, 1, 1, 1, generator=generator) < _SAME_LIGHT_SHARE
+    return Changes(torch.zeros(count, 1, 1, 1), torch.where(unchanged, 1.0, factor))
+
+
 def augment(images: Tensor, changes: Changes) -> Tensor:
     """Brightness, contrast or saturation of each image changed.
 
@@ -49,27 +64,6 @@ def where_gray(images: Tensor, chosen: Tensor) -> Tensor:
     """N x 3 x S x S with the chosen images (N booleans) replaced by their gray versions."""
     chosen = chosen.view(-1, 1, 1, 1).to(images.device, non_blocking=True)
     return torch.where(chosen, _grayscale(images), images)
-
-
-def draw_gains(count: int, strongest: float, generator: torch.Generator) -> Tensor:
-    """By what N images become brighter or darker: N x 1 x 1 x 1 on the CPU.
-
-    A fifth stay as they are, the others' logarithms are uniform. Brighter only by the root of it, since what an
-    image loses at its upper end does not come back.
-
-    Args:
-        strongest: at least 1; gains lie from 1 / strongest to its root.
-        generator: on the CPU.
-    """
-    gains = torch.empty(count, 1, 1, 1)
-    gains.uniform_(-math.log(strongest), math.log(strongest) / 2, generator=generator).exp_()
-    unchanged = torch.rand(count, 1, 1, 1, generator=generator) < _SAME_LIGHT_SHARE
-    return torch.where(unchanged, 1.0, gains)
-
-
-def relight(images: Tensor, gains: Tensor) -> Tensor:
-    """Images in [0, 1], N x 3 x S x S, as with more or less light: times their gains, then clamped."""
-    return (images * gains.to(images.device, non_blocking=True)).clamp(0, 1)
 
 
 def _grayscale(images: Tensor) -> Tensor:

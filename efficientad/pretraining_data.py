@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from efficientad.augmentation import draw_gains, random_crops, relight, where_gray
+from efficientad.augmentation import augment, draw_light, random_crops, where_gray
 from efficientad.image_cache import ImageCache
 from efficientad.networks import IMAGENET_MEAN, IMAGENET_STD, PATCH_SIZE, PATCH_STRIDE
 from efficientad.parallel import parallel_map
@@ -92,7 +92,7 @@ class Batches:
 
     def _for_teacher(self, images: Tensor, generator: torch.Generator) -> Tensor:
         if self._plan.relight > 1:  # without it, the same random numbers as ever
-            images = relight(images, draw_gains(len(images), self._plan.relight, generator))
+            images = augment(images, draw_light(len(images), self._plan.relight, generator))
         return (images - self._mean) / self._std
 
     def _read(self, indices: list[int]) -> Tensor:

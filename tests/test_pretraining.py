@@ -15,7 +15,7 @@ from torch import nn
 
 from conftest import fill_folder, tiny_pdn
 from efficientad import pretraining
-from efficientad.augmentation import draw_gains, random_crops, relight
+from efficientad.augmentation import augment, draw_light, random_crops
 from efficientad.distillation import DistillationTarget
 from efficientad.errors import UserError
 from efficientad.image_cache import ImageCache
@@ -122,14 +122,14 @@ def test_crops_show_both_networks_the_same_part():
 
 
 def test_most_images_become_darker_or_brighter():
-    gains = draw_gains(5000, 4.0, torch.Generator().manual_seed(1)).flatten()
+    light = draw_light(5000, 4.0, torch.Generator().manual_seed(1))
+    gains = light.factor.flatten()
     changed = gains[gains != 1].log() / math.log(4)
     assert len(changed) / 5000 == pytest.approx(0.8, abs=0.03)
     assert changed.min() == pytest.approx(-1, abs=0.01) and changed.max() == pytest.approx(0.5, abs=0.01)
     assert changed.mean() == pytest.approx(-0.25, abs=0.03)
-    images = torch.full((2, 3, 1, 1), 0.6)
-    lit = relight(images, torch.tensor([0.5, 2.0]).view(2, 1, 1, 1))
-    assert lit[:, 0, 0, 0].tolist() == pytest.approx([0.3, 1])
+    lit = augment(torch.full((5000, 3, 1, 1), 0.6), light)[:, 0, 0, 0]
+    torch.testing.assert_close(lit, (0.6 * gains).clamp(max=1))
 
 
 def test_only_the_teacher_sees_the_other_light(stored):
