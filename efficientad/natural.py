@@ -13,6 +13,7 @@ from torch import Tensor
 
 from efficientad.distributed import own_part, ranks
 from efficientad.drawn import DrawnImage
+from efficientad.errors import UserError
 from efficientad.image_cache import ImageCache
 from efficientad.parallel import parallel_map
 from efficientad.recipes import DRAWN, NONE
@@ -48,13 +49,17 @@ def find_penalty_images(sources: Sequence[Path]) -> PenaltyImages:
     """The images in folders and tar files, those that are drawn for the word "drawn", or none for "none".
 
     Raises:
-        UserError: see find_stored_images.
+        UserError: one of the words beside other sources; see find_stored_images.
     """
-    if [str(source) for source in sources] == [NONE]:
+    names = [str(source) for source in sources]
+    if names == [NONE]:
         return PenaltyImages([], to_square, NONE)
-    if [str(source) for source in sources] == [DRAWN]:
+    if names == [DRAWN]:
         # Drawn at half the size, as large as the centre that is cut from a photograph of 256 x 256
         return PenaltyImages([DrawnImage(number) for number in range(DRAWN_IMAGES)], to_square, DRAWN)
+    for word in (NONE, DRAWN):
+        if word in names:
+            raise UserError(f'"{word}" cannot go with other images for the penalty; take one or the other')
     return PenaltyImages(find_stored_images(sources), crop_centre_half, "natural")
 
 

@@ -114,5 +114,5 @@ def test_words_in_place_of_paths():
     assert str(drawn) == "1000 drawn images"
     batch = next(penalty_batches(drawn, 2, 64, 0, 0, seed=0))
     assert batch.shape == (2, 3, 64, 64) and batch.float().std() > 5
-    with pytest.raises(UserError, match="none: no such file"):
+    with pytest.raises(UserError, match='"none" cannot go with other images'):
         find_penalty_images([Path("none"), Path("drawn")])
