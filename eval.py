@@ -58,7 +58,8 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--resume",
         action="store_true",
-        help="continue an interrupted evaluation: what the detector has computed is not computed again",
+        help="continue an interrupted evaluation: what the detector has computed is not computed again; a finished "
+        "one is done anew",
     )
     group.add_argument(
         "--no_report",

@@ -62,14 +62,15 @@ def get_parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="PATH",
         help=f"folders or tar files of natural images for the penalty term; {DRAWN}: images drawn by a program; "
-        f"{NONE}: no penalty (default: {DRAWN} from {DRAWN_FROM} steps on, unless with --recipe paper)",
+        f"{NONE}: no penalty (default: {DRAWN} from {DRAWN_FROM} steps on, {NONE} below, or with --recipe paper)",
     )
     group.add_argument(
         "--recipe",
         choices=(AUTO, *RECIPES),
         default=AUTO,
-        help="paper: as published, for tens of thousands of steps; fast: a student that begins with a solved last "
-        "layer, a rate that falls to zero, maps weighed, for hundreds or thousands of steps; "
+        help="paper: as published, for tens of thousands of steps; fast: for hundreds or thousands, a student that "
+        "begins with a solved last layer, a rate that falls to zero, and the autoencoder's map counts as far as it "
+        "has learnt; "
         f"{AUTO}: fast below {FAST_BELOW} steps, else paper (default: %(default)s)",
     )
     group.add_argument(

@@ -10,8 +10,9 @@ you will do with your own images:
   1. prepare_dataset.py sorts the images into train/good, test/good and one test folder for each kind of defect,
   2. train.py learns from good images alone what a good board looks like,
   3. eval.py scores the test images, draws where they are unusual, and lists those that are probably mislabelled.
-It takes a few minutes on a recent processor without a GPU, longer on an older one, and installing torch before that may take a few more. It writes into
-dataset/sample, dataset/boards and output/demo, and nowhere else (and .venv, if no environment is active).
+It takes a few minutes on a recent processor without a GPU, longer on an older one, and installing torch before that may
+take a few more. It writes into dataset/sample, dataset/boards and output/demo, and nowhere else (and .venv, if no
+environment is active).
 TEXT
 
 run() {

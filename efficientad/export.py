@@ -87,7 +87,7 @@ def main(args: argparse.Namespace) -> None:
             )
         for file in sorted(Path(folder).iterdir(), key=lambda file: file.suffix == output.suffix):
             file.replace(output.with_name(file.name))  # an .xml appears after its .bin
-    print(f"Wrote {output}; predict, eval.py and benchmark take it as --weights_dir {output}")
+    print(f"Wrote {output}; predict and eval.py take it as --weights_dir {output}")
 
 
 def check_output(output: Path, suffix: str, overwrite: bool) -> None:

@@ -48,8 +48,8 @@ def claim_files(folder: Path, names: Sequence[str]) -> set[str]:
     foreign = [name for name in names if name not in earlier and (folder / name).exists()]
     if foreign:
         raise UserError(
-            f"{folder} holds {len(foreign)} files that eval.py did not write and will not replace, "
-            f"{foreign[0]} for one; move them away or choose another --output_dir"
+            f"{folder} holds {len(foreign)} files that are not listed as this command's own and will not be "
+            f"replaced, {foreign[0]} for one; move them away or choose another --output_dir"
         )
     for parent in {(folder / name).parent for name in names}:
         parent.mkdir(parents=True, exist_ok=True)

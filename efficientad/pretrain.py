@@ -128,8 +128,9 @@ def get_parser() -> argparse.ArgumentParser:
         type=arguments.factor,
         default=1.0,
         metavar="X",
-        help="show most images to the teacher up to X times darker, or brighter by X's root, and to the backbone "
-        "as they are, for features that depend less on the light; 1: off, as in the paper (default: %(default)s)",
+        help="show most images to the teacher up to X times darker, or sqrt(X) times brighter, and to the "
+        "backbone as they are, for features that depend less on the light; 1: off, as in the paper "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--window",

@@ -104,9 +104,11 @@ def report_start(name: str, options: TrainingOptions, facts: Mapping[str, Any]) 
     say(f"Teacher {facts['teacher']}")
     seen = facts["steps"] * min(options.batch_size * ranks(), facts["train_images"])
     if seen < FEW_IMAGES_SEEN:
-        advice = f"below {FEW_IMAGES_SEEN} the maps stay weak; raise --epochs or --train_steps"
+        advice = "raise --epochs or --train_steps"
         if options.recipe == "paper":
-            advice += ", or take --recipe fast"
+            advice = f"below {FEW_IMAGES_SEEN} the maps stay weak; {advice}, or take --recipe fast"
+        else:
+            advice = f"if defects are missed, {advice}"
         say(f"Note: only about {seen} images will be seen; {advice}")
 
 
