@@ -74,7 +74,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--seed",
-        type=arguments.non_negative_int,
+        type=arguments.seed,
         default=42,
         metavar="N",
         help="of the split of the good images (default: %(default)s)",

@@ -96,7 +96,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--seed",
-        type=arguments.non_negative_int,
+        type=arguments.seed,
         default=42,
         metavar="N",
         help="of the split, the initial weights, the order and the augmentation (default: %(default)s)",

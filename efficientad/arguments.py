@@ -26,6 +26,13 @@ def non_negative_int(text: str) -> int:
     return value
 
 
+def seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**32:  # streams of random numbers are numbered by multiples of it, below 2**64
+        raise argparse.ArgumentTypeError(f"must be 0 or more and below {2**32}, not {text}")
+    return value
+
+
 def finite_float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Sequence
+from http.client import HTTPException
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import NamedTuple
 from urllib.error import URLError
 
@@ -142,9 +145,15 @@ def _load_torchvision(name: str) -> _TorchvisionNetwork:
     weights = next(iter(choices))
     try:
         network = models.get_model(name, weights=weights)
-    except (URLError, OSError) as error:
+    # RuntimeError, EOFError and UnpicklingError: a file there is not whole
+    except (URLError, OSError, HTTPException, RuntimeError, EOFError, UnpicklingError) as error:
         cache = f"{torch.hub.get_dir()}/checkpoints"
         reason = getattr(error, "reason", None) or error
+        file = Path(cache, weights.url.rpartition("/")[2])
+        if file.exists():
+            raise UserError(
+                f"--backbone {name}: {file} is damaged; remove it, or copy it anew ({reason})"
+            ) from error
         raise UserError(
             f"--backbone {name}: its weights cannot be fetched ({reason}); download {weights.url} on a machine "
             f"with a network and put the file into {cache}, or take a backbone whose weights come with a package: "

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import efficientad
 from efficientad.atomic_file import atomic_file
 from efficientad.calibration import Calibration
-from efficientad.errors import UserError
+from efficientad.errors import UserError, require_folder
 from efficientad.networks import (
     EQUAL_MAP_WEIGHTS,
     FEATURE_CHANNELS,
@@ -77,8 +77,7 @@ def load_model(folder: Path, device: torch.device) -> EfficientAD:
     Raises:
         UserError: neither is there, or a file is damaged, pickled, of another format or incomplete.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder} does not exist; train first, or name the training's folder with --weights_dir")
+    require_folder(folder, "train first, or name the training's folder with --weights_dir")
     if (folder / MODEL_FILE).is_file():
         model = _load_own(folder / MODEL_FILE)
     elif (folder / _NETWORK_FILES["teacher"]).is_file():

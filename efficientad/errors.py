@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 import traceback
@@ -13,6 +14,8 @@ from pathlib import Path
 
 _LISTED = 10
 _NEED_MEMORY = ("batch_size", "cache_gb", "num_workers")  # flags
+# Of the allocators of the CPU and of CUDA itself, and of its libraries: torch has no class for these
+_SHORTAGES = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 
 
 class UserError(Exception):
@@ -30,7 +33,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether there was not enough memory, of the GPU or, as far as the system says so, of the machine."""
     # torch's class is named and not imported: it takes seconds, and prepare_dataset.py does without
     names = (kind.__name__ for kind in type(error).__mro__)
-    return isinstance(error, MemoryError) or "OutOfMemoryError" in names or "can't allocate memory" in str(error)
+    told = isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORTAGES)
+    return isinstance(error, MemoryError) or "OutOfMemoryError" in names or told
 
 
 def require_folder(path: Path, advice: str) -> None:
@@ -74,7 +78,8 @@ def run_command(main: Callable[[argparse.Namespace], int | None], parser: argpar
         elif is_out_of_memory(error):
             flags = [f"--{name}" for name in _NEED_MEMORY if name in vars(args)]
             advice = f"try a smaller {' or '.join(flags)}" if flags else "close other programs"
-            status = _fail(parser, f"not enough memory ({str(error).partition('. ')[0] or 'RAM'}); {advice}", 2)
+            reason = re.split(r"\. |\n", str(error))[0] or "RAM"
+            status = _fail(parser, f"not enough memory ({reason}); {advice}", 2)
         elif isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("efficientad"):
             advice = "activate the environment that has it, or pip install -r requirements.txt"
             status = _fail(parser, f"{error.name} is not installed for {sys.executable}; {advice}", 2)

@@ -107,10 +107,13 @@ def detector_digest(path: Path, description: str) -> str:
         path: of the detector: a file, or a folder of files.
         description: how they are computed.
     """
-    files = (
-        [path] if path.is_file() else [path / "model.pt"] if (path / "model.pt").is_file() else path.glob("*.pt*")
-    )
+    if path.is_file():
+        files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]  # OpenVINO's weights
+    elif (path / "model.pt").is_file():
+        files = [path / "model.pt"]
+    else:
+        files = sorted(path.glob("*.pt*"))
     digest = hashlib.sha256(description.encode())
-    for file in sorted(files):
+    for file in files:
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()

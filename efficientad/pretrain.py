@@ -147,9 +147,7 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="images for the features' mean and deviation, at most (default: %(default)s)",
     )
-    group.add_argument(
-        "--seed", type=arguments.non_negative_int, default=42, metavar="N", help="(default: %(default)s)"
-    )
+    group.add_argument("--seed", type=arguments.seed, default=42, metavar="N", help="(default: %(default)s)")
     arguments.add_cache_argument(arguments.add_machine_arguments(parser), 8.0, "decoded images")
     group = parser.add_argument_group("output")
     group.add_argument(

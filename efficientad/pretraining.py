@@ -17,7 +17,7 @@ from tqdm import tqdm
 from efficientad.checkpoint import write_atomically
 from efficientad.device import autocast
 from efficientad.distillation import DistillationTarget
-from efficientad.distributed import from_first_rank, largest_over_ranks, sum_over_ranks
+from efficientad.distributed import from_first_rank, largest_over_ranks, sum_over_ranks, wait_for_ranks
 from efficientad.errors import Interrupted, UserError
 from efficientad.muon import Muon
 from efficientad.networks import FEATURE_CHANNELS
@@ -185,6 +185,7 @@ class Distillation:
                     self._save_state()
                     saved = last
                 if stop:
+                    wait_for_ranks()  # when the first one ends, torchrun ends the others
                     raise Interrupted(f"interrupted after step {self.step}; continue with --resume")
         if solve:
             self._solve(trained=True)

@@ -15,7 +15,15 @@ from torch import Tensor
 from efficientad.augmentation import Changes, augment, draw_changes, where_gray
 from efficientad.checkpoint import write_atomically
 from efficientad.device import autocast
-from efficientad.distributed import gather_objects, largest_over_ranks, own_part, rank, ranks, sum_over_ranks
+from efficientad.distributed import (
+    gather_objects,
+    largest_over_ranks,
+    own_part,
+    rank,
+    ranks,
+    sum_over_ranks,
+    wait_for_ranks,
+)
 from efficientad.errors import Interrupted
 from efficientad.image_set import ImageSet
 from efficientad.losses import Losses, compute_losses
@@ -252,6 +260,7 @@ class Training:
         if wanted:
             self._save()
         if wanted == 2:
+            wait_for_ranks()  # when the first one ends, torchrun ends the others
             raise Interrupted(f"interrupted after step {self._learner.steps_done}; continue with --resume")
 
     def _save(self) -> None:

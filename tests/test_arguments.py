@@ -6,6 +6,7 @@ import pytest
 
 import eval as eval_script
 import train as train_script
+from efficientad import pretrain
 from efficientad.arguments import command_line
 
 
@@ -32,3 +33,14 @@ def test_noted_command_lines(script, words, noted):
     line = command_line(script.get_parser(), args)
     assert line == noted
     assert script.get_parser().parse_args(shlex.split(line)[2:]) == args
+
+
+def test_seeds_that_would_overflow_are_refused(capsys):
+    """A time stamp, say: streams of random numbers are numbered by multiples of the seed."""
+    assert (
+        pretrain.get_parser().parse_args(["--images", "x", "-o", "y", "--seed", str(2**32 - 1)]).seed == 2**32 - 1
+    )
+    for seed in ("-1", str(2**32), "20261126101112"):
+        with pytest.raises(SystemExit):
+            pretrain.get_parser().parse_args(["--images", "x", "-o", "y", "--seed", seed])
+        assert f"must be 0 or more and below 4294967296, not {seed}" in capsys.readouterr().err

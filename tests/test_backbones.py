@@ -78,6 +78,17 @@ def test_weights_put_where_the_message_says_are_used(monkeypatch, tmp_path):
     assert fine.shape == (1, 128, 8, 8) and coarse.shape == (1, 256, 4, 4)
 
 
+@pytest.mark.parametrize("keep", [0, 100, 10_000_000])
+def test_weights_that_were_cut_off_are_named(monkeypatch, tmp_path, keep):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    file = tmp_path / "checkpoints" / "resnet18-f37072fd.pth"
+    file.parent.mkdir()
+    torch.save(models.resnet18(weights=None).state_dict(), file)
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(UserError, match="resnet18: .*resnet18-f37072fd.pth is damaged; remove it"):
+        load_backbone("resnet18")
+
+
 def test_unknown_backbones_are_named(monkeypatch):
     with pytest.raises(UserError, match="resnet1: no such classification network.*resnet18"):
         load_backbone("resnet1")

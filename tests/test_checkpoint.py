@@ -214,6 +214,8 @@ def test_files_that_are_no_model(fitted, tmp_path):
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(UserError, match="model.pt is not a torch file"):
         load_model(tmp_path, CPU)
+    with pytest.raises(UserError, match="model.pt is not a folder; .*name the training's folder"):
+        load_model(path, CPU)
 
 
 @pytest.mark.parametrize("way", ["compressed", "overlapping"])

@@ -11,7 +11,7 @@ from conftest import fail
 from efficientad import inference, scoring
 from efficientad.checkpoint import save_model
 from efficientad.errors import UserError
-from efficientad.map_spool import MapSpool
+from efficientad.map_spool import MapSpool, detector_digest
 from efficientad.runtimes import TorchDetector
 
 DETECTOR, OTHER, A, B = (letter * 64 for letter in "0fab")
@@ -37,6 +37,16 @@ def test_maps_come_back_exactly_and_torn_ones_do_not(tmp_path):
         MapSpool(tmp_path, OTHER, 4, resume=True)
     assert MapSpool(tmp_path, OTHER, 4, resume=False).get(A) is None
     assert not list(tmp_path.iterdir())
+
+
+def test_a_detector_is_told_from_another_by_its_weights_too(tmp_path):
+    """An OpenVINO detector keeps them in a second file."""
+    (tmp_path / "detector.xml").write_text("the graph")
+    digests = set()
+    for weights in (b"old", b"new"):
+        (tmp_path / "detector.bin").write_bytes(weights)
+        digests.add(detector_digest(tmp_path / "detector.xml", "cpu fp32"))
+    assert len(digests) == 2
 
 
 @pytest.fixture

@@ -108,6 +108,15 @@ def test_training_that_loses_a_rank_is_resumed(dataset_folder, tiny_teacher, tmp
     assert steps == ["1", "10", "12"]
 
 
+def test_training_whose_first_process_is_told_to_end_saves_first(dataset_folder, tiny_teacher, tmp_path):
+    """torchrun ends the others as soon as one has ended."""
+    words = ["-d", "custom", "-c", dataset_folder, "-w", tiny_teacher, "-e", 4, "-b", 2, "--device", "cpu"]
+    stopped = run_torchrun("train_worker.py", *words, "--num_workers", 0, "-o", tmp_path, STOP_IN_STEP="5")
+    assert stopped.returncode != 0
+    assert "interrupted after step 6; continue with --resume" in stopped.stderr
+    assert torch.load(tmp_path / "trainings/custom/checkpoint.pt", weights_only=False)["step"] == 6
+
+
 def test_two_processes_evaluate_as_one(dataset_folder, tiny_model, tmp_path):
     folder = tmp_path / "out/trainings/custom"
     folder.mkdir(parents=True)

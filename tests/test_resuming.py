@@ -17,10 +17,11 @@ import torch
 
 import train as train_script
 from conftest import draw_part, fail, fill_folder
-from efficientad import training, training_run
+from efficientad import signals, training, training_run
 from efficientad.errors import Interrupted
 from efficientad.locks import LOCK_FILE, lock_folder
 from efficientad.networks import EfficientAD
+from efficientad.signals import stop_requests
 
 TESTS = Path(__file__).parent
 
@@ -124,6 +125,25 @@ def test_a_signal_saves_and_says_how_to_go_on(tiny_training, tmp_path, monkeypat
     assert read_log(tmp_path / "whole") == read_log(tmp_path / "out")
     train([*tiny_training, "--resume"])
     assert "already holds a trained model: nothing to resume" in capsys.readouterr().out
+
+
+def test_below_torchrun_the_echo_of_a_signal_is_no_second_one(monkeypatch):
+    """The system tells all processes to end, and then torchrun tells its own once more."""
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    with stop_requests("") as asked, pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked()
+        os.kill(os.getpid(), signal.SIGTERM)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    with stop_requests("") as asked:
+        assert not asked()
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked()
+        monkeypatch.setattr(signals, "ECHO_SECONDS", 0)
+    with stop_requests("") as asked, pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_the_same_seed_gives_the_same_bits(tiny_training, tmp_path):

@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+import time
 
 import stubs
 import train
@@ -28,8 +29,26 @@ def die_in_step(step):
     training.Learner.step = learn_or_die
 
 
+def stop_in_step(step):
+    """The first process is told to end when it begins that step, and saves slowly."""
+    learn, write = training.Learner.step, training.write_atomically
+
+    def learn_when_told(self, *args):
+        if self.steps_done == step and os.environ["RANK"] == "0":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return learn(self, *args)
+
+    def write_slowly(*args):
+        time.sleep(1)
+        write(*args)
+
+    training.Learner.step, training.write_atomically = learn_when_told, write_slowly
+
+
 if __name__ == "__main__":
     use_tiny_detector()
+    if "STOP_IN_STEP" in os.environ:
+        stop_in_step(int(os.environ["STOP_IN_STEP"]))
     if "DIE_IN_STEP" in os.environ:
         die_in_step(int(os.environ["DIE_IN_STEP"]))
     run_command(train.main, train.get_parser())
