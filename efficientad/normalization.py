@@ -1,6 +1,6 @@
-"""The fitted statistics of the detector: teacher channels and map quantiles, with their progress bars.
+"""The fitted statistics of the detector: teacher channels, map quantiles and weights, the threshold.
 
-Both are fitted on good images with every network in eval mode, before and after training. Of several ranks each
+All are fitted on good images with every network in eval mode, before and after training. Of several ranks each
 looks at its own share of the images, and all find the same: what one process would.
 """
 
@@ -25,6 +25,10 @@ from efficientad.tensors import to_unit_range
 QUANTILES = (0.9, 0.995)  # mapped to 0 and 0.1 (section 3.4)
 _BATCH_SIZE = 16  # only a matter of speed and memory
 _SMALLEST_STD = 1e-6  # a channel that never changes is not scaled
+
+
+class FlatMapsError(UserError):
+    """The maps of the held-out images have no spread, so nothing can be normalized."""
 
 
 @torch.no_grad()
@@ -57,26 +61,28 @@ def fit_teacher_statistics(model: EfficientAD, images: ImageSet, indices: range,
 
 
 @torch.inference_mode()
-def fit_map_quantiles(model: EfficientAD, images: ImageSet, indices: range, precision: str) -> None:
+def fit_map_quantiles(
+    model: EfficientAD, images: ImageSet, indices: range, precision: str, quiet: bool = False
+) -> None:
     """Set model.quantiles from held-out good images; leaves the model in eval mode, without dropout.
 
     Args:
         indices: of the validation images in `images`.
+        quiet: without a progress bar.
 
     Raises:
-        UserError: the images give maps without any spread, so nothing can be normalized.
+        FlatMapsError: on every rank.
     """
     model.eval()
     device = model.quantiles.device
     maps = []
-    for _, pixels in _batches(images, indices, "Final map normalization"):
+    for _, pixels in _batches(images, indices, "Final map normalization", quiet):
         with autocast(device, precision):
             maps.append(RawMaps(*(raw.cpu() for raw in model.raw_maps(to_unit_range(pixels.to(device))))))
     everywhere = [raw_maps for part in gather_objects(maps) for raw_maps in part]
     model.quantiles.copy_(torch.from_numpy(map_quantiles(everywhere)))
 
 
-@torch.inference_mode()
 def fit_calibration(
     model: EfficientAD, images: ImageSet, indices: range, precision: str, target_fpr: float
 ) -> None:
@@ -86,18 +92,36 @@ def fit_calibration(
         indices: of the validation images in `images`; the model's maps are normalized already.
         target_fpr: the wanted false-positive rate, in (0, 1).
     """
-    model.eval()
-    device = model.quantiles.device
-    scores: list[float] = []
-    for _, pixels in _batches(images, indices, "Calibrating the threshold"):
-        with autocast(device, precision):
-            scores += anomaly_score(model(to_unit_range(pixels.to(device)))).tolist()
-    scores = [score for part in gather_objects(scores) for score in part]
+    scores = score_images(model, images, indices, precision, "Calibrating the threshold")
     model.calibration = calibrate(scores, target_fpr) if len(scores) >= FEWEST_SCORES else None
 
 
 @torch.inference_mode()
-def fit_map_weights(model: EfficientAD, images: ImageSet, indices: range, precision: str) -> None:
+def score_images(
+    model: EfficientAD, images: ImageSet, indices: range, precision: str, description: str, quiet: bool = False
+) -> list[float]:
+    """The scores of images in the order of `indices`, on every rank; leaves the model in eval mode.
+
+    Args:
+        description: of the progress bar.
+        quiet: without one.
+    """
+    model.eval()
+    device = model.quantiles.device
+    own: list[float] = []
+    for _, pixels in _batches(images, indices, description, quiet):
+        with autocast(device, precision):
+            own += anomaly_score(model(to_unit_range(pixels.to(device)))).tolist()
+    scores = [0.0] * len(indices)
+    for first, part in enumerate(gather_objects(own)):
+        scores[first :: ranks()] = part  # as _batches shares them out
+    return scores
+
+
+@torch.inference_mode()
+def fit_map_weights(
+    model: EfficientAD, images: ImageSet, indices: range, precision: str, quiet: bool = False
+) -> None:
     """Set model.map_weights: how far the autoencoder explains the teacher on held-out images, at most half.
 
     Not in the paper, where both maps count half after a long training. An autoencoder that explains nothing, as in
@@ -105,11 +129,12 @@ def fit_map_weights(model: EfficientAD, images: ImageSet, indices: range, precis
 
     Args:
         indices: of the validation images in `images`.
+        quiet: without a progress bar.
     """
     model.eval()
     device = model.quantiles.device
     sums = torch.zeros(2, dtype=torch.float64, device=device)
-    for _, pixels in _batches(images, indices, "Weighing the maps"):
+    for _, pixels in _batches(images, indices, "Weighing the maps", quiet):
         with autocast(device, precision):
             normalized = model.normalize(to_unit_range(pixels.to(device)))
             teacher = model.teacher_features(normalized)
@@ -127,7 +152,7 @@ def map_quantiles(batches: list[RawMaps]) -> np.ndarray:
     numpy's quantile, since torch.quantile refuses more than 2^24 elements.
 
     Raises:
-        UserError: the two quantiles of a map coincide.
+        FlatMapsError: the two quantiles of a map coincide.
     """
     fitted = np.stack(
         [
@@ -136,15 +161,18 @@ def map_quantiles(batches: list[RawMaps]) -> np.ndarray:
         ]
     ).astype(np.float32)
     if not (fitted[:, 1] > fitted[:, 0]).all():
-        raise UserError(
+        raise FlatMapsError(
             "the held-out good images give anomaly maps without any spread, so they cannot be normalized; "
             "check that the training images are real photographs and not constant or damaged"
         )
     return fitted
 
 
-def _batches(images: ImageSet, indices: range, description: str) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(
+    images: ImageSet, indices: range, description: str, quiet: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
     """This rank's share of the images."""
     own = torch.tensor(indices[rank() :: ranks()])
     order = own.split(_BATCH_SIZE) if len(own) else []
-    return iter(tqdm(images.batches(order), desc=description, total=len(order), unit="batch", disable=rank() > 0))
+    silent = quiet or rank() > 0
+    return iter(tqdm(images.batches(order), desc=description, total=len(order), unit="batch", disable=silent))

@@ -42,7 +42,8 @@ def joined_work(image_size=64, batches=(5, 4, 1), seen=7):
         gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
     normalization.fit_map_quantiles(model, images, indices, "fp32")
     normalization.fit_map_weights(model, images, indices, "fp32")
-    return {"losses": losses, "gradients": gradients, "state": model.state_dict()}
+    scores = torch.tensor(normalization.score_images(model, images, indices, "fp32", "Scoring"))
+    return {"losses": losses, "gradients": gradients, "state": model.state_dict(), "scores": scores}
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ def test_losses_gradients_and_statistics_are_those_of_the_joined_batch(tiny_netw
             torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5 * scale)
     for name in ("teacher_mean", "teacher_std", "quantiles", "map_weights"):
         torch.testing.assert_close(two["state"][name], one["state"][name], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(two["scores"], one["scores"], rtol=1e-4, atol=0)  # in the same order
 
 
 @pytest.fixture
