@@ -1,4 +1,4 @@
-"""training.png: a training's losses and learning rate over its steps, from log.csv."""
+"""training.png: a training's losses, learning rate and, where it was told, AUROC over its steps, from log.csv."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ _TERMS = {
     "penalty": "student on images of other things",
 }
 _COLOURS = ("#17212d", "#1d5cb3", "#b1560f", "#1c8a54", "#8a3fa0")
+_AUROC_COLOUR = "#a3243b"
 _MOST_POINTS = 1000  # of a curve; more cannot be seen
 _SMOOTHED = 50  # windows in a smoothed curve
 
@@ -25,6 +26,7 @@ def draw_training(log_file: Path, path: Path) -> None:
     """Draw the log of a training, unless it is empty, as a PNG of about 1200 x 900 pixels.
 
     A long log is thinned by averaging. Each loss is drawn faintly as it was logged and boldly as a moving average.
+    AUROCs on test images have a panel of their own, which makes the picture 1200 x 1140 pixels.
     """
     try:
         import matplotlib
@@ -36,13 +38,16 @@ def draw_training(log_file: Path, path: Path) -> None:
     from matplotlib import pyplot
     from matplotlib.ticker import StrMethodFormatter
 
-    log = _read_log(log_file)
+    log, aurocs = _read_log(log_file)
     if not len(log["step"]):
         return
     log = _thinned(log)
-    figure, (losses, rate) = pyplot.subplots(
-        2, 1, sharex=True, figsize=(8, 6), height_ratios=(3, 1), layout="constrained"
+    heights = (3, 1, 1) if aurocs else (3, 1)
+    size = (8, 7.6 if aurocs else 6)
+    figure, panels = pyplot.subplots(
+        len(heights), sharex=True, figsize=size, height_ratios=heights, layout="constrained"
     )
+    losses, rate = panels[0], panels[-1]
     single = "o" if len(log["step"]) == 1 else None
     for (term, label), colour in zip(_TERMS.items(), _COLOURS, strict=True):
         values = np.where(log[term] > 0, log[term], np.nan)  # nothing to draw on a logarithmic axis
@@ -52,12 +57,15 @@ def draw_training(log_file: Path, path: Path) -> None:
         losses.plot(log["step"], _smoothed(values), color=colour, linewidth=1.8, label=label, marker=single)
     losses.set(yscale="log", ylabel="loss", title="What the training minimizes: lower is better")
     figure.legend(loc="outside lower center", ncols=3, fontsize="small", frameon=False)
+    if aurocs:
+        panels[1].plot(*zip(*aurocs, strict=True), color=_AUROC_COLOUR, marker=".")
+        panels[1].set(ylabel="image AUROC", title="With the test labels: not for choosing when to stop")
     rate.plot(log["step"], log["lr"], color=_COLOURS[1], marker=single)
     rate.set(ylabel="learning rate", xlabel="step", ylim=(0, 1.1 * max(log["lr"].max(), 1e-12)))
     rate.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     rate.xaxis.get_major_locator().set_params(integer=True)
     rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
-    for axes in (losses, rate):
+    for axes in panels:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     with atomic_file(path) as file:
@@ -65,10 +73,12 @@ def draw_training(log_file: Path, path: Path) -> None:
     pyplot.close(figure)
 
 
-def _read_log(log_file: Path) -> dict[str, np.ndarray]:
+def _read_log(log_file: Path) -> tuple[dict[str, np.ndarray], list[tuple[int, float]]]:
+    """The columns that every row has, and step and AUROC where test images were looked at."""
     with log_file.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    return {name: np.array([float(row[name]) for row in rows]) for name in ("step", "lr", *_TERMS)}
+    columns = {name: np.array([float(row[name]) for row in rows]) for name in ("step", "lr", *_TERMS)}
+    return columns, [(int(row["step"]), float(row["test_auroc"])) for row in rows if row.get("test_auroc")]
 
 
 def _thinned(log: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

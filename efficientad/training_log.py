@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from efficientad.errors import UserError
 from efficientad.losses import Losses
 
 LOG_EVERY = 10  # steps; reading a loss makes a GPU wait, so not every step is read
-_FIELDS = ("step", *Losses._fields, "loss", "lr", "images_per_s")
+_FIELDS = ("step", *Losses._fields, "loss", "lr", "images_per_s", "test_auroc")
 
 
 class TrainingLog:
@@ -48,12 +49,13 @@ class TrainingLog:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def add(self, losses: Losses, lr: float, images: int) -> None:
+    def add(self, losses: Losses, lr: float, images: int, look: bool = False) -> None:
         """Take the losses of a step.
 
         Args:
             losses: this rank's share.
             images: of the step, over all ranks.
+            look: at them now, even if it is not their turn.
 
         Raises:
             UserError: the loss is no longer finite.
@@ -64,7 +66,7 @@ class TrainingLog:
         self._images += images
         self._step += 1
         self._bar.update()
-        if self._step % LOG_EVERY == 0 or self._step in (1, self._steps):
+        if look or self._step % LOG_EVERY == 0 or self._step in (1, self._steps):
             self._look(lr)
             self._reset()
 
@@ -73,11 +75,26 @@ class TrainingLog:
         loss = sum(terms)
         speed = self._images / (time.perf_counter() - self._start)
         if rank() == 0:
-            self._write([self._step, *(f"{term:.6f}" for term in terms), f"{loss:.6f}", f"{lr:g}", f"{speed:.2f}"])
+            losses = [f"{term:.6f}" for term in (*terms, loss)]
+            self._write([self._step, *losses, f"{lr:g}", f"{speed:.2f}", ""])
         if not math.isfinite(loss):
             raise self.not_finite()
         self._bar.set_description(f"Current loss: {loss:.4f}")
         self._bar.set_postfix_str(f"{speed:.1f} images/s", refresh=False)
+
+    def add_test_auroc(self, auroc: float, images: int) -> None:
+        """Tell what so many test images showed after the last step, which must have been looked at.
+
+        Args:
+            auroc: in [0, 1], or nan.
+        """
+        if rank() == 0:
+            value = "undefined" if math.isnan(auroc) else f"{100 * auroc:.2f}"
+            tqdm.write(f"Step {self._step}: image AUROC {value}, with the labels of {images} test images")
+            sys.stdout.flush()
+            self._rows[-1][-1] = f"{auroc:.6f}"
+            self._write_all()
+        self._reset()  # images/s are those of the training
 
     def not_finite(self) -> UserError:
         """The error for a training that has failed."""
@@ -105,8 +122,10 @@ class TrainingLog:
             self._sums = sums if rank() == 0 else torch.zeros_like(sums)
         if rank() == 0 and self._path.exists():
             with self._path.open(newline="", encoding="utf-8") as file:
-                lines = [line for line in csv.reader(file) if len(line) == len(_FIELDS)]
-            self._rows = [line for line in lines if line[0].isdecimal() and int(line[0]) <= step]
+                whole = [line for line in csv.DictReader(file) if None not in line and None not in line.values()]
+            known = [line for line in whole if line.get("step", "").isdecimal() and int(line["step"]) <= step]
+            # An older version's has no test_auroc
+            self._rows = [[line.get(field, "") for field in _FIELDS] for line in known]
 
     def _write(self, row: list) -> None:
         self._rows.append(row)

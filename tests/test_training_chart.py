@@ -29,6 +29,15 @@ def test_every_term_has_a_curve_unless_it_is_zero(tmp_path, steps):
     assert not has_purple([row.replace(",0.2,", ",0.000000,") for row in rows])
 
 
+def test_aurocs_on_test_images_have_a_panel(tmp_path):
+    rows = [f"{10 * step},3,0,1,0,4,0.0001,9,{0.9 if step % 3 == 0 else ''}" for step in range(1, 20)]
+    (tmp_path / "log.csv").write_text(HEADER.replace("\n", ",test_auroc\n") + "\n".join(rows))
+    draw_training(tmp_path / "log.csv", tmp_path / "training.png")
+    with Image.open(tmp_path / "training.png") as image:
+        assert image.size == (1200, 1140)
+        assert (np.asarray(image.convert("RGB")) == (163, 36, 59)).all(axis=-1).any()
+
+
 def test_a_log_with_other_columns_is_drawn(tmp_path):
     (tmp_path / "log.csv").write_text("seconds," + HEADER + "1,10,3,0,1,0,4,0.0001,9\n")
     draw_training(tmp_path / "log.csv", tmp_path / "training.png")
