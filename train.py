@@ -95,6 +95,14 @@ def get_parser() -> argparse.ArgumentParser:
         help="share of good images above the threshold that eval.py will take (default: %(default)s)",
     )
     group.add_argument(
+        "--evaluate_every",
+        type=arguments.positive_int,
+        metavar="STEPS",
+        help="every so many steps, and after the last one, tell the AUROC on the test images, in log.csv and "
+        "training.png, too; it looks at their labels: for studying a training, not for choosing when to stop. The "
+        "model does not depend on it (default: never)",
+    )
+    group.add_argument(
         "--seed",
         type=arguments.seed,
         default=42,

@@ -33,12 +33,14 @@ class ImageSet:
         budget_bytes: float,
         workers: int,
         device: torch.device,
+        kind: str = "images",
     ) -> None:
         """Decode every image once.
 
         Args:
             budget_bytes: for the images kept, 3 * size * size bytes each.
             workers: threads that decode.
+            kind: of images, for the progress bar.
 
         Raises:
             UserError: naming every file that cannot be read, not only the first.
@@ -49,7 +51,7 @@ class ImageSet:
         self.digests: list[str] = []
         unreadable = []
         read = parallel_map(self._try_to_read, range(len(paths)), workers)
-        bar = tqdm(read, desc="Reading images", total=len(paths), unit="image", disable=rank() > 0)
+        bar = tqdm(read, desc=f"Reading {kind}", total=len(paths), unit="image", disable=rank() > 0)
         for index, image in enumerate(bar):
             if isinstance(image, str):
                 unreadable.append(image)

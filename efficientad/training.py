@@ -28,6 +28,7 @@ from efficientad.errors import Interrupted
 from efficientad.image_set import ImageSet
 from efficientad.losses import Losses, compute_losses
 from efficientad.networks import EfficientAD
+from efficientad.progress import Progress
 from efficientad.signals import STOP_NOTICE, stop_requests
 from efficientad.step_graph import CudaGraphs, GraphedStep
 from efficientad.teacher_answers import TeacherAnswers
@@ -201,6 +202,7 @@ class Training:
         state_file: Path,
         about: dict | None = None,
         save_every: float = math.inf,
+        progress: Progress | None = None,
     ) -> None:
         """
         Args:
@@ -209,9 +211,11 @@ class Training:
             answers: of the model's teacher.
             about: goes into the state file, for whoever resumes.
             save_every: seconds; the state is also saved at the beginning, at the end and on a signal.
+            progress: of this model, to be told on the way; changes nothing.
         """
         self._model, self._images, self._indices, self._answers = model, images, indices, answers
         self._plan, self._state_file, self._about, self._save_every = plan, state_file, about or {}, save_every
+        self._progress = progress
         self._learner = Learner(model, plan)
         self._log = TrainingLog(log_file, plan.steps)
         self._batch = plan.batch_size * ranks()
@@ -234,6 +238,7 @@ class Training:
             self._save()
             for indices, pixels in self._images.batches(batch[own_part(len(batch))] for batch in order):
                 self._train_on(indices, pixels, penalty_batches)
+                self._tell_progress_if_due()
                 self._save_if_due(asked_to_stop())
             self._save()
         self._model.eval()
@@ -246,7 +251,15 @@ class Training:
             natural = to_unit_range(next(penalty_batches)[: len(plain)].to(device, non_blocking=True))
         teacher_plain = self._model.normalize_features(self._answers(indices, plain))
         lr, batch = self._learner.learning_rate(), self._images_of_step()
-        self._log.add(self._learner.step(plain, teacher_plain, natural, batch), lr, batch)
+        losses = self._learner.step(plain, teacher_plain, natural, batch)
+        self._log.add(losses, lr, batch, look=self._progress_is_due())
+
+    def _progress_is_due(self) -> bool:
+        return self._progress is not None and self._progress.is_due(self._learner.steps_done, self._plan.steps)
+
+    def _tell_progress_if_due(self) -> None:
+        if self._progress_is_due():
+            self._log.add_test_auroc(self._progress.auroc(), len(self._progress.test_images))
 
     def _images_of_step(self) -> int:
         """Over all ranks, in the step to come: as shuffled_batches gives them."""

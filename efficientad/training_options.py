@@ -24,6 +24,7 @@ MAY_DIFFER = {
     "custom_dataset_path",
     "device",
     "epochs",
+    "evaluate_every",
     "machine",
     "mvtec_ad_path",
     "mvtec_loco_path",
@@ -54,6 +55,7 @@ class TrainingOptions:
     lr: float | None  # None: the recipe's
     weight_decay: float
     target_fpr: float
+    evaluate_every: int | None  # steps; None: never
     seed: int
     device: str
     precision: str

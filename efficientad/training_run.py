@@ -14,7 +14,7 @@ import torch
 from efficientad import bad_files, checkpoint, device, normalization
 from efficientad.atomic_file import write_text_atomically
 from efficientad.calibration import describe_calibration
-from efficientad.datasets import Dataset, TrainingSplit, find_training_images
+from efficientad.datasets import Dataset, Sample, TrainingSplit, find_training_images
 from efficientad.distributed import rank, ranks, wait_for_ranks
 from efficientad.errors import UserError
 from efficientad.host_memory import keep_freed_memory, release_freed_memory
@@ -24,6 +24,7 @@ from efficientad.initialization import initialize_network, solve_student
 from efficientad.locks import lock_folder
 from efficientad.natural import PenaltyImages, find_penalty_images, penalty_batches
 from efficientad.networks import EfficientAD
+from efficientad.progress import Progress, describe_use, find_labelled_samples
 from efficientad.recipes import RECIPES
 from efficientad.resuming import compare_images, read_state
 from efficientad.teacher_answers import TeacherAnswers
@@ -119,6 +120,10 @@ class _Run:
             device.compute_deterministically()
         precision = device.resolve_precision(options.precision, compute)
         split = self._split(dataset, options)
+        samples = []
+        if options.evaluate_every is not None:
+            samples, unreadable = find_labelled_samples(dataset, options.on_error == "skip", options.num_workers)
+            self.skipped += unreadable
         if len(split.train) < ranks():
             raise UserError(f"{len(split.train)} training images are too few for {ranks()} processes; start fewer")
         self._options = options = settle(options, len(split.train))
@@ -138,9 +143,11 @@ class _Run:
             "processes": ranks(),
         }
         report_start(dataset.name, options, facts)
+        if samples:
+            say(describe_use(options.evaluate_every, samples))
         self.settings = json.loads(json.dumps({**settings, **facts}, default=str))
         self._state = self._read_state() if resuming else None
-        self._load_images(dataset, split, penalty)
+        self._load_images(dataset, split, penalty, samples)
 
     def _split(self, dataset: Dataset, options: TrainingOptions) -> TrainingSplit:
         split = find_training_images(dataset, options.seed)
@@ -163,7 +170,9 @@ class _Run:
         self.settings = state["settings"]
         return state
 
-    def _load_images(self, dataset: Dataset, split: TrainingSplit, penalty: PenaltyImages) -> None:
+    def _load_images(
+        self, dataset: Dataset, split: TrainingSplit, penalty: PenaltyImages, test_samples: list[Sample]
+    ) -> None:
         options, size, workers = self._options, self.model.image_size, self._options.num_workers
         paths = [*split.train, *split.validation]
         budget = options.cache_gb * 1e9
@@ -174,6 +183,8 @@ class _Run:
         if self._state:
             compare_images(self._state["images"], self._digests, self._state_file)
         budget -= self._images.kept_bytes
+        self._progress = self._load_progress(test_samples, budget) if test_samples else None
+        budget -= self._progress.test_images.kept_bytes if self._progress else 0
         self._penalty_batches = None
         if penalty.stored:
             share = NATURAL_CACHE_SHARE * budget
@@ -184,6 +195,20 @@ class _Run:
             if self._plan.device.type == "cpu":  # else they have the host's memory to themselves
                 budget -= share
         self._answers_budget = budget
+
+    def _load_progress(self, samples: list[Sample], budget: float) -> Progress:
+        options, plan, paths = self._options, self._plan, [sample.path for sample in samples]
+        size, workers = self.model.image_size, options.num_workers
+        return Progress(
+            every=options.evaluate_every,
+            model=self.model,
+            images=self._images,
+            held_out=self._held_out,
+            weighed_maps=self._recipe.weighed_maps,
+            test_images=ImageSet(paths, size, budget, workers, plan.device, "test images"),
+            labels=[sample.is_anomalous for sample in samples],
+            precision=plan.precision,
+        )
 
     def fit(self) -> None:
         """Train the model and fit all its statistics."""
@@ -200,6 +225,7 @@ class _Run:
             self._state_file,
             {"settings": self.settings, "images": self._digests},
             60 * self._options.checkpoint_minutes,
+            self._progress,
         )
         if self._state:
             training.restore(self._state)

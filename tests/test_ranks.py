@@ -85,13 +85,18 @@ def read_rows(path):
 
 
 def test_training_that_loses_a_rank_is_resumed(dataset_folder, tiny_teacher, tmp_path):
-    """Nine images, batches of two times two: in the last step of each epoch one rank has nothing to do."""
+    """Nine images, batches of two times two: in the last step of each epoch one rank has nothing to do.
+
+    The other training is evaluated on the way, which must not show.
+    """
     words = ["-d", "custom", "-c", dataset_folder, "-w", tiny_teacher, "-e", 4, "-b", 2, "--device", "cpu"]
     words += ["--num_workers", 0, "--checkpoint_minutes", 0.0001]
-    whole = run_ranks("train_worker.py", *words, "-o", tmp_path / "whole")
+    whole = run_ranks("train_worker.py", *words, "-o", tmp_path / "whole", "--evaluate_every", 5)
     assert whole.returncode == [0, 0], whole.stderr
     assert "12 steps of batch size 2 on each of 2 processes" in whole.stdout
     assert whole.stdout.count("Trained in") == 1
+    told = [line.split(":")[0] for line in whole.stdout.splitlines() if "with the labels of 7 test images" in line]
+    assert told == ["Step 5", "Step 10", "Step 12"]
 
     lost = run_torchrun("train_worker.py", *words, "-o", tmp_path / "lost", DIE_IN_STEP="7")
     assert lost.returncode != 0

@@ -1,0 +1,121 @@
+"""How a training is getting on: its networks, as they are, scored on the labelled test images.
+
+For studying trainings. Whoever ends a training where the test images look best has chosen by their labels, and what
+eval.py finds on them then promises too much. The training itself learns nothing from it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from efficientad.bad_files import find_unreadable
+from efficientad.datasets import Dataset, Sample, find_test_samples
+from efficientad.distributed import rank
+from efficientad.errors import UserError
+from efficientad.image_set import ImageSet
+from efficientad.images import UnreadableImageError, read_image
+from efficientad.networks import EfficientAD
+from efficientad.normalization import FlatMapsError, fit_map_quantiles, fit_map_weights, score_images
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the networks of a training find on the test images, every so many steps."""
+
+    every: int  # steps
+    model: EfficientAD
+    images: ImageSet
+    held_out: range  # good ones in `images`, on which the maps are normalized
+    weighed_maps: bool  # see Recipe
+    test_images: ImageSet
+    labels: Sequence[bool]  # of the test images: whether defective
+    precision: str
+
+    def is_due(self, step: int, steps: int) -> bool:
+        """Whether to look after this step of so many, counted from 1."""
+        return step % self.every == 0 or step == steps
+
+    def auroc(self) -> float:
+        """The image AUROC in [0, 1] that eval.py would find if the training ended here; nan where it is undefined.
+
+        Every copy of an image counts, as in eval.py's "Final image auc". The model is left as it was, and no
+        random number is drawn: there is no dropout in eval mode. Of several ranks all must call it.
+        """
+        from efficientad.metrics import image_auroc  # loads scikit-learn, which other trainings do without
+
+        with _unchanged(self.model):
+            try:
+                fit_map_quantiles(self.model, self.images, self.held_out, self.precision, quiet=True)
+            except FlatMapsError:  # of networks that have learnt nothing yet; at the end it is an error
+                return math.nan
+            if self.weighed_maps:
+                fit_map_weights(self.model, self.images, self.held_out, self.precision, quiet=True)
+            everything = range(len(self.test_images))
+            scores = score_images(
+                self.model, self.test_images, everything, self.precision, "Scoring test images", quiet=True
+            )
+        if not np.isfinite(scores).all():
+            return math.nan
+        return image_auroc(np.array(self.labels), np.array(scores))
+
+
+@contextmanager
+def _unchanged(model: EfficientAD) -> Iterator[None]:
+    """Afterwards mode and fitted statistics are what they were, in place: a CUDA graph knows where they lie."""
+    training = model.training
+    kept = [(statistic, statistic.clone()) for statistic in (model.quantiles, model.map_weights)]
+    try:
+        yield
+    finally:
+        model.train(training)
+        with torch.no_grad():
+            for statistic, value in kept:
+                statistic.copy_(value)
+
+
+def find_labelled_samples(
+    dataset: Dataset, skip: bool, workers: int
+) -> tuple[list[Sample], list[UnreadableImageError]]:
+    """The test images, with good and defective ones among them, and those that are passed over.
+
+    Args:
+        skip: decode all of them, and pass over those that cannot be read.
+        workers: threads that decode.
+
+    Raises:
+        UserError: there are none, or of one kind only.
+    """
+    try:
+        samples, unreadable = find_test_samples(dataset), []
+    except UserError as error:
+        raise UserError(f"--evaluate_every needs test images: {error}") from None
+    if skip:
+        paths = [sample.path for sample in samples]
+        unreadable = find_unreadable(paths, read_image, workers, quiet=rank() > 0)
+        bad = {error.name for error in unreadable}
+        samples = [sample for sample in samples if str(sample.path) not in bad]
+    kinds = {sample.is_anomalous for sample in samples}
+    missing = [name for name, kind in (("good", False), ("defective", True)) if kind not in kinds]
+    if missing:
+        readable = "readable " if unreadable else ""
+        raise UserError(
+            f"--evaluate_every needs good and defective test images, but {dataset.root / 'test'} holds no "
+            f"{readable}{' and no '.join(missing)} ones; add some, or leave the flag out"
+        )
+    return samples, unreadable
+
+
+def describe_use(every: int, samples: Sequence[Sample]) -> str:
+    """A warning for the user, before it begins."""
+    defective = sum(sample.is_anomalous for sample in samples)
+    return (
+        f"Note: every {every} steps {len(samples)} test images are scored, {len(samples) - defective} good and "
+        f"{defective} defective; that looks at their labels, so it is for studying a training, not for choosing "
+        "when to stop"
+    )
