@@ -7,7 +7,7 @@ from pathlib import Path
 
 from efficientad import arguments
 from efficientad.errors import run_command
-from efficientad.recipes import AUTO, DEFAULT_EPOCHS, DRAWN, DRAWN_FROM, FAST_BELOW, NONE, RECIPES
+from efficientad.recipes import AUTO, DEFAULT_STEPS, DRAWN, FAST_BELOW, MEMORY_PATCHES, NONE, RECIPES
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -25,13 +25,13 @@ def get_parser() -> argparse.ArgumentParser:
         "--epochs",
         type=arguments.positive_int,
         metavar="N",
-        help=f"passes over the training images (default: {DEFAULT_EPOCHS})",
+        help="of student and autoencoder: passes over the training images",
     )
     length.add_argument(
         "--train_steps",
         type=arguments.positive_int,
         metavar="N",
-        help="optimizer steps, instead of --epochs; the paper takes 70000 of batch size 1",
+        help=f"optimizer steps, instead of --epochs (default of --recipe paper: {DEFAULT_STEPS}, as published)",
     )
     group.add_argument(
         "-b",
@@ -62,23 +62,29 @@ def get_parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="PATH",
         help=f"folders or tar files of natural images for the penalty term; {DRAWN}: images drawn by a program; "
-        f"{NONE}: no penalty (default: {DRAWN} from {DRAWN_FROM} steps on, {NONE} below, or with --recipe paper)",
+        f"{NONE}: no penalty (default: {NONE})",
     )
     group.add_argument(
         "--recipe",
         choices=(AUTO, *RECIPES),
         default=AUTO,
-        help="paper: as published, for tens of thousands of steps; fast: for hundreds or thousands, a student that "
-        "begins with a solved last layer, a rate that falls to zero, and the autoencoder's map counts as far as it "
-        "has learnt; "
-        f"{AUTO}: fast below {FAST_BELOW} steps, else paper (default: %(default)s)",
+        help="fast: no steps at all, a memory of what the teacher says of good parts; paper: student and "
+        f"autoencoder as published, which want tens of thousands of steps; {AUTO}: paper if at least {FAST_BELOW} "
+        "steps are asked for, else fast (default: %(default)s)",
+    )
+    group.add_argument(
+        "--memory",
+        type=arguments.non_negative_int,
+        metavar="PATCHES",
+        help="size of the memory; 0: none; with --recipe paper it stands beside the networks (default: "
+        f"{MEMORY_PATCHES} with --recipe fast, 0 with paper)",
     )
     group.add_argument(
         "--lr",
         type=arguments.positive_float,
+        default=1e-4,
         metavar="X",
-        help="learning rate of Adam; paper: a tenth of it for the last 5%% of the steps; fast: its peak "
-        f"(default: {', '.join(f'{name} {recipe.lr:g}' for name, recipe in RECIPES.items())})",
+        help="learning rate of Adam, a tenth of it for the last 5%% of the steps (default: %(default)s)",
     )
     group.add_argument(
         "--weight_decay",

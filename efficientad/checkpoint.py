@@ -23,17 +23,18 @@ from efficientad.atomic_file import atomic_file
 from efficientad.calibration import Calibration
 from efficientad.errors import UserError, require_folder
 from efficientad.networks import (
-    EQUAL_MAP_WEIGHTS,
     FEATURE_CHANNELS,
     IMAGE_SIZE,
+    UNFITTED_QUANTILES,
     EfficientAD,
     infer_model_size,
 )
+from efficientad.recipes import MOST_MEMORY_PATCHES
 from efficientad.torch_file import read_torch_file, require_weights
 
 MODEL_FILE = "model.pt"
 FORMAT = "efficientad-detector"
-FORMAT_VERSION = 2  # 1 had no map_weights, which were equal, and no calibration
+FORMAT_VERSION = 3  # 2 had no memory and always a student; 1 had no map_weights, which were equal, and no calibration
 
 _LARGEST_IMAGE_SIZE = 2048  # a file that claims more is damaged, or wants the memory
 
@@ -52,8 +53,16 @@ def save_model(model: EfficientAD, path: Path, training: Mapping[str, Any]) -> N
     contents = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
-        "config": {"model_size": model.model_size, "image_size": model.image_size},
-        "state_dict": {key: tensor.cpu().contiguous() for key, tensor in model.state_dict().items()},
+        "config": {
+            "model_size": model.model_size,
+            "image_size": model.image_size,
+            "has_student": model.student is not None,
+            "memory_patches": len(model.memory),
+        },
+        "state_dict": {
+            key: (tensor.half() if key == "memory" else tensor).cpu().contiguous()  # it came from half precision
+            for key, tensor in model.state_dict().items()
+        },
         "calibration": asdict(model.calibration) if model.calibration else None,
         "training": dict(training),
         "versions": {"efficientad": efficientad.__version__, "torch": str(torch.__version__)},
@@ -154,16 +163,31 @@ def _load_own(path: Path) -> EfficientAD:
     except (KeyError, TypeError, ValueError) as error:
         reason = textwrap.shorten(str(error), 200)
         raise UserError(f"{path} is damaged: no complete description of a detector ({reason})") from None
-    if version == 1:
-        state["map_weights"] = torch.tensor(EQUAL_MAP_WEIGHTS)
+    if version < 3:
+        _add_what_was_not_there(state)
     _load_state(model, state, path, f"{model.model_size} detector")
     return model
 
 
-def _build(model_size: str, image_size: int) -> EfficientAD:
+def _build(
+    model_size: str, image_size: int, has_student: bool = True, memory_patches: int = 0
+) -> EfficientAD:
     if not isinstance(image_size, int) or not IMAGE_SIZE <= image_size <= _LARGEST_IMAGE_SIZE:
         raise ValueError(f"image_size is {image_size}")
-    return EfficientAD(model_size, image_size)
+    if not isinstance(memory_patches, int) or not 0 <= memory_patches <= MOST_MEMORY_PATCHES:
+        raise ValueError(f"memory_patches is {memory_patches}")
+    if not has_student and memory_patches == 0:
+        raise ValueError("there is neither a student nor a memory")
+    return EfficientAD(model_size, image_size, bool(has_student), memory_patches)
+
+
+def _add_what_was_not_there(state: dict[str, Tensor]) -> None:
+    """Bring the state_dict of a detector of version 1 or 2 to that of version 3, as far as it is one."""
+    weights = state.get("map_weights", torch.tensor((0.5, 0.5)))  # version 1 had none
+    state["map_weights"] = torch.cat([weights, torch.zeros(1)])
+    state["memory"] = torch.zeros(0, FEATURE_CHANNELS)
+    if "quantiles" in state:
+        state["quantiles"] = torch.cat([state["quantiles"], torch.tensor([UNFITTED_QUANTILES])])
 
 
 def _read_calibration(**values: Any) -> Calibration:
@@ -203,7 +227,8 @@ def _read_quantiles(path: Path) -> Tensor:
     if not isinstance(quantiles, dict) or any(key not in quantiles for key in keys):
         raise UserError(f"{path} does not hold {', '.join(keys)}")
     try:
-        return torch.tensor([[float(quantiles[key]) for key in pair] for pair in _QUANTILE_KEYS])
+        rows = [[float(quantiles[key]) for key in pair] for pair in _QUANTILE_KEYS]
+        return torch.tensor([*rows, UNFITTED_QUANTILES])
     except (TypeError, ValueError, RuntimeError):
         raise UserError(f"{path} does not hold numbers as {', '.join(keys)}") from None
 

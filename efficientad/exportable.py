@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from efficientad.networks import FEATURE_CHANNELS, EfficientAD, RawMaps, anomaly_score
+from efficientad.networks import EfficientAD, anomaly_score
 
 
 class ExportableDetector(nn.Module):
@@ -28,12 +28,13 @@ class ExportableDetector(nn.Module):
         self.detector = copy.deepcopy(model).cpu().float().requires_grad_(False).eval()
         self.dtype = dtype
         mean, std = 255 * self.detector.image_mean, 255 * self.detector.image_std
-        for network in (self.detector.teacher, self.detector.student):
+        padding_free = [network for network in (self.detector.teacher, self.detector.student) if network is not None]
+        for network in padding_free:
             _fold_input(network, mean, std)
         _fold_output(self.detector.teacher, self.detector.teacher_mean, self.detector.teacher_std)
         self.register_buffer("pixel_mean", mean.to(dtype))
         self.register_buffer("pixel_std", std.to(dtype))
-        for network in (self.detector.teacher, self.detector.student, self.detector.autoencoder):
+        for network in (*padding_free, *filter(None, [self.detector.autoencoder])):
             network.to(dtype, memory_format=torch.channels_last)
         self.eval()
 
@@ -41,12 +42,11 @@ class ExportableDetector(nn.Module):
         """Anomaly maps N x S x S, 0-255 scale, and scores N, both float32, of uint8 RGB images N x S x S x 3."""
         pixels = images.permute(0, 3, 1, 2).to(self.dtype)
         teacher = self.detector.teacher(pixels).float()
-        teacher_part, autoencoder_part = self.detector.student(pixels).float().split(FEATURE_CHANNELS, dim=1)
-        autoencoder = self.detector.autoencoder((pixels - self.pixel_mean) / self.pixel_std).float()
-        raw = RawMaps(
-            (teacher - teacher_part).square().mean(dim=1, keepdim=True),
-            (autoencoder - autoencoder_part).square().mean(dim=1, keepdim=True),
-        )
+        student = autoencoder = None
+        if self.detector.student is not None:
+            student = self.detector.student(pixels).float()
+            autoencoder = self.detector.autoencoder((pixels - self.pixel_mean) / self.pixel_std).float()
+        raw = self.detector.compare(teacher, student, autoencoder)
         anomaly_maps = self.detector.combine_maps(raw)
         return anomaly_maps[:, 0], anomaly_score(anomaly_maps)
 

@@ -2,22 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import nn
-from tqdm import tqdm
 
-from efficientad.device import autocast
-from efficientad.distributed import from_first_rank, rank, ranks, sum_over_ranks
-from efficientad.image_set import ImageSet
-from efficientad.networks import FEATURE_CHANNELS, EfficientAD, feature_map_size
-from efficientad.output_layer import OutputLayerFit
-from efficientad.teacher_answers import TeacherAnswers
-from efficientad.tensors import to_unit_range
-
-_STUDENT_RIDGE = 1.0  # strong: a student that follows too closely also follows the teacher on defects
-_SOLVED_AT_ONCE = 4  # images; their unfolded hidden layers take 50 MB each
 _KEPT_ABOVE = 3.0  # standard deviations of a normalized feature: what lies lower is cut off, once in a thousand
 
 
@@ -54,37 +41,3 @@ def widen_pdn(small: nn.Sequential, medium: nn.Sequential) -> None:
     medium[10].bias += _KEPT_ABOVE
     medium[12].bias.fill_(0)
     medium[12].bias -= _KEPT_ABOVE
-
-
-@torch.no_grad()
-def solve_student(
-    model: EfficientAD, images: ImageSet, indices: range, answers: TeacherAnswers, precision: str, seed: int
-) -> None:
-    """Set the part of the student's last layer that follows the teacher by ridge regression. Not in the paper.
-
-    Random hidden layers are already good enough to predict much of the teacher on good images, and for them the
-    best last layer has a closed form, which hundreds of steps would only approach.
-
-    Args:
-        model: with the teacher's statistics.
-        indices: of the training images in `images`.
-        answers: of the model's teacher.
-        seed: of the choice of patches.
-    """
-    device = model.teacher_mean.device
-    fit = OutputLayerFit(model.student[-1], FEATURE_CHANNELS, seed)
-    order = torch.arange(indices.start, indices.stop).split(_SOLVED_AT_ONCE)[rank() :: ranks()]
-    places = feature_map_size(model.image_size) ** 2
-    fit.skip(places, rank())
-    patches = math.ceil(fit.patches_needed / len(indices))
-    description = "Solving the student's output layer"
-    bar = tqdm(images.batches(order), description, total=len(order), unit="batch", disable=rank() > 0)
-    for batch, pixels in bar:
-        plain = to_unit_range(pixels.to(device))
-        with autocast(device, precision):
-            hidden = model.student[:-1](model.normalize(plain)).float()
-        fit.add(hidden, model.normalize_features(answers(batch, plain)), patches)
-        fit.skip(places, ranks() - 1)
-    sum_over_ranks(fit.squares)
-    sum_over_ranks(fit.products)
-    fit.set(from_first_rank(fit.solve(_STUDENT_RIDGE)))

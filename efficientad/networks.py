@@ -20,7 +20,10 @@ MAP_SCALE = 255.0  # public maps and scores: 25.5 is the 0.995 quantile of held-
 PATCH_SIZE = 33  # what one output of a PDN sees, in pixels
 PATCH_STRIDE = 4
 PATCH_CENTRE = 16  # of the first patch: the networks pad nothing
-EQUAL_MAP_WEIGHTS = (0.5, 0.5)
+UNFITTED_QUANTILES = (0.0, 0.1)  # of a map that is not there: it would stay as it is
+MEMORY_POOLING = 2  # patches are remembered and looked up as averages of so many by so many
+_MEMORY_BLOCK = 1024  # patches that are compared at once: more would not stay in a processor's cache
+SCORED_SHARE = 0.006  # of a map: the score is the mean of so many of its highest values, about 20 x 20 pixels
 MAP_PADDING = 4  # the networks see no border, so their maps are this much smaller on each side
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -100,42 +103,53 @@ def build_autoencoder(image_size: int = IMAGE_SIZE) -> nn.Sequential:
 
 
 class RawMaps(NamedTuple):
-    """Anomaly maps before normalization, each N x 1 x 56 x 56, float32, >= 0 (squared distances)."""
+    """Anomaly maps before normalization, each N x 1 x 56 x 56, float32, >= 0 (squared distances); None: not made."""
 
-    student_teacher: Tensor
-    autoencoder_student: Tensor
+    student_teacher: Tensor | None
+    autoencoder_student: Tensor | None
+    memory: Tensor | None = None
 
 
 class EfficientAD(nn.Module):
-    """Teacher, student, autoencoder and the fitted statistics: the whole detector in one state_dict.
+    """Teacher, student, autoencoder, memory and the fitted statistics: the whole detector in one state_dict.
 
-    Buffers, fitted by efficientad.normalization:
+    Buffers, fitted by efficientad.normalization and efficientad.memory:
         teacher_mean, teacher_std: 1 x 384 x 1 x 1, of the teacher's output on good training images.
-        quantiles: 2 x 2; rows student-teacher and autoencoder-student map, columns the 0.9 and the
+        memory: P x 384, what the teacher says of good parts: normalized, averaged over 2 x 2 patches and thinned
+            out; P is 0 without a memory. Not in the paper.
+        quantiles: 3 x 2; rows student-teacher, autoencoder-student and memory map, columns the 0.9 and the
             0.995 quantile over the pixels of held-out good images.
-        map_weights: 2; of the student-teacher and the autoencoder-student map, half each in the paper.
+        map_weights: 3, of these maps; see recipes.map_weights.
 
     Attributes:
+        student, autoencoder: None in a detector that has a memory alone.
         calibration: the threshold and the held-out scores behind it; None where there were too few.
         provenance: how a loaded detector was trained (save_model's `training`), and under "versions" with what.
     """
 
-    def __init__(self, model_size: str = "small", image_size: int = IMAGE_SIZE) -> None:
+    def __init__(
+        self,
+        model_size: str = "small",
+        image_size: int = IMAGE_SIZE,
+        has_student: bool = True,
+        memory_patches: int = 0,
+    ) -> None:
         super().__init__()
         self.model_size = model_size
         self.image_size = image_size
         self.calibration: Calibration | None = None
         self.provenance: dict[str, Any] = {}
         self.teacher = build_pdn(model_size, FEATURE_CHANNELS).requires_grad_(False)
-        self.student = build_pdn(model_size, 2 * FEATURE_CHANNELS)
-        self.autoencoder = build_autoencoder(image_size)
+        self.student = build_pdn(model_size, 2 * FEATURE_CHANNELS) if has_student else None
+        self.autoencoder = build_autoencoder(image_size) if has_student else None
         # The same for every model, so not saved with it.
         self.register_buffer("image_mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("teacher_mean", torch.zeros(1, FEATURE_CHANNELS, 1, 1))
         self.register_buffer("teacher_std", torch.ones(1, FEATURE_CHANNELS, 1, 1))
-        self.register_buffer("quantiles", torch.tensor([[0.0, 0.1], [0.0, 0.1]]))
-        self.register_buffer("map_weights", torch.tensor(EQUAL_MAP_WEIGHTS))
+        self.register_buffer("memory", torch.zeros(memory_patches, FEATURE_CHANNELS))
+        self.register_buffer("quantiles", torch.tensor([UNFITTED_QUANTILES] * len(RawMaps._fields)))
+        self.register_buffer("map_weights", torch.tensor((0.5, 0.5, 0.0)))
 
     def normalize(self, images: Tensor) -> Tensor:
         """ImageNet-normalize RGB images N x 3 x S x S in [0, 1]; every network takes the result."""
@@ -150,23 +164,35 @@ class EfficientAD(nn.Module):
         return (features - self.teacher_mean) / self.teacher_std
 
     def raw_maps(self, images: Tensor) -> RawMaps:
-        """The two maps of section 3.2 and 3.3: mean over the channels of the squared differences.
+        """The maps of section 3.2 and 3.3, means over the channels of squared differences, and that of the memory.
 
         Args:
             images: N x 3 x S x S, float32 RGB in [0, 1].
         """
         normalized = self.normalize(images)
-        student = self.student(normalized).float()
+        student = None if self.student is None else self.student(normalized).float()
+        autoencoder = None if self.autoencoder is None else self.autoencoder(normalized).float()
+        return self.compare(self.teacher_features(normalized), student, autoencoder)
+
+    def compare(self, teacher: Tensor, student: Tensor | None, autoencoder: Tensor | None) -> RawMaps:
+        """The maps that follow from the normalized teacher's and the other networks' outputs, all float32.
+
+        Args:
+            teacher, autoencoder: N x 384 x 56 x 56.
+            student: N x 768 x 56 x 56.
+        """
+        memory = memory_map(teacher, self.memory) if len(self.memory) else None
+        if student is None:
+            return RawMaps(None, None, memory)
         teacher_part, autoencoder_part = student.split(FEATURE_CHANNELS, dim=1)
-        teacher = self.teacher_features(normalized)
-        autoencoder = self.autoencoder(normalized).float()
         return RawMaps(
             (teacher - teacher_part).square().mean(dim=1, keepdim=True),
             (autoencoder - autoencoder_part).square().mean(dim=1, keepdim=True),
+            memory,
         )
 
     def combine_maps(self, maps: RawMaps) -> Tensor:
-        """Quantile-normalize both maps and average them with their weights (section 3.4), at the input's size.
+        """Quantile-normalize the maps and average them with their weights (section 3.4), at the input's size.
 
         Returns:
             N x 1 x S x S, float32, on the 0-255 scale: 0 is the 0.9 quantile and 25.5 the 0.995
@@ -175,9 +201,10 @@ class EfficientAD(nn.Module):
         normalized = [
             0.1 * weight * (raw - start) / (end - start)
             for raw, (start, end), weight in zip(maps, self.quantiles, self.map_weights, strict=True)
+            if raw is not None
         ]
         # The quantiles know nothing of this padding: a border of zeros stands for "unremarkable".
-        combined = F.pad(normalized[0] + normalized[1], (MAP_PADDING,) * 4)
+        combined = F.pad(sum(normalized), (MAP_PADDING,) * 4)
         size = (self.image_size, self.image_size)
         return MAP_SCALE * F.interpolate(combined, size, mode="bilinear", align_corners=False)
 
@@ -186,9 +213,43 @@ class EfficientAD(nn.Module):
         return self.combine_maps(self.raw_maps(images))
 
 
+def pool_features(features: Tensor) -> Tensor:
+    """Normalized features N x 384 x 56 x 56 as a memory knows them: averages of 2 x 2, N x 784 x 384."""
+    return F.avg_pool2d(features, MEMORY_POOLING).flatten(2).transpose(1, 2)
+
+
+def memory_map(features: Tensor, memory: Tensor) -> Tensor:
+    """How far features are from the nearest of a memory: N x 1 x 56 x 56, float32, squared, mean over channels.
+
+    The nearest is found by matrix products, in whatever precision autocast has; the distance to it is exact.
+
+    Args:
+        features: N x 384 x 56 x 56, float32, normalized.
+        memory: P x 384, float32.
+    """
+    pooled = pool_features(features)
+    likeness, nearest = None, None
+    start = 0
+    for block in memory.split(_MEMORY_BLOCK):
+        # |x - m|^2 = |x|^2 - 2 (x m - |m|^2 / 2), and |x|^2 is the same for every m
+        best, place = F.linear(pooled, block, -block.square().sum(dim=1) / 2).max(dim=2)
+        nearest = start + place if nearest is None else torch.where(best > likeness, start + place, nearest)
+        likeness = best if likeness is None else torch.maximum(best, likeness)
+        start += len(block)
+    distances = (pooled - memory[nearest]).square().mean(dim=2)
+    side = features.shape[-1] // MEMORY_POOLING
+    coarse = distances.view(-1, 1, side, side)
+    return F.interpolate(coarse, features.shape[-2:], mode="bilinear", align_corners=False)
+
+
 def anomaly_score(anomaly_maps: Tensor) -> Tensor:
-    """Image scores, shape N, float32: the maximum of each map N x 1 x S x S. May exceed 255."""
-    return anomaly_maps.amax(dim=(1, 2, 3))
+    """Image scores, shape N, float32: the mean of the highest SCORED_SHARE of each map N x 1 x S x S.
+
+    The paper takes the maximum. A defect shows in every patch that sees some of it, so that there are many high
+    values, and their mean depends less on chance. May exceed 255.
+    """
+    values = anomaly_maps.flatten(1)
+    return values.topk(max(1, round(SCORED_SHARE * values.shape[1])), dim=1).values.mean(dim=1)
 
 
 def infer_model_size(teacher_state: dict[str, Tensor]) -> str | None:

@@ -1,4 +1,4 @@
-"""The fitted statistics of the detector: teacher channels, map quantiles and weights, the threshold.
+"""The fitted statistics of the detector: teacher channels, map quantiles, the threshold.
 
 All are fitted on good images with every network in eval mode, before and after training. Of several ranks each
 looks at its own share of the images, and all find the same: what one process would.
@@ -18,7 +18,13 @@ from efficientad.device import autocast
 from efficientad.distributed import gather_objects, rank, ranks, sum_over_ranks
 from efficientad.errors import UserError
 from efficientad.image_set import ImageSet
-from efficientad.networks import EQUAL_MAP_WEIGHTS, FEATURE_CHANNELS, EfficientAD, RawMaps, anomaly_score
+from efficientad.networks import (
+    FEATURE_CHANNELS,
+    UNFITTED_QUANTILES,
+    EfficientAD,
+    RawMaps,
+    anomaly_score,
+)
 from efficientad.teacher_answers import TeacherAnswers
 from efficientad.tensors import to_unit_range
 
@@ -78,7 +84,8 @@ def fit_map_quantiles(
     maps = []
     for _, pixels in _batches(images, indices, "Final map normalization", quiet):
         with autocast(device, precision):
-            maps.append(RawMaps(*(raw.cpu() for raw in model.raw_maps(to_unit_range(pixels.to(device))))))
+            raw_maps = model.raw_maps(to_unit_range(pixels.to(device)))
+        maps.append(RawMaps(*(None if raw is None else raw.cpu() for raw in raw_maps)))
     everywhere = [raw_maps for part in gather_objects(maps) for raw_maps in part]
     model.quantiles.copy_(torch.from_numpy(map_quantiles(everywhere)))
 
@@ -118,48 +125,18 @@ def score_images(
     return scores
 
 
-@torch.inference_mode()
-def fit_map_weights(
-    model: EfficientAD, images: ImageSet, indices: range, precision: str, quiet: bool = False
-) -> None:
-    """Set model.map_weights: how far the autoencoder explains the teacher on held-out images, at most half.
-
-    Not in the paper, where both maps count half after a long training. An autoencoder that explains nothing, as in
-    a short training or of a texture that its bottleneck cannot hold, makes a map of noise that hides defects.
-
-    Args:
-        indices: of the validation images in `images`.
-        quiet: without a progress bar.
-    """
-    model.eval()
-    device = model.quantiles.device
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
-    for _, pixels in _batches(images, indices, "Weighing the maps", quiet):
-        with autocast(device, precision):
-            normalized = model.normalize(to_unit_range(pixels.to(device)))
-            teacher = model.teacher_features(normalized)
-            autoencoder = model.autoencoder(normalized).float()
-        sums[0] += (teacher - autoencoder).square().sum(dtype=torch.float64)
-        sums[1] += teacher.square().sum(dtype=torch.float64)
-    error, variance = sum_over_ranks(sums).tolist()
-    weight = min(EQUAL_MAP_WEIGHTS[1], max(0.0, 1 - error / variance))
-    model.map_weights.copy_(torch.tensor([1 - weight, weight]))
-
-
 def map_quantiles(batches: list[RawMaps]) -> np.ndarray:
-    """The 0.9 and 0.995 quantile of each kind of map over all pixels pooled: float32, 2 x 2.
+    """The 0.9 and 0.995 quantile of each kind of map over all pixels pooled: float32, 3 x 2; 0 and 0.1 without maps.
 
     numpy's quantile, since torch.quantile refuses more than 2^24 elements.
 
     Raises:
         FlatMapsError: the two quantiles of a map coincide.
     """
-    fitted = np.stack(
-        [
-            np.quantile(np.concatenate([raw.numpy().ravel() for raw in maps]), QUANTILES)
-            for maps in zip(*batches, strict=True)
-        ]
-    ).astype(np.float32)
+    fitted = np.array([UNFITTED_QUANTILES] * len(RawMaps._fields), dtype=np.float32)
+    for row, maps in enumerate(zip(*batches, strict=True)):
+        if maps[0] is not None:
+            fitted[row] = np.quantile(np.concatenate([raw.numpy().ravel() for raw in maps]), QUANTILES)
     if not (fitted[:, 1] > fitted[:, 0]).all():
         raise FlatMapsError(
             "the held-out good images give anomaly maps without any spread, so they cannot be normalized; "

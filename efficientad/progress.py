@@ -21,7 +21,7 @@ from efficientad.errors import UserError
 from efficientad.image_set import ImageSet
 from efficientad.images import UnreadableImageError, read_image
 from efficientad.networks import EfficientAD
-from efficientad.normalization import FlatMapsError, fit_map_quantiles, fit_map_weights, score_images
+from efficientad.normalization import FlatMapsError, fit_map_quantiles, score_images
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,6 @@ class Progress:
     model: EfficientAD
     images: ImageSet
     held_out: range  # good ones in `images`, on which the maps are normalized
-    weighed_maps: bool  # see Recipe
     test_images: ImageSet
     labels: Sequence[bool]  # of the test images: whether defective
     precision: str
@@ -54,8 +53,6 @@ class Progress:
                 fit_map_quantiles(self.model, self.images, self.held_out, self.precision, quiet=True)
             except FlatMapsError:  # of networks that have learnt nothing yet; at the end it is an error
                 return math.nan
-            if self.weighed_maps:
-                fit_map_weights(self.model, self.images, self.held_out, self.precision, quiet=True)
             everything = range(len(self.test_images))
             scores = score_images(
                 self.model, self.test_images, everything, self.precision, "Scoring test images", quiet=True
@@ -67,16 +64,15 @@ class Progress:
 
 @contextmanager
 def _unchanged(model: EfficientAD) -> Iterator[None]:
-    """Afterwards mode and fitted statistics are what they were, in place: a CUDA graph knows where they lie."""
+    """Afterwards mode and quantiles are what they were, in place: a CUDA graph knows where they lie."""
     training = model.training
-    kept = [(statistic, statistic.clone()) for statistic in (model.quantiles, model.map_weights)]
+    quantiles = model.quantiles.clone()
     try:
         yield
     finally:
         model.train(training)
         with torch.no_grad():
-            for statistic, value in kept:
-                statistic.copy_(value)
+            model.quantiles.copy_(quantiles)
 
 
 def find_labelled_samples(

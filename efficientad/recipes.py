@@ -1,41 +1,32 @@
-"""How the networks begin and how they learn, by name."""
+"""What a training makes, by name: the paper's networks, a memory of good patches, or both."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-DEFAULT_EPOCHS = 10
-AUTO = "auto"
+DEFAULT_STEPS = 70_000  # of the networks; the paper's
+AUTO, FAST, PAPER = "auto", "fast", "paper"
+RECIPES = (FAST, PAPER)
 NONE, DRAWN = "none", "drawn"  # in place of paths of natural images
-# Steps. With a penalty they take half as long again; no gain was seen after 300, some after 700, more after 2,000
-DRAWN_FROM = 500
-FAST_BELOW = 10_000  # steps. Fast was ahead after hundreds; the paper's takes 70,000
+MEMORY_PATCHES = 4000
+MOST_MEMORY_PATCHES = 200_000  # 154 MB in model.pt
+FAST_BELOW = 10_000  # steps, of a training that asks for some and for no recipe
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How the networks begin and how they learn."""
-
-    lr: float
-    autoencoder_lr: float  # in learning rates of the student
-    schedule: str
-    solved_start: bool  # He initialization and the student's output layer solved; else PyTorch's initial weights
-    weighed_maps: bool  # by how much the autoencoder has learnt; else half each
-
-
-RECIPES = {
-    "paper": Recipe(lr=1e-4, autoencoder_lr=1, schedule="step", solved_start=False, weighed_maps=False),
-    "fast": Recipe(lr=1e-4, autoencoder_lr=10, schedule="cosine", solved_start=True, weighed_maps=True),
-}
-
-
-def choose_recipe(name: str, steps: int) -> str:
-    """The key in RECIPES of what a user asked for: one of them, or AUTO, which depends on the number of steps."""
+def choose_recipe(name: str, steps: int | None) -> str:
+    """FAST or PAPER, of what a user asked for: one of them, or AUTO, which depends on the steps asked for, if any."""
     if name != AUTO:
         return name
-    return "fast" if steps < FAST_BELOW else "paper"
+    return FAST if steps is None or steps < FAST_BELOW else PAPER
 
 
-def choose_penalty(name: str, steps: int) -> str:
-    """NONE or DRAWN: what the penalty is when no natural images are given, for the recipe that a user asked for."""
-    return DRAWN if name != "paper" and steps >= DRAWN_FROM else NONE
+def choose_memory(patches: int | None, recipe: str) -> int:
+    """The patches of the memory: as asked for, or the recipe's own."""
+    if patches is not None:
+        return patches
+    return MEMORY_PATCHES if recipe == FAST else 0
+
+
+def map_weights(has_student: bool, has_memory: bool) -> tuple[float, float, float]:
+    """Of the student-teacher, the autoencoder-student and the memory map: the paper's two count alike (section 3.4)."""
+    if not has_memory:
+        return 0.5, 0.5, 0.0
+    return (0.25, 0.25, 0.5) if has_student else (0.0, 0.0, 1.0)

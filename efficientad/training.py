@@ -37,7 +37,6 @@ from efficientad.training_log import TrainingLog
 
 NATURAL_GRAY_SHARE = 0.3  # of the penalty images
 LR_DECAY_AT = 0.95  # of the steps; then the learning rate is a tenth
-WARM_UP = 0.05  # of the steps, of the cosine schedule
 
 
 @dataclass(frozen=True)
@@ -46,10 +45,8 @@ class TrainingPlan:
 
     steps: int
     batch_size: int  # of each rank
-    lr: float  # of the student
-    autoencoder_lr: float
+    lr: float
     weight_decay: float
-    schedule: str  # of the learning rate: step as in the paper, or cosine
     device: torch.device
     precision: str  # resolved: fp32, bf16 or fp16
     seed: int
@@ -66,15 +63,9 @@ def shuffled_batches(indices: range, batch_size: int, steps: int, generator: tor
             taken += 1
 
 
-def learning_rate_factor(schedule: str, step: int, steps: int) -> float:
-    """What --lr is multiplied by in a step, counted from 0.
-
-    "step": a tenth for the last 5 % of the steps, as in the paper; "cosine": a linear rise, then down to zero.
-    """
-    if schedule == "step":
-        return 1.0 if step < max(1, int(LR_DECAY_AT * steps)) else 0.1
-    rise = min(1.0, (step + 1) / max(1, round(WARM_UP * steps)))
-    return rise * 0.5 * (1 + math.cos(math.pi * step / steps))
+def learning_rate(lr: float, step: int, steps: int) -> float:
+    """Of a step, counted from 0: a tenth of `lr` for the last 5 % of the steps, as in the paper."""
+    return lr if step < max(1, int(LR_DECAY_AT * steps)) else 0.1 * lr
 
 
 class Learner:
@@ -84,23 +75,18 @@ class Learner:
         self._model, self._plan = model, plan
         self.steps_done = 0
         self._generator = torch.Generator().manual_seed(plan.seed + 1)  # the order of the images has another one
-        networks = {model.student: plan.lr, model.autoencoder: plan.autoencoder_lr}
-        groups = [{"params": list(network.parameters()), "lr": lr} for network, lr in networks.items()]
-        self._lrs = list(networks.values())
-        self._optimizer = torch.optim.Adam(groups, weight_decay=plan.weight_decay, fused=True)
+        parameters = [*model.student.parameters(), *model.autoencoder.parameters()]
+        self._optimizer = torch.optim.Adam(parameters, lr=plan.lr, weight_decay=plan.weight_decay, fused=True)
         self._scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.precision == "fp16")
         self._batch = 0  # images of the present step, over all ranks
         # Untried with the scaler of fp16, and with the exchange of gradients between processes.
         self._graphed = plan.device.type == "cuda" and plan.cuda_graph and plan.precision != "fp16" and ranks() == 1
         self._run = GraphedStep(self._learn, CudaGraphs()) if self._graphed else self._learn
-        self._lrs_on_device = [torch.zeros((), device=plan.device) for _ in groups]
+        self._lr_on_device = torch.zeros((), device=plan.device)
 
     def learning_rate(self) -> float:
-        """Of the student, in the step to come."""
-        return self._lrs[0] * self._factor()
-
-    def _factor(self) -> float:
-        return learning_rate_factor(self._plan.schedule, self.steps_done, self._plan.steps)
+        """In the step to come."""
+        return learning_rate(self._plan.lr, self.steps_done, self._plan.steps)
 
     def step(self, images: Tensor, teacher_plain: Tensor, natural: Tensor | None, batch: int) -> Losses:
         """One optimizer step (algorithm 1); returns this rank's share of the losses before it.
@@ -117,17 +103,13 @@ class Learner:
         gray = () if natural is None else (torch.rand(batch, generator=self._generator) < NATURAL_GRAY_SHARE,)
         drawn = (*draw_changes(batch, self._generator), *gray)
         choices = (values[own].to(device, non_blocking=True) for values in drawn)
-        self._set_learning_rates()
+        lr = self.learning_rate()
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._lr_on_device.fill_(lr) if self._graphed else lr  # a graph reads it where it lies
         self._batch = batch
         losses = self._run(images, teacher_plain, *choices, *(() if natural is None else (natural,)))
         self.steps_done += 1
         return Losses(*losses.unbind())
-
-    def _set_learning_rates(self) -> None:
-        factor = self._factor()
-        for i, (group, lr) in enumerate(zip(self._optimizer.param_groups, self._lrs, strict=True)):
-            # A graph reads it where it lay when the graph was made
-            group["lr"] = self._lrs_on_device[i].fill_(lr * factor) if self._graphed else lr * factor
 
     def _learn(
         self,

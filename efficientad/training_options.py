@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from efficientad.distributed import rank, ranks
-from efficientad.recipes import DEFAULT_EPOCHS, RECIPES, choose_penalty, choose_recipe
+from efficientad.errors import UserError
+from efficientad.recipes import DEFAULT_STEPS, FAST, FAST_BELOW, NONE, choose_memory, choose_recipe
 from efficientad.training import TrainingPlan
 
 FEW_IMAGES_SEEN = 1000
@@ -50,9 +51,10 @@ class TrainingOptions:
     batch_size: int
     model_size: str
     weights: Path | None  # of the teacher; None: the shipped one
-    imagenet_train_path: list[Path] | None  # None: as choose_penalty has it; or one word of recipes.py
-    recipe: str  # auto, or a key of RECIPES
-    lr: float | None  # None: the recipe's
+    imagenet_train_path: list[Path] | None  # None: no penalty; or one word of recipes.py
+    recipe: str  # auto, or one of RECIPES
+    memory: int | None  # patches; None: the recipe's
+    lr: float
     weight_decay: float
     target_fpr: float
     evaluate_every: int | None  # steps; None: never
@@ -70,24 +72,39 @@ class TrainingOptions:
 
 
 def settle(options: TrainingOptions, images: int) -> TrainingOptions:
-    """The options with steps, recipe and penalty that follow from so many training images on all ranks."""
-    steps_per_epoch = math.ceil(images / (options.batch_size * ranks()))
-    steps = options.train_steps or (options.epochs or DEFAULT_EPOCHS) * steps_per_epoch
-    recipe = choose_recipe(options.recipe, steps)
-    sources = options.imagenet_train_path or [Path(choose_penalty(options.recipe, steps))]
-    return replace(options, epochs=None, train_steps=steps, recipe=recipe, imagenet_train_path=sources)
+    """The options with recipe, steps, memory and penalty that follow from so many training images on all ranks.
+
+    Raises:
+        UserError: wishes that exclude each other.
+    """
+    asked = options.train_steps
+    if options.epochs is not None:
+        asked = options.epochs * math.ceil(images / (options.batch_size * ranks()))
+    recipe = choose_recipe(options.recipe, asked)
+    memory = choose_memory(options.memory, recipe)
+    sources = options.imagenet_train_path or [Path(NONE)]
+    if recipe == FAST:
+        if asked is not None and options.recipe == FAST:
+            raise UserError("--recipe fast takes no steps: leave out --epochs and --train_steps, or take --recipe paper")
+        if options.evaluate_every is not None:
+            raise UserError("--evaluate_every: --recipe fast takes no steps; add --recipe paper")
+        if memory == 0:
+            raise UserError("--memory 0 leaves nothing of --recipe fast; add --recipe paper")
+        asked, sources = 0, [Path(NONE)]
+    elif asked is None:
+        asked = DEFAULT_STEPS
+    return replace(
+        options, epochs=None, train_steps=asked, recipe=recipe, memory=memory, imagenet_train_path=sources
+    )
 
 
 def make_plan(options: TrainingOptions, compute: torch.device, precision: str) -> TrainingPlan:
     """The plan of settled options."""
-    recipe = RECIPES[options.recipe]
     return TrainingPlan(
         steps=options.train_steps,
         batch_size=options.batch_size,
-        lr=options.lr or recipe.lr,
-        autoencoder_lr=recipe.autoencoder_lr * (options.lr or recipe.lr),
+        lr=options.lr,
         weight_decay=options.weight_decay,
-        schedule=recipe.schedule,
         device=compute,
         precision=precision,
         seed=options.seed,
@@ -95,23 +112,37 @@ def make_plan(options: TrainingOptions, compute: torch.device, precision: str) -
     )
 
 
+def describe_unused(asked: TrainingOptions, settled: TrainingOptions) -> str:
+    """A note for whoever asked for steps that the recipe does without; else nothing."""
+    flags = {"--epochs": asked.epochs, "--train_steps": asked.train_steps}
+    flags |= {"--imagenet_train_path": asked.imagenet_train_path}
+    given = [flag for flag, value in flags.items() if value is not None]
+    if settled.recipe != FAST or not given:
+        return ""
+    return (
+        f"Note: {' and '.join(given)} not used: with fewer than {FAST_BELOW:,} steps the memory alone finds more; "
+        "--recipe paper trains student and autoencoder all the same"
+    )
+
+
 def report_start(name: str, options: TrainingOptions, facts: Mapping[str, Any]) -> None:
     """Print what is going to happen, and a warning where it will be too little."""
     say(f"Data set {name}: {facts['train_images']} good images, {facts['validation_images']} more held out")
-    steps = f"{facts['steps']} steps of batch size {options.batch_size}"
-    if ranks() > 1:
-        steps += f" on each of {ranks()} processes"
-    say(f"EfficientAD {options.model_size}, {steps}, penalty {facts['penalty']}, recipe {options.recipe}")
+    parts = [f"memory of {options.memory} patches"] if options.memory else []
+    if facts["steps"]:
+        steps = f"{facts['steps']} steps of batch size {options.batch_size}"
+        if ranks() > 1:
+            steps += f" on each of {ranks()} processes"
+        parts = [steps, f"penalty {facts['penalty']}", *parts]
+    say(f"EfficientAD {options.model_size}, {', '.join(parts)}, recipe {options.recipe}")
     say(f"Using {facts['machine']}")
     say(f"Teacher {facts['teacher']}")
     seen = facts["steps"] * min(options.batch_size * ranks(), facts["train_images"])
-    if seen < FEW_IMAGES_SEEN:
-        advice = "raise --epochs or --train_steps"
-        if options.recipe == "paper":
-            advice = f"below {FEW_IMAGES_SEEN} the maps stay weak; {advice}, or take --recipe fast"
-        else:
-            advice = f"if defects are missed, {advice}"
-        say(f"Note: only about {seen} images will be seen; {advice}")
+    if 0 < seen < FEW_IMAGES_SEEN:
+        say(
+            f"Note: only about {seen} images will be seen; below {FEW_IMAGES_SEEN} the maps of student and autoencoder "
+            "stay weak: raise --epochs or --train_steps, or take --recipe fast"
+        )
 
 
 def say(line: str) -> None:

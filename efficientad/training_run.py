@@ -20,17 +20,25 @@ from efficientad.errors import UserError
 from efficientad.host_memory import keep_freed_memory, release_freed_memory
 from efficientad.image_set import ImageSet
 from efficientad.images import read_image
-from efficientad.initialization import initialize_network, solve_student
 from efficientad.locks import lock_folder
+from efficientad.memory import fit_memory
 from efficientad.natural import PenaltyImages, find_penalty_images, penalty_batches
 from efficientad.networks import EfficientAD
 from efficientad.progress import Progress, describe_use, find_labelled_samples
-from efficientad.recipes import RECIPES
+from efficientad.recipes import map_weights
 from efficientad.resuming import compare_images, read_state
 from efficientad.teacher_answers import TeacherAnswers
 from efficientad.training import Training
 from efficientad.training_chart import draw_training
-from efficientad.training_options import MAY_DIFFER, TrainingOptions, make_plan, report_start, say, settle
+from efficientad.training_options import (
+    MAY_DIFFER,
+    TrainingOptions,
+    describe_unused,
+    make_plan,
+    report_start,
+    say,
+    settle,
+)
 
 STATE_FILE = "checkpoint.pt"
 LOG_FILE = "log.csv"
@@ -126,8 +134,9 @@ class _Run:
             self.skipped += unreadable
         if len(split.train) < ranks():
             raise UserError(f"{len(split.train)} training images are too few for {ranks()} processes; start fewer")
+        unused = options
         self._options = options = settle(options, len(split.train))
-        self._recipe = RECIPES[options.recipe]
+        unused = describe_unused(unused, options)
         self.model, teacher = _start_model(options)
         penalty = find_penalty_images(options.imagenet_train_path)
         self._plan = make_plan(options, compute, precision)
@@ -137,12 +146,15 @@ class _Run:
             "penalty": str(penalty),
             "steps": self._plan.steps,
             "recipe": options.recipe,
+            "memory": options.memory,
             "lr": self._plan.lr,
             "machine": device.describe(compute, precision),
             "teacher": str(teacher),
             "processes": ranks(),
         }
         report_start(dataset.name, options, facts)
+        if unused:
+            say(unused)
         if samples:
             say(describe_use(options.evaluate_every, samples))
         self.settings = json.loads(json.dumps({**settings, **facts}, default=str))
@@ -204,7 +216,6 @@ class _Run:
             model=self.model,
             images=self._images,
             held_out=self._held_out,
-            weighed_maps=self._recipe.weighed_maps,
             test_images=ImageSet(paths, size, budget, workers, plan.device, "test images"),
             labels=[sample.is_anomalous for sample in samples],
             precision=plan.precision,
@@ -215,12 +226,31 @@ class _Run:
         model, plan, images, precision = self.model, self._plan, self._images, self._plan.precision
         model.to(plan.device, memory_format=torch.channels_last)
         answers = TeacherAnswers(model, self._answers_budget, plan.device, precision)
+        if not self._state:
+            if rank() == 0:
+                self._state_file.unlink(missing_ok=True)  # of a run that is not to be resumed
+                write_text_atomically(self._folder / "args.json", json.dumps(self.settings, indent=2) + "\n")
+            normalization.fit_teacher_statistics(model, images, self._train, answers)
+        if plan.steps:
+            self._train_networks(answers)
+        if self._options.memory:
+            fit_memory(model, images, self._train, answers, self._options.memory, self._options.seed)
+        weights = map_weights(bool(plan.steps), bool(self._options.memory))
+        model.map_weights.copy_(torch.tensor(weights))
+        del answers
+        gc.collect()  # the step refers to itself; on a GPU it holds the memory of its graph
+        release_freed_memory()  # holes of other sizes than what follows needs
+        normalization.fit_map_quantiles(model, images, self._held_out, precision)
+        normalization.fit_calibration(model, images, self._held_out, precision, self._options.target_fpr)
+        say(describe_calibration(model.calibration, len(self._held_out)))
+
+    def _train_networks(self, answers: TeacherAnswers) -> None:
         training = Training(
-            model,
-            images,
+            self.model,
+            self._images,
             self._train,
             answers,
-            plan,
+            self._plan,
             self._folder / LOG_FILE,
             self._state_file,
             {"settings": self.settings, "images": self._digests},
@@ -229,30 +259,20 @@ class _Run:
         )
         if self._state:
             training.restore(self._state)
-            say(f"Resuming after {self._state['step']} of {plan.steps} steps")
-        else:
-            if rank() == 0:
-                self._state_file.unlink(missing_ok=True)  # of a run that is not to be resumed
-                write_text_atomically(self._folder / "args.json", json.dumps(self.settings, indent=2) + "\n")
-            normalization.fit_teacher_statistics(model, images, self._train, answers)
-            if self._recipe.solved_start:
-                solve_student(model, images, self._train, answers, precision, self._options.seed)
+            say(f"Resuming after {self._state['step']} of {self._plan.steps} steps")
         # Not before: the answers to keep and what is computed beside them would leave holes in each other's place.
-        keep_freed_memory(plan.device)
+        keep_freed_memory(self._plan.device)
         training.run(self._penalty_batches)
-        del training, answers
-        gc.collect()  # the step refers to itself; on a GPU it holds the memory of its graph
-        release_freed_memory()  # holes of other sizes than what follows needs
-        normalization.fit_map_quantiles(model, images, self._held_out, precision)
-        if self._recipe.weighed_maps:
-            normalization.fit_map_weights(model, images, self._held_out, precision)
-        normalization.fit_calibration(model, images, self._held_out, precision, self._options.target_fpr)
-        say(describe_calibration(model.calibration, len(self._held_out)))
 
     def save(self) -> None:
         """Write the model, draw its training, and remove the state; list the images that were passed over."""
         checkpoint.save_model(self.model, self._folder / checkpoint.MODEL_FILE, self.settings)
-        draw_training(self._folder / LOG_FILE, self._folder / "training.png")
+        log, chart = self._folder / LOG_FILE, self._folder / "training.png"
+        if self._plan.steps:
+            draw_training(log, chart)
+        else:  # those of a training that this one replaces
+            log.unlink(missing_ok=True)
+            chart.unlink(missing_ok=True)
         if self._options.on_error == "skip":
             bad_files.write_skipped(self._folder, self.skipped)
             say(bad_files.describe_skipped(self._folder, self.skipped))
@@ -265,10 +285,7 @@ class _Run:
 def _start_model(options: TrainingOptions) -> tuple[EfficientAD, Path]:
     """A model with its first weights, and the file that its teacher came from."""
     torch.manual_seed(options.seed)
-    model = EfficientAD(options.model_size)
-    if RECIPES[options.recipe].solved_start:
-        initialize_network(model.student)
-        initialize_network(model.autoencoder)
+    model = EfficientAD(options.model_size, has_student=options.train_steps > 0)
     if rank() > 0:
         torch.manual_seed(options.seed + 1_000_003 * rank())  # all begin alike, but each has its own dropout
     return model, checkpoint.load_teacher_weights(model, options.weights)

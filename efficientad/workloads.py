@@ -43,7 +43,7 @@ class Workloads:
         self.plain_seconds_per_image = 0.0  # of a training step, as far as known
         self._plain_model = copy.deepcopy(model).to(device)
         self._model = model.to(device, memory_format=torch.channels_last)
-        self._plan = TrainingPlan(10**6, 1, 1e-4, 1e-4, 1e-5, "step", device, precision, seed=0)
+        self._plan = TrainingPlan(10**6, 1, 1e-4, 1e-5, device, precision, seed=0)
         parameters = [*self._plain_model.student.parameters(), *self._plain_model.autoencoder.parameters()]
         self._plain_optimizer = torch.optim.Adam(parameters, lr=1e-4, weight_decay=1e-5)
 
