@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
+from efficientad.checkpoint import load_teacher_weights, teacher_size
 from efficientad.device import autocast
 from efficientad.distributed import from_first_rank, rank, ranks, sum_over_ranks
+from efficientad.errors import UserError
 from efficientad.image_set import ImageSet
 from efficientad.networks import FEATURE_CHANNELS, EfficientAD, feature_map_size
 from efficientad.output_layer import OutputLayerFit
@@ -31,6 +34,26 @@ def initialize_network(network: nn.Sequential) -> None:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
     nn.init.zeros_(network[-1].weight)
+
+
+def start_teacher(model_size: str, weights: Path | None) -> nn.Sequential:
+    """A trainable PDN with random weights or those of the file; a small one's serve a medium one, too.
+
+    Raises:
+        UserError: the file is missing, no teacher, or a medium one for a small teacher.
+    """
+    pdn = EfficientAD(model_size).teacher.requires_grad_(True)
+    initialize_network(pdn)
+    if weights:
+        given = EfficientAD(teacher_size(weights))
+        load_teacher_weights(given, weights)
+        if given.model_size == model_size:
+            pdn.load_state_dict(given.teacher.state_dict())
+        elif model_size == "medium":
+            widen_pdn(given.teacher, pdn)
+        else:
+            raise UserError(f"--init_weights {weights} is a medium teacher and does not fit into a small one")
+    return pdn
 
 
 @torch.no_grad()

@@ -188,6 +188,7 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
     from efficientad.distributed import wait_for_ranks
     from efficientad.host_memory import keep_freed_memory
     from efficientad.image_cache import ImageCache
+    from efficientad.initialization import start_teacher
     from efficientad.networks import IMAGE_SIZE
     from efficientad.pretraining import Distillation
     from efficientad.pretraining_data import Batches, DistillationPlan, hold_out
@@ -224,7 +225,7 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
     state_file = args.output.with_name(f"{args.output.name}.state")
     state = read_state(state_file, "a pretraining", "pdn", settings) if args.resume else None
     torch.manual_seed(args.seed)
-    pdn = _start_teacher(args.model_size, args.init_weights)
+    pdn = start_teacher(args.model_size, args.init_weights)
     backbone = backbones.load_backbone(args.backbone, args.layers)
     training, held_out = hold_out(len(stored), args.seed)
     if len(training) < ranks:
@@ -266,26 +267,6 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
             f"Wrote {args.output}: explained variance {best:.4f} of held-out images; use it with: "
             f"python train.py --model_size {args.model_size} --weights {args.output} ..."
         )
-
-
-def _start_teacher(model_size: str, weights: Path | None):
-    """A trainable PDN with random weights or those of the file; a small one's serve a medium one, too."""
-    from efficientad.checkpoint import load_teacher_weights, teacher_size
-    from efficientad.initialization import initialize_network, widen_pdn
-    from efficientad.networks import EfficientAD
-
-    pdn = EfficientAD(model_size).teacher.requires_grad_(True)
-    initialize_network(pdn)
-    if weights:
-        given = EfficientAD(teacher_size(weights))
-        load_teacher_weights(given, weights)
-        if given.model_size == model_size:
-            pdn.load_state_dict(given.teacher.state_dict())
-        elif model_size == "medium":
-            widen_pdn(given.teacher, pdn)
-        else:
-            raise UserError(f"--init_weights {weights} is a medium teacher and does not fit into a small one")
-    return pdn
 
 
 def _check_flags(args: argparse.Namespace) -> None:
