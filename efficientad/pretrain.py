@@ -41,6 +41,12 @@ def get_parser() -> argparse.ArgumentParser:
         help="a classification network of torchvision, or efficientnet_lite0, 1 or 2 (default: %(default)s)",
     )
     group.add_argument(
+        "--backbone_weights",
+        type=Path,
+        metavar="FILE",
+        help="its weights, .safetensors or .pth (default: fetched once, or those of a package)",
+    )
+    group.add_argument(
         "--layers",
         nargs="+",
         metavar="NAME",
@@ -220,13 +226,12 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
     if plan.precision == "fp16":
         raise UserError("--precision fp16 is for train.py and eval.py; a distillation takes bf16 or fp32")
     stored = find_stored_images(args.images)
-    settings = {key: str(value) for key, value in vars(args).items() if key not in _MAY_DIFFER}
-    settings |= {"processes": str(ranks), "images found": str(len(stored))}
+    settings = _settings(args, ranks, len(stored))
     state_file = args.output.with_name(f"{args.output.name}.state")
     state = read_state(state_file, "a pretraining", "pdn", settings) if args.resume else None
     torch.manual_seed(args.seed)
     pdn = start_teacher(args.model_size, args.init_weights)
-    backbone = backbones.load_backbone(args.backbone, args.layers)
+    backbone = backbones.load_backbone(args.backbone, args.layers, args.backbone_weights)
     training, held_out = hold_out(len(stored), args.seed)
     if len(training) < ranks:
         raise UserError(f"{len(stored)} natural images are too few; give more with --images")
@@ -267,6 +272,16 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
             f"Wrote {args.output}: explained variance {best:.4f} of held-out images; use it with: "
             f"python train.py --model_size {args.model_size} --weights {args.output} ..."
         )
+
+
+def _settings(args: argparse.Namespace, ranks: int, found: int) -> dict[str, str]:
+    """What must be the same for --resume; of the backbone's weights it is the content, wherever the file lies."""
+    from efficientad.backbone_weights import file_digest
+
+    settings = {key: str(value) for key, value in vars(args).items() if key not in _MAY_DIFFER}
+    if args.backbone_weights:
+        settings["backbone_weights"] = f"of sha256 {file_digest(args.backbone_weights)}"
+    return settings | {"processes": str(ranks), "images found": str(found)}
 
 
 def _check_flags(args: argparse.Namespace) -> None:
