@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib
+import re
 from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
@@ -15,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from efficientad.backbone_weights import load_weights
-from efficientad.errors import UserError
+from efficientad.errors import UserError, is_out_of_memory
 from efficientad.networks import IMAGENET_MEAN, IMAGENET_STD
 
 STRIDES = (8, 16)  # of the layers whose features are taken: fine enough for stride 4 at half the size
 INPUT = ":input"  # behind a module's name: what it is given, not what it returns
 
 _PROBE_SIZE = 512
+_TIMM = "timm:"
 _LITE = "efficientnet_lite"
 # The widest maps at stride 8 and 16: the last expansions, behind their activations.
 _LITE_LAYERS = {
@@ -103,11 +106,11 @@ class _Network(NamedTuple):
 
 
 def load_backbone(name: str, layers: Sequence[str] | None = None, weights: Path | None = None) -> Backbone:
-    """An ImageNet network of torchvision, or efficientnet_lite0, 1 or 2, with its weights.
+    """An ImageNet network of torchvision, timm:NAME of timm, or efficientnet_lite0, 1 or 2, with its weights.
 
     Args:
         layers: None: one at stride 8 and one at stride 16, found by running the network once.
-        weights: a file to take them from; see load_weights. None: those that torchvision fetches, or that
+        weights: a file to take them from; see load_weights. None: those that torchvision or timm fetches, or that
             come with a package.
 
     Raises:
@@ -117,7 +120,8 @@ def load_backbone(name: str, layers: Sequence[str] | None = None, weights: Path 
         network = _load_lite(name, weights)
         # ImageNet's mean and std, not the 0.5 it was trained with: better features for this use.
         return Backbone(network, layers or _LITE_LAYERS[name])
-    network, mean, std = _load_torchvision(name, weights)
+    load = _load_timm if name.startswith(_TIMM) else _load_torchvision
+    network, mean, std = load(name, weights)
     return Backbone(network, layers or find_layers(network, name), mean, std)
 
 
@@ -151,8 +155,8 @@ def _load_torchvision(name: str, file: Path | None) -> _Network:
     known = models.list_models(models)
     if name not in known:
         raise UserError(
-            f"--backbone {name}: no such classification network; choose efficientnet_lite0, 1 or 2, or one of "
-            f"torchvision's: {', '.join(known)}"
+            f"--backbone {name}: no such classification network; choose timm:NAME, efficientnet_lite0, 1 or 2, or "
+            f"one of torchvision's: {', '.join(known)}"
         )
     # The first weights of a network are the paper's; later recipes made better classifiers, not better features.
     weights = next(iter(models.get_model_weights(name)))
@@ -179,6 +183,46 @@ def _load_torchvision(name: str, file: Path | None) -> _Network:
         ) from error
 
 
+def _load_timm(name: str, file: Path | None) -> _Network:
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError(f"--backbone {name} needs the package timm; install it: pip install timm") from error
+    model = name.removeprefix(_TIMM)
+    tagged = timm.list_pretrained()  # NAME.TAG, for each of the weights that a network has
+    if not timm.is_model(model) or ("." in model and model not in tagged):
+        nearest = difflib.get_close_matches(model, [*timm.list_models(), *tagged], n=5, cutoff=0.5)
+        advice = f"the nearest names are {', '.join(nearest)}" if nearest else "timm.list_models() gives the names"
+        raise UserError(f"--backbone {name}: timm {timm.__version__} has no such network; {advice}")
+    network = timm.create_model(model) if file else _fetch_timm(name, model)
+    config = network.pretrained_cfg
+    if file:
+        heads = config.get("classifier") or ()
+        load_weights(network, file, name, [heads] if isinstance(heads, str) else heads)
+    return _Network(network, config["mean"], config["std"])
+
+
+def _fetch_timm(name: str, model: str) -> nn.Module:
+    import timm
+
+    try:
+        return timm.create_model(model, pretrained=True)
+    except Exception as error:  # of whichever client timm fetches with
+        if is_out_of_memory(error):
+            raise
+        config = timm.create_model(model).pretrained_cfg
+        source = config.get("url")
+        if config.get("hf_hub_id"):
+            file = config.get("hf_hub_filename") or "model.safetensors"
+            source = f"https://huggingface.co/{config['hf_hub_id']}/resolve/main/{file}"
+        reason = re.split(r"\. |\n", str(getattr(error, "reason", error)))[0]
+        download = f"download {source} on a machine with a network and " if source else ""
+        raise UserError(
+            f"--backbone {name}: its weights cannot be fetched ({reason}); {download}give the file with "
+            "--backbone_weights"
+        ) from error
+
+
 @torch.inference_mode()
 def find_layers(network: nn.Module, name: str) -> list[str]:
     """The last of the outermost modules at stride 8 and at stride 16, as layer2 and layer3 of a ResNet.
@@ -201,7 +245,7 @@ def find_layers(network: nn.Module, name: str) -> list[str]:
     ]
     try:
         network.eval()(torch.zeros(1, 3, _PROBE_SIZE, _PROBE_SIZE))
-    except (RuntimeError, AssertionError):
+    except (RuntimeError, AssertionError, ValueError, IndexError):
         strides.clear()  # a network of one fixed input size
     finally:
         for handle in handles:

@@ -38,7 +38,8 @@ def get_parser() -> argparse.ArgumentParser:
         "--backbone",
         default="wide_resnet101_2",
         metavar="NAME",
-        help="a classification network of torchvision, or efficientnet_lite0, 1 or 2 (default: %(default)s)",
+        help="a classification network of torchvision, timm:NAME for one of timm, or efficientnet_lite0, 1 or 2 "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--backbone_weights",

@@ -1,4 +1,4 @@
-"""A backbone's weights from a file, for networks of torchvision and efficientnet_lite."""
+"""A backbone's weights from a file, for networks of torchvision, timm and efficientnet_lite."""
 
 import hashlib
 import re
@@ -63,6 +63,21 @@ def test_the_file_of_torchvision_gives_what_torchvision_makes_of_it(monkeypatch,
     moved = file.rename(tmp_path / "mine.pth")
     for ours, theirs in zip(load_backbone("googlenet", weights=moved)(IMAGES), fetched, strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_timm_normalizes_as_its_network_was_trained(no_network, tmp_path):
+    timm = pytest.importorskip("timm")
+    source = trained(timm.create_model("test_resnet", num_classes=5))
+    file = tmp_path / "weights.pth"
+    torch.save(source.state_dict(), file)
+    backbone = load_backbone("timm:test_resnet", weights=file)
+    assert backbone.layers == ("layer2", "layer3")
+    theirs = Backbone(source, backbone.layers, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    for mine, expected in zip(backbone(IMAGES), theirs(IMAGES), strict=True):
+        assert torch.equal(mine, expected)
+    assert [features.shape[-1] for features in backbone(IMAGES)] == [8, 4]
+    with pytest.raises(UserError, match="weights.pth does not hold the weights of --backbone timm:test_convnext"):
+        load_backbone("timm:test_convnext", weights=file)
 
 
 def test_efficientnet_lite_needs_only_the_package_of_its_code(tmp_path):
