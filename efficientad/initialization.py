@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
+
+from efficientad.checkpoint import load_teacher_weights, teacher_size
+from efficientad.errors import UserError
+from efficientad.networks import EfficientAD
 
 _KEPT_ABOVE = 3.0  # standard deviations of a normalized feature: what lies lower is cut off, once in a thousand
 
@@ -18,6 +24,26 @@ def initialize_network(network: nn.Sequential) -> None:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
     nn.init.zeros_(network[-1].weight)
+
+
+def start_teacher(model_size: str, weights: Path | None) -> nn.Sequential:
+    """A trainable PDN with random weights or those of the file; a small one's serve a medium one, too.
+
+    Raises:
+        UserError: the file is missing, no teacher, or a medium one for a small teacher.
+    """
+    pdn = EfficientAD(model_size).teacher.requires_grad_(True)
+    initialize_network(pdn)
+    if weights:
+        given = EfficientAD(teacher_size(weights))
+        load_teacher_weights(given, weights)
+        if given.model_size == model_size:
+            pdn.load_state_dict(given.teacher.state_dict())
+        elif model_size == "medium":
+            widen_pdn(given.teacher, pdn)
+        else:
+            raise UserError(f"--init_weights {weights} is a medium teacher and does not fit into a small one")
+    return pdn
 
 
 @torch.no_grad()

@@ -38,7 +38,14 @@ def get_parser() -> argparse.ArgumentParser:
         "--backbone",
         default="wide_resnet101_2",
         metavar="NAME",
-        help="a classification network of torchvision, or efficientnet_lite0, 1 or 2 (default: %(default)s)",
+        help="a classification network of torchvision, timm:NAME for one of timm, or efficientnet_lite0, 1 or 2 "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--backbone_weights",
+        type=Path,
+        metavar="FILE",
+        help="its weights, .safetensors or .pth (default: fetched once, or those of a package)",
     )
     group.add_argument(
         "--layers",
@@ -188,6 +195,7 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
     from efficientad.distributed import wait_for_ranks
     from efficientad.host_memory import keep_freed_memory
     from efficientad.image_cache import ImageCache
+    from efficientad.initialization import start_teacher
     from efficientad.networks import IMAGE_SIZE
     from efficientad.pretraining import Distillation
     from efficientad.pretraining_data import Batches, DistillationPlan, hold_out
@@ -219,13 +227,12 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
     if plan.precision == "fp16":
         raise UserError("--precision fp16 is for train.py and eval.py; a distillation takes bf16 or fp32")
     stored = find_stored_images(args.images)
-    settings = {key: str(value) for key, value in vars(args).items() if key not in _MAY_DIFFER}
-    settings |= {"processes": str(ranks), "images found": str(len(stored))}
+    settings = _settings(args, ranks, len(stored))
     state_file = args.output.with_name(f"{args.output.name}.state")
     state = read_state(state_file, "a pretraining", "pdn", settings) if args.resume else None
     torch.manual_seed(args.seed)
-    pdn = _start_teacher(args.model_size, args.init_weights)
-    backbone = backbones.load_backbone(args.backbone, args.layers)
+    pdn = start_teacher(args.model_size, args.init_weights)
+    backbone = backbones.load_backbone(args.backbone, args.layers, args.backbone_weights)
     training, held_out = hold_out(len(stored), args.seed)
     if len(training) < ranks:
         raise UserError(f"{len(stored)} natural images are too few; give more with --images")
@@ -268,24 +275,14 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
         )
 
 
-def _start_teacher(model_size: str, weights: Path | None):
-    """A trainable PDN with random weights or those of the file; a small one's serve a medium one, too."""
-    from efficientad.checkpoint import load_teacher_weights, teacher_size
-    from efficientad.initialization import initialize_network, widen_pdn
-    from efficientad.networks import EfficientAD
+def _settings(args: argparse.Namespace, ranks: int, found: int) -> dict[str, str]:
+    """What must be the same for --resume; of the backbone's weights it is the content, wherever the file lies."""
+    from efficientad.backbone_weights import file_digest
 
-    pdn = EfficientAD(model_size).teacher.requires_grad_(True)
-    initialize_network(pdn)
-    if weights:
-        given = EfficientAD(teacher_size(weights))
-        load_teacher_weights(given, weights)
-        if given.model_size == model_size:
-            pdn.load_state_dict(given.teacher.state_dict())
-        elif model_size == "medium":
-            widen_pdn(given.teacher, pdn)
-        else:
-            raise UserError(f"--init_weights {weights} is a medium teacher and does not fit into a small one")
-    return pdn
+    settings = {key: str(value) for key, value in vars(args).items() if key not in _MAY_DIFFER}
+    if args.backbone_weights:
+        settings["backbone_weights"] = f"of sha256 {file_digest(args.backbone_weights)}"
+    return settings | {"processes": str(ranks), "images found": str(found)}
 
 
 def _check_flags(args: argparse.Namespace) -> None:

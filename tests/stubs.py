@@ -8,7 +8,7 @@ from efficientad import networks
 from efficientad.backbones import Backbone
 
 
-def random_backbone(name="random", layers=None):
+def random_backbone(name="random", layers=None, weights=None):
     torch.manual_seed(7)
     network = nn.Sequential(
         nn.Conv2d(3, 8, 17, stride=8, padding=8), nn.ReLU(), nn.Conv2d(8, 12, 3, stride=2, padding=1), nn.ReLU()

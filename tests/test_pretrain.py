@@ -92,6 +92,18 @@ def test_interrupted_and_resumed(run, tmp_path, natural, monkeypatch, capsys):
     assert "teacher.pth.state does not exist, so there is nothing to resume" in error
 
 
+def test_the_backbones_weights_may_move_but_not_change(run, tmp_path, monkeypatch):
+    given, moved, other = (tmp_path / name for name in ("given.pth", "moved.pth", "other.pth"))
+    given.write_bytes(b"some weights")
+    other.write_bytes(b"other weights")
+    stop_after_one_step(monkeypatch, run, "--backbone_weights", given)
+    given.rename(moved)
+    for words in (["--backbone_weights", other], []):
+        with pytest.raises(UserError, match=r"other settings .backbone_weights of sha256 \w{64}, now (of|None)"):
+            run("--resume", *words)
+    assert "Resuming after 1 steps" in run("--resume", "--backbone_weights", moved)
+
+
 def test_a_state_is_not_resumed_by_another_run(run, tmp_path, natural, monkeypatch):
     stop_after_one_step(monkeypatch, run)
     fill_folder(natural / "more", 1)
@@ -124,12 +136,17 @@ def test_a_state_without_finite_weights_is_not_saved(run, tmp_path, monkeypatch)
 
 def test_bad_arguments_are_one_line(natural, tmp_path, monkeypatch, capsys):
     (tmp_path / "empty").mkdir()
+    torch.save({"layer9.weight": torch.zeros(1)}, tmp_path / "other.pt")
+    weights = ["--images", natural, "--backbone", "resnet18", "--backbone_weights"]
     output = ["--output", tmp_path / "teacher.pth"]
     for words, message in (
         (["--images", tmp_path / "missing"], "missing: no such file or folder"),
         (["--images", tmp_path / "empty"], "empty: holds no images"),
         (["--images", natural, "--window", 134], "--window 134.*take 133"),
         (["--images", natural, "--backbone", "resnet1"], "resnet1: no such classification network"),
+        ([*weights, tmp_path / "no.pth"], "No such file or directory: .*no.pth"),
+        ([*weights, tmp_path / "empty"], "Is a directory: .*empty"),
+        ([*weights, tmp_path / "other.pt"], "other.pt does not .* resnet18: .* 100 missing .*1 unexpected .layer9"),
         (["--images", natural, "--init_weights", tmp_path / "no.pth"], "no.pth does not exist"),
     ):
         error = fail(monkeypatch, capsys, pretrain, *words, *output)

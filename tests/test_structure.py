@@ -35,11 +35,11 @@ LAYERS = [
         "arguments augmentation calibration csv_file curves distributed host_memory images locks muon "
         "output_layer parallel recipes signals step_graph",
         "coco device map_spool maps measuring metrics networks pixel_metrics regions sweep torch_file",
-        "bad_files categories",
+        "backbone_weights bad_files categories",
         "backbones checkpoint datasets exported pictures sources staging stored_images teacher_answers tensors "
         "training_chart",
         "distillation exportable image_cache image_set losses masks prepare resuming runtimes",
-        "inference initialization localization natural normalization outputs preview report training_log",
+        "inference initialization localization memory natural normalization outputs preview report training_log",
         "category_summary exporting html_report parity pretraining_data progress results scoring",
         "training",
         "evaluation_run pretraining training_options watching workloads",
