@@ -185,7 +185,7 @@ def _add_what_was_not_there(state: dict[str, Tensor]) -> None:
     """Bring the state_dict of a detector of version 1 or 2 to that of version 3, as far as it is one."""
     weights = state.get("map_weights", torch.tensor((0.5, 0.5)))  # version 1 had none
     state["map_weights"] = torch.cat([weights, torch.zeros(1)])
-    state["memory"] = torch.zeros(0, FEATURE_CHANNELS)
+    state["memory"], state["memory_weights"] = torch.zeros(0, FEATURE_CHANNELS), torch.zeros(0)
     if "quantiles" in state:
         state["quantiles"] = torch.cat([state["quantiles"], torch.tensor([UNFITTED_QUANTILES])])
 

@@ -25,6 +25,7 @@ CANDIDATES = 200_000  # patches that the memory is chosen from; 150 MB
 _FIRST = 256  # patches to begin with, at random
 _MOST_AT_ONCE = 1024
 _COMPARED_AT_ONCE = 16_384
+_NEIGHBOURS = 5  # that a patch is weighed by
 _APART = 0.5  # of the squared radius, between patches of one round
 
 
@@ -56,6 +57,7 @@ def fit_memory(
     candidates = torch.cat([everywhere[index] for index in sorted(everywhere)]).to(device)
     chosen = choose_coreset(candidates, patches, seed) if rank() == 0 else None
     model.memory = candidates[gather_objects(chosen)[0].to(device)].float()
+    model.memory_weights = weigh_patches(model.memory)
 
 
 @torch.no_grad()
@@ -87,6 +89,26 @@ def choose_coreset(patches: Tensor, size: int, seed: int) -> Tensor:
         bar.update(len(new))
     bar.close()
     return torch.cat(chosen).cpu()
+
+
+@torch.no_grad()
+def weigh_patches(memory: Tensor) -> Tensor:
+    """What the squared distance to each patch of a memory counts: P, float32, near 1.
+
+    Where good parts vary, the patches of a memory lie far from each other, and a distance to them says less: it is
+    divided by the root of what the nearest ones are away, in the mean of so many neighbours, and so that no patch
+    counts much more than the others because it has a copy nearby.
+    """
+    away = []
+    for block in memory.split(_COMPARED_AT_ONCE // 16):
+        distances = torch.cdist(block, memory).square()
+        nearest = distances.topk(min(_NEIGHBOURS + 1, len(memory)), dim=1, largest=False).values
+        away.append(nearest[:, 1:].sum(dim=1) / _NEIGHBOURS)  # the first one is the patch itself
+    spread = torch.cat(away)
+    average = spread.mean()
+    if not average > 0:
+        return torch.ones_like(spread)
+    return (2 * average / (spread + average)).sqrt()
 
 
 def _shorten(distances: Tensor, patches: Tensor, new: Tensor) -> None:

@@ -103,7 +103,7 @@ def build_autoencoder(image_size: int = IMAGE_SIZE) -> nn.Sequential:
 
 
 class RawMaps(NamedTuple):
-    """Anomaly maps before normalization, each N x 1 x 56 x 56, float32, >= 0 (squared distances); None: not made."""
+    """Anomaly maps before normalization, each N x 1 x 56 x 56, float32, >= 0; None: not made."""
 
     student_teacher: Tensor | None
     autoencoder_student: Tensor | None
@@ -117,6 +117,7 @@ class EfficientAD(nn.Module):
         teacher_mean, teacher_std: 1 x 384 x 1 x 1, of the teacher's output on good training images.
         memory: P x 384, what the teacher says of good parts: normalized, averaged over 2 x 2 patches and thinned
             out; P is 0 without a memory. Not in the paper.
+        memory_weights: P, what a distance to each of them counts; see memory.weigh_patches.
         quantiles: 3 x 2; rows student-teacher, autoencoder-student and memory map, columns the 0.9 and the
             0.995 quantile over the pixels of held-out good images.
         map_weights: 3, of these maps; see recipes.map_weights.
@@ -148,6 +149,7 @@ class EfficientAD(nn.Module):
         self.register_buffer("teacher_mean", torch.zeros(1, FEATURE_CHANNELS, 1, 1))
         self.register_buffer("teacher_std", torch.ones(1, FEATURE_CHANNELS, 1, 1))
         self.register_buffer("memory", torch.zeros(memory_patches, FEATURE_CHANNELS))
+        self.register_buffer("memory_weights", torch.ones(memory_patches))
         self.register_buffer("quantiles", torch.tensor([UNFITTED_QUANTILES] * len(RawMaps._fields)))
         self.register_buffer("map_weights", torch.tensor((0.5, 0.5, 0.0)))
 
@@ -181,7 +183,7 @@ class EfficientAD(nn.Module):
             teacher, autoencoder: N x 384 x 56 x 56.
             student: N x 768 x 56 x 56.
         """
-        memory = memory_map(teacher, self.memory) if len(self.memory) else None
+        memory = memory_map(teacher, self.memory, self.memory_weights) if len(self.memory) else None
         if student is None:
             return RawMaps(None, None, memory)
         teacher_part, autoencoder_part = student.split(FEATURE_CHANNELS, dim=1)
@@ -218,14 +220,15 @@ def pool_features(features: Tensor) -> Tensor:
     return F.avg_pool2d(features, MEMORY_POOLING).flatten(2).transpose(1, 2)
 
 
-def memory_map(features: Tensor, memory: Tensor) -> Tensor:
-    """How far features are from the nearest of a memory: N x 1 x 56 x 56, float32, squared, mean over channels.
+def memory_map(features: Tensor, memory: Tensor, weights: Tensor) -> Tensor:
+    """How far features are from the nearest of a memory: N x 1 x 56 x 56, float32, squared and weighted, mean over channels.
 
     The nearest is found by matrix products, in whatever precision autocast has; the distance to it is exact.
 
     Args:
         features: N x 384 x 56 x 56, float32, normalized.
         memory: P x 384, float32.
+        weights: P, float32.
     """
     pooled = pool_features(features)
     likeness, nearest = None, None
@@ -236,7 +239,7 @@ def memory_map(features: Tensor, memory: Tensor) -> Tensor:
         nearest = start + place if nearest is None else torch.where(best > likeness, start + place, nearest)
         likeness = best if likeness is None else torch.maximum(best, likeness)
         start += len(block)
-    distances = (pooled - memory[nearest]).square().mean(dim=2)
+    distances = (pooled - memory[nearest]).square().mean(dim=2) * weights[nearest]
     side = features.shape[-1] // MEMORY_POOLING
     coarse = distances.view(-1, 1, side, side)
     return F.interpolate(coarse, features.shape[-2:], mode="bilinear", align_corners=False)
