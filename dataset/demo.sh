@@ -10,8 +10,8 @@ you will do with your own images:
   1. prepare_dataset.py sorts the images into train/good, test/good and one test folder for each kind of defect,
   2. train.py learns from good images alone what a good board looks like,
   3. eval.py scores the test images, draws where they are unusual, and lists those that are probably mislabelled.
-It takes a few minutes on a recent processor without a GPU, longer on an older one, and installing torch before that may
-take a few more. It writes into dataset/sample, dataset/boards and output/demo, and nowhere else (and .venv, if no
+It takes about a minute on a processor without a GPU, longer on an old one, and installing torch before that may take a
+few. It writes into dataset/sample, dataset/boards and output/demo, and nowhere else (and .venv, if no
 environment is active).
 TEXT
 
@@ -28,7 +28,7 @@ run python -m pip install --quiet --disable-pip-version-check -r requirements.tx
 
 [ -f dataset/sample/mislabelled.csv ] || run python dataset/make_sample.py --output_dir dataset/sample
 run python prepare_dataset.py --annotations dataset/sample/annotations/instance.json --labeled_dir dataset/sample/images --unlabeled_dir dataset/sample/normal/B --output_dir dataset/boards --train_ratio 0.5 --overwrite
-run python train.py --dataset custom --custom_dataset_path dataset/boards --output_dir output/demo --train_steps 300 --target_fpr 0.05 --overwrite
+run python train.py --dataset custom --custom_dataset_path dataset/boards --output_dir output/demo --target_fpr 0.05 --overwrite
 run python eval.py --dataset custom --custom_dataset_path dataset/boards --output_dir output/demo --map_format jpg
 
 results=output/demo/anomaly_maps/custom/test
