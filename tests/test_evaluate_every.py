@@ -56,7 +56,7 @@ def aurocs(output):
 def test_it_tells_what_eval_finds_after_that_many_steps(words, dataset, tmp_path, monkeypatch, capsys):
     """With a learning rate that does not depend on the number of steps to come."""
     monkeypatch.setattr(training, "learning_rate", lambda lr, *_: lr)
-    words += ["--lr", 3e-3]
+    words += ["--lr", 0.02]
     train(*words, "--train_steps", 7, "--evaluate_every", 5)
     printed = capsys.readouterr()
     for bar in ("Final map normalization", "Calibrating the threshold"):

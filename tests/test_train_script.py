@@ -178,7 +178,7 @@ def test_wrong_training_commands(tmp_path, dataset_folder, tiny_teacher, monkeyp
     assert "must be above 0 and below 1" in error(*custom, "--target_fpr", 1)
     assert "invalid whole number value: 'x'" in error(*custom, "-e", "x")
     assert "fp16 needs a CUDA GPU" in error(*custom, "--device", "cpu", "--precision", "fp16")
-    assert "no such file or folder of images" in error(*custom, "-i", tmp_path / "no_images")
+    assert "no such file or folder of images" in error(*custom, "--recipe", "paper", "-i", tmp_path / "no_images")
     if not torch.cuda.is_available():
         assert "--device cuda: " in error(*custom, "--device", "cuda")
     good = dataset_folder / "train" / "good"
