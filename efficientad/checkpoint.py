@@ -169,25 +169,25 @@ def _load_own(path: Path) -> EfficientAD:
     return model
 
 
-def _build(
-    model_size: str, image_size: int, has_student: bool = True, memory_patches: int = 0
-) -> EfficientAD:
+def _build(model_size: str, image_size: int, has_student: bool = True, memory_patches: int = 0) -> EfficientAD:
     if not isinstance(image_size, int) or not IMAGE_SIZE <= image_size <= _LARGEST_IMAGE_SIZE:
         raise ValueError(f"image_size is {image_size}")
-    if not isinstance(memory_patches, int) or not 0 <= memory_patches <= MOST_MEMORY_PATCHES:
+    if not isinstance(has_student, bool):
+        raise ValueError(f"has_student is {has_student!r}")
+    if type(memory_patches) is not int or not 0 <= memory_patches <= MOST_MEMORY_PATCHES:
         raise ValueError(f"memory_patches is {memory_patches}")
     if not has_student and memory_patches == 0:
         raise ValueError("there is neither a student nor a memory")
-    return EfficientAD(model_size, image_size, bool(has_student), memory_patches)
+    return EfficientAD(model_size, image_size, has_student, memory_patches)
 
 
 def _add_what_was_not_there(state: dict[str, Tensor]) -> None:
     """Bring the state_dict of a detector of version 1 or 2 to that of version 3, as far as it is one."""
-    weights = state.get("map_weights", torch.tensor((0.5, 0.5)))  # version 1 had none
-    state["map_weights"] = torch.cat([weights, torch.zeros(1)])
+    state.setdefault("map_weights", torch.tensor((0.5, 0.5)))  # version 1 had none
     state["memory"], state["memory_weights"] = torch.zeros(0, FEATURE_CHANNELS), torch.zeros(0)
-    if "quantiles" in state:
-        state["quantiles"] = torch.cat([state["quantiles"], torch.tensor([UNFITTED_QUANTILES])])
+    for key, row in (("map_weights", torch.zeros(1)), ("quantiles", torch.tensor([UNFITTED_QUANTILES]))):
+        if key in state and state[key].shape == (2, *row.shape[1:]):  # else it is damaged, and refused later
+            state[key] = torch.cat([state[key], row])
 
 
 def _read_calibration(**values: Any) -> Calibration:

@@ -14,9 +14,9 @@ from efficientad.exportable import ExportableDetector
 from efficientad.exported import INPUT_NAME, METADATA_FILE, OUTPUT_NAMES, Metadata, import_package
 from efficientad.networks import EfficientAD
 
-# What int8 leaves alone. The autoencoder has few multiply-adds, which it needs exactly: its bottleneck sees every
-# pixel. The first convolutions have fewer still, and filters that add up to nearly nothing: what rounding them
-# adds, times the brightness of the pixels, would drown their answers.
+# Convolutions that int8 leaves alone. The autoencoder has few multiply-adds, which it needs exactly: its bottleneck
+# sees every pixel. The first convolutions have fewer still, and filters that add up to nearly nothing: what rounding
+# them adds, times the brightness of the pixels, would drown their answers.
 _KEPT_EXACT = ("autoencoder.", "teacher.0.", "student.0.")
 _OPSET = 20
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -86,11 +86,12 @@ def _quantize(proto: Any, path: Path, calibration: np.ndarray) -> Any:
     plain, prepared = path.with_name("plain.onnx"), path.with_name("prepared.onnx")
     onnx.save(proto, plain)
     shape_inference.quant_pre_process(plain, prepared, skip_symbolic_shape=True)
-    kept = [
-        node.name
-        for node in onnx.load(prepared).graph.node
-        if node.op_type == "Conv" and any(part in node.input[1] for part in _KEPT_EXACT)
-    ]
+    nodes = onnx.load(prepared).graph.node
+    convolutions = [node for node in nodes if node.op_type == "Conv"]
+    into_convolutions = {node.input[0] for node in convolutions}
+    kept = [node.name for node in convolutions if any(part in node.input[1] for part in _KEPT_EXACT)]
+    # The memory's comparison, too: what is pooled for it is no network's
+    kept += [n.name for n in nodes if n.op_type == "AveragePool" and n.output[0] not in into_convolutions]
 
     class Images(quantization.CalibrationDataReader):
         def __init__(self) -> None:

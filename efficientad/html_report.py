@@ -163,12 +163,21 @@ def _training_facts(known: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         (
             "Training",
-            f"{known['steps']} steps of batch size {known.get('batch_size')}, learning rate {known.get('lr')}, "
-            f"recipe {known.get('recipe')}, penalty {known.get('penalty', 'unknown')}, seed {known.get('seed')}",
+            f"{_describe_training(known)}, recipe {known.get('recipe')}, seed {known.get('seed')}",
         ),
         ("Trained with", f"{known.get('machine')}; {versions}"),
         ("Teacher", str(known.get("teacher"))),
     ]
+
+
+def _describe_training(known: Mapping[str, Any]) -> str:
+    parts = []
+    if known["steps"]:
+        parts += [f"{known['steps']} steps of batch size {known.get('batch_size')}", f"learning rate {known.get('lr')}"]
+        parts += [f"penalty {known.get('penalty', 'unknown')}"]
+    if known.get("memory"):
+        parts += [f"a memory of {known['memory']} patches"]
+    return ", ".join(parts)
 
 
 def _test_fact(dataset: Dataset, evaluation: Evaluation) -> str:
@@ -199,7 +208,7 @@ def _page_data(
         if index in illustrated:
             picture = item.picture
             thumbnail = base64.b64encode(picture.thumbnail).decode()
-            row += [*picture.image_size, thumbnail, picture.anomaly_map, picture.mask]
+            row += [*picture.image_size, thumbnail, picture.anomaly_map, picture.mask, picture.peak]
         images.append(row)
     calibration = run.calibration
     return {

@@ -27,6 +27,7 @@ _MOST_AT_ONCE = 1024
 _COMPARED_AT_ONCE = 16_384
 _NEIGHBOURS = 5  # that a patch is weighed by
 _APART = 0.5  # of the squared radius, between patches of one round
+_ROUNDING = 1e-5  # of a patch's squared norm: what a squared distance of zero may come out as
 
 
 @torch.no_grad()
@@ -75,6 +76,7 @@ def choose_coreset(patches: Tensor, size: int, seed: int) -> Tensor:
     count = len(patches)
     generator = torch.Generator().manual_seed(seed)
     new = torch.randperm(count, generator=generator)[: min(_FIRST, size)].to(patches.device)
+    new = new[_without_copies(patches[new])]
     chosen, distances = [new], torch.full((count,), math.inf, device=patches.device)
     bar = tqdm(total=min(size, count), desc="Choosing patches", unit="patch", disable=rank() > 0)
     bar.update(len(new))
@@ -116,9 +118,16 @@ def _shorten(distances: Tensor, patches: Tensor, new: Tensor) -> None:
     norms = new.square().sum(dim=1)
     for block, of in zip(patches.split(_COMPARED_AT_ONCE), distances.split(_COMPARED_AT_ONCE), strict=True):
         rows = block.float()
-        found = torch.addmm(norms, rows, new.T, alpha=-2).amin(dim=1) + rows.square().sum(dim=1)
-        torch.minimum(of, found.clamp_min(0), out=of)
-    distances[torch.isclose(distances, torch.zeros((), device=distances.device), atol=1e-3)] = 0  # rounding
+        own = rows.square().sum(dim=1)
+        found = torch.addmm(norms, rows, new.T, alpha=-2).amin(dim=1) + own
+        torch.minimum(of, torch.where(found > _ROUNDING * own, found, 0), out=of)
+
+
+def _without_copies(patches: Tensor) -> Tensor:
+    """Indices of patches that equal none before them."""
+    kinds = torch.unique(patches, dim=0, return_inverse=True)[1].tolist()
+    first = {kind: place for place, kind in reversed(list(enumerate(kinds)))}
+    return torch.tensor(sorted(first.values()), device=patches.device)
 
 
 def _apart(patches: Tensor, distances: Tensor, wanted: int) -> Tensor:
@@ -127,11 +136,12 @@ def _apart(patches: Tensor, distances: Tensor, wanted: int) -> Tensor:
     Args:
         patches: in the order of falling `distances`, squared, to those that were chosen before.
     """
-    radius = distances[min(wanted, len(distances)) - 1]
+    patches = patches[distances > 0]
+    radius = distances[min(wanted, len(patches)) - 1]
     close = (torch.cdist(patches, patches).square() < _APART * radius).cpu().numpy()
     free, accepted = np.ones(len(patches), dtype=bool), []
     for place in range(len(patches)):
-        if free[place] and distances[place] > 0:
+        if free[place]:
             accepted.append(place)
             free &= ~close[place]
         if len(accepted) == wanted:

@@ -38,6 +38,7 @@ class Picture:
     thumbnail: bytes  # WebP, in the original's aspect ratio
     anomaly_map: str  # map_side rows of map_side letters; see encode_map
     mask: str  # see encode_mask; empty without a mask
+    peak: float  # the largest value of the map, which its letters are relative to
 
 
 def plan_pictures(count: int) -> PictureSizes:

@@ -30,19 +30,22 @@ class ImageRegions:
     regions: list[Region]
 
 
-def find_regions(anomaly_map: np.ndarray, threshold: float, is_anomalous: bool) -> list[Region]:
-    """The regions of a map H x W above the threshold, highest score first; no region is too small to count.
+def find_regions(anomaly_map: np.ndarray, threshold: float) -> list[Region]:
+    """The regions above the threshold of the map H x W of an anomalous image, highest score first.
+
+    No region is too small to count. The images that are called good have none: a few high pixels do not make a
+    high score.
 
     Args:
         anomaly_map: float32, at the image's own size.
-        is_anomalous: the decision on the image. A peak can fall below the threshold when the map is made smaller
-            for a small image; an anomalous image then still has a region, its highest pixel.
+        threshold: below the image's score. A peak can still fall below it when the map is made smaller for a small
+            image; then the highest pixel is the region.
     """
     from pycocotools import mask as coco_mask
     from scipy import ndimage
 
     above = anomaly_map > threshold
-    if is_anomalous and not above.any():
+    if not above.any():
         above = anomaly_map == anomaly_map.max()
     labels, _ = ndimage.label(above, structure=_NEIGHBOURS)
     regions = []

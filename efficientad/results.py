@@ -79,7 +79,7 @@ class ResultWriter:
                 write = {"jpg": write_side_by_side, "overlay": write_overlay}[self._map_format]
                 write(files[0], prediction.decode(), anomaly_map, self.threshold)
             if self._regions:
-                regions = find_regions(anomaly_map, self.threshold, is_anomalous)
+                regions = find_regions(anomaly_map, self.threshold) if is_anomalous else []
         result = Result(
             prediction.sample.path,
             name,

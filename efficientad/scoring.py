@@ -77,4 +77,5 @@ def _picture(prediction: Prediction, sizes: PictureSizes, masks: MaskSet | None)
         prediction.thumbnail,
         encode_map(prediction.anomaly_map, sizes.map_side),
         encode_mask([read_mask(file) for file in files], sizes.thumbnail_side // 2),
+        float(prediction.anomaly_map.max()),
     )

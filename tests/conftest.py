@@ -77,7 +77,7 @@ def write_six_files(model, folder):
         torch.save(model.get_submodule(name).state_dict(), folder / f"{name}_final.pth")
     torch.save(model.teacher_mean, folder / "teacher_mean.pt")
     torch.save(model.teacher_std, folder / "teacher_std.pt")
-    (st_start, st_end), (ae_start, ae_end) = model.quantiles
+    (st_start, st_end), (ae_start, ae_end), _ = model.quantiles
     quantiles = {"q_st_start": st_start, "q_st_end": st_end, "q_ae_start": ae_start, "q_ae_end": ae_end}
     torch.save(quantiles, folder / "quantiles.pt")
 
@@ -117,7 +117,8 @@ def tiny_teacher(tiny_model, tmp_path):
 @pytest.fixture
 def output(tmp_path, dataset_folder, tiny_teacher):
     """A trained output folder of the custom set `dataset_folder`."""
-    train("-d", "custom", "-c", dataset_folder, "-o", tmp_path / "out", "-w", tiny_teacher, "-e", 1, "-b", 5)
+    words = ["-d", "custom", "-c", dataset_folder, "-o", tmp_path / "out", "-w", tiny_teacher]
+    train(*words, "--recipe", "paper", "-e", 1, "-b", 5)
     return tmp_path / "out"
 
 

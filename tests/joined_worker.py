@@ -8,12 +8,14 @@ import torch
 import stubs
 from efficientad import normalization
 from efficientad.distributed import own_part, process_group, rank, sum_over_ranks
-from efficientad.initialization import solve_student
+from efficientad.memory import fit_memory
 from efficientad.networks import EfficientAD
+from efficientad.recipes import map_weights
 from efficientad.teacher_answers import TeacherAnswers
 from efficientad.training import Learner, TrainingPlan
 
 CPU = torch.device("cpu")
+MEMORY_PATCHES = 300  # of two rounds of the choice
 
 
 def joined_work(image_size=64, batches=(5, 4, 1), seen=7):
@@ -28,10 +30,9 @@ def joined_work(image_size=64, batches=(5, 4, 1), seen=7):
     images, indices = stubs.HeldImages(pixels), range(seen)
     answers = TeacherAnswers(model, 1e9, CPU, "fp32")
     normalization.fit_teacher_statistics(model, images, indices, answers)
-    solve_student(model, images, indices, answers, "fp32", seed=0)
     if rank() > 0:
         torch.manual_seed(rank())
-    plan = TrainingPlan(100, 1, 1e-3, 1e-3, 0.0, "step", CPU, "fp32", seed=1)
+    plan = TrainingPlan(100, 1, 1e-3, 0.0, CPU, "fp32", seed=1)
     learner, losses, gradients = Learner(model, plan), [], []
     for batch in batches:
         own = torch.arange(batch)[own_part(batch)]
@@ -40,8 +41,9 @@ def joined_work(image_size=64, batches=(5, 4, 1), seen=7):
         share = torch.stack(learner.step(plain, teacher_plain, natural[own], batch)).detach()
         losses.append(sum_over_ranks(share))
         gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
+    fit_memory(model, images, indices[: seen - 1], answers, MEMORY_PATCHES, seed=2)
+    model.map_weights.copy_(torch.tensor(map_weights(has_student=True, has_memory=True)))
     normalization.fit_map_quantiles(model, images, indices, "fp32")
-    normalization.fit_map_weights(model, images, indices, "fp32")
     scores = torch.tensor(normalization.score_images(model, images, indices, "fp32", "Scoring"))
     return {"losses": losses, "gradients": gradients, "state": model.state_dict(), "scores": scores}
 

@@ -33,11 +33,25 @@ def losses(model, images, augmented, natural):
 
 
 def raw_maps(model, images):
+    """Student-teacher, autoencoder-student and memory map, N x 1 x 56 x 56; None where the model has no such part."""
     normalized = model.normalize(images)
-    teacher, student = features(model, normalized), model.student(normalized)
-    st = ((teacher - student[:, :384]) ** 2).mean(dim=1, keepdim=True)
-    ae = ((model.autoencoder(normalized) - student[:, 384:]) ** 2).mean(dim=1, keepdim=True)
-    return st, ae
+    teacher, st, ae, memory = features(model, normalized), None, None, None
+    if model.student is not None:
+        student = model.student(normalized)
+        st = ((teacher - student[:, :384]) ** 2).mean(dim=1, keepdim=True)
+        ae = ((model.autoencoder(normalized) - student[:, 384:]) ** 2).mean(dim=1, keepdim=True)
+    if len(model.memory):
+        memory = memory_map(teacher, model.memory)
+    return st, ae, memory
+
+
+def memory_map(teacher, memory):
+    """To each average of 2 x 2 features the distance of the nearest of all patches, between them bilinear."""
+    count, channels, height, width = teacher.shape
+    averages = teacher.reshape(count, channels, height // 2, 2, width // 2, 2).mean(dim=(3, 5))
+    distances = torch.cdist(averages.permute(0, 2, 3, 1).reshape(-1, channels).double(), memory.double())
+    nearest = (distances.min(dim=1).values ** 2 / channels).float().view(count, 1, height // 2, width // 2)
+    return F.interpolate(nearest, (height, width), mode="bilinear")
 
 
 def quantile(values, q):
@@ -49,12 +63,21 @@ def quantile(values, q):
 
 def anomaly_maps(model, images):
     """N x 256 x 256 maps on the 0-255 scale, of images N x 3 x 256 x 256."""
-    (st, ae), ((st_start, st_end), (ae_start, ae_end)) = raw_maps(model, images), model.quantiles.tolist()
-    st = 0.1 * (st - st_start) / (st_end - st_start)
-    ae = 0.1 * (ae - ae_start) / (ae_end - ae_start)
+    total = 0
+    for raw, (start, end), weight in zip(
+        raw_maps(model, images), model.quantiles.tolist(), model.map_weights.tolist(), strict=True
+    ):
+        if raw is not None:
+            total = total + weight * 0.1 * (raw - start) / (end - start)
     padded = torch.zeros(len(images), 1, 64, 64, device=images.device)
-    padded[:, :, 4:60, 4:60] = 0.5 * st + 0.5 * ae
+    padded[:, :, 4:60, 4:60] = total
     return 255 * F.interpolate(padded, (256, 256), mode="bilinear")[:, 0]
+
+
+def scores(anomaly_maps):
+    """The mean of the highest 0.6 % of each map: of 393 of 65,536 values."""
+    highest = anomaly_maps.flatten(1).sort(dim=1, descending=True).values
+    return highest[:, : round(0.006 * highest.shape[1])].mean(dim=1)
 
 
 def paper_target(layers):

@@ -51,10 +51,11 @@ class Page(HTMLParser):
 
 
 def blob_map(score, centre=(100, 160), radius=40):
-    """A 256 x 256 map whose largest value is the score."""
+    """A 256 x 256 map of that score, whose largest value is higher."""
     rows, columns = np.mgrid[:256, :256]
     distances = np.hypot(rows - centre[0], columns - centre[1])
-    return (score * np.clip(1.4 - distances / radius, 0.02, 1)).astype(np.float32)
+    blob = np.clip(1.4 - distances / radius, 0.02, 1) + 0.3 * (distances < 3)
+    return (score * blob).astype(np.float32)
 
 
 def scored_images(rows, test_folder, size=(60, 40), mask="20 10 45 10 145"):
@@ -64,7 +65,11 @@ def scored_images(rows, test_folder, size=(60, 40), mask="20 10 45 10 145"):
     scored = []
     for kind, name, score in rows:
         picture = Picture(
-            size, thumbnail, encode_map(blob_map(score), sizes.map_side), mask if kind != "good" else ""
+            size,
+            thumbnail,
+            encode_map(blob_map(score), sizes.map_side),
+            mask if kind != "good" else "",
+            float(blob_map(score).max()),
         )
         sample = Sample(Path(test_folder, kind, name), kind, name)
         digest = hashlib.sha256(os.fsencode(sample.path)).hexdigest()

@@ -36,7 +36,7 @@ def model(tmp_path_factory):
         torch.manual_seed(0)
         torch.save(EfficientAD().teacher.state_dict(), folder / "teacher.pth")
         parts = make_dataset(folder / "parts", train=6, test={"good": 1})
-        run("train", "-d", "custom", "-c", parts, "-o", folder, "-w", folder / "teacher.pth", "--train_steps", 2)
+        run("train", "-d", "custom", "-c", parts, "-o", folder, "-w", folder / "teacher.pth")
         yield folder
 
 
@@ -64,7 +64,7 @@ class Case:
         custom = ["-d", "custom", "-c", root / "set", "-o", root / "out"]
         sources = ["--unlabeled_dir", root / "good", "--defect_dir", root / "defects"]
         self.flags = {
-            "train": [*custom, "-w", model / "teacher.pth", "--train_steps", 2],
+            "train": [*custom, "-w", model / "teacher.pth", "--recipe", "paper", "--train_steps", 2],
             "eval": [*custom, "-w", model / "trainings" / "custom", "-f", "none"],
             "prepare": ["--annotations", "none", *sources, "-o", root / "prepared"],
         }

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import plain
 from conftest import write_six_files
 from efficientad import checkpoint
 from efficientad.checkpoint import load_model, load_teacher_weights, save_model
@@ -19,7 +20,7 @@ CPU = torch.device("cpu")
 def fitted(tiny_model):
     tiny_model.teacher_mean.uniform_(-1, 1)
     tiny_model.teacher_std.uniform_(0.5, 2)
-    tiny_model.quantiles.copy_(torch.tensor([[0.125, 0.5], [0.25, 0.75]]))
+    tiny_model.quantiles.copy_(torch.tensor([[0.125, 0.5], [0.25, 0.75], [0.0, 0.1]]))
     return tiny_model
 
 
@@ -43,7 +44,8 @@ def test_saved_and_loaded_model_is_equal(fitted, tmp_path):
 def test_model_file_describes_itself_and_is_on_the_cpu(fitted, tmp_path):
     save_model(fitted, tmp_path / "model.pt", {"steps": 7})
     contents = torch.load(tmp_path / "model.pt", weights_only=True)
-    assert contents["config"] == {"model_size": "small", "image_size": 256}
+    config = {"model_size": "small", "image_size": 256, "has_student": True, "memory_patches": 0}
+    assert contents["config"] == config
     assert contents["training"] == {"steps": 7}
     assert contents["versions"]["torch"] == torch.__version__
     assert {tensor.device for tensor in contents["state_dict"].values()} == {CPU}
@@ -186,6 +188,19 @@ def change_contents(path, change):
         (lambda c: c["config"].update(image_size=10**9), "image_size is 1000000000"),
         (lambda c: c["config"].update(image_size="256"), "image_size is 256"),
         (lambda c: c["config"].update(more=1), "unexpected keyword"),
+        (lambda c: c["config"].update(memory_patches=-1), "memory_patches is -1"),
+        (lambda c: c["config"].update(memory_patches=10**12), "memory_patches is 1000000000000"),
+        (lambda c: c["config"].update(memory_patches="5"), "memory_patches is 5"),
+        (lambda c: c["config"].update(memory_patches=True), "memory_patches is True"),
+        (lambda c: c["config"].update(memory_patches=5), r"memory has shape \(0, 384\), not \(5, 384\)"),
+        (lambda c: c["state_dict"].update(memory=torch.zeros(3, 384)), r"memory has shape \(3, 384\), not \(0, 384\)"),
+        (lambda c: c["state_dict"].update(memory=torch.zeros(3)), r"memory has shape \(3,\), not"),
+        (lambda c: c["state_dict"].pop("memory"), "its layers have other names"),
+        (lambda c: c["config"].update(has_student=False), "neither a student nor a memory"),
+        (lambda c: c["config"].update(has_student=False, memory_patches=5), "its layers have other names"),
+        (lambda c: c["config"].update(has_student="no"), "has_student is 'no'"),
+        (lambda c: c["state_dict"].update(map_weights=torch.ones(2)), r"map_weights has shape \(2,\)"),
+        (lambda c: c["state_dict"].update(quantiles=torch.ones(2, 2)), r"quantiles has shape \(2, 2\)"),
         (lambda c: c.update(calibration={}), "missing"),
         (lambda c: c.update(calibration={**CALIBRATION, "threshold": float("nan")}), "not one of finite numbers"),
         (lambda c: c.update(calibration={**CALIBRATION, "scores": [1.0, "2"]}), "not one of finite numbers"),
@@ -286,9 +301,45 @@ def test_a_copy_without_its_teachers_says_so(tiny_model, tmp_path, monkeypatch):
         load_teacher_weights(tiny_model, None)
 
 
-def test_a_model_file_from_before_map_weights_weighs_both_maps_alike(fitted, tmp_path):
+def as_version(path, version):
+    """The model file as it was before the memory, or before the weights of the maps, too."""
+    contents = torch.load(path, weights_only=True)
+    state = contents["state_dict"]
+    del state["memory"], contents["config"]["has_student"], contents["config"]["memory_patches"]
+    state["quantiles"] = state["quantiles"][:2].clone()
+    state["map_weights"] = torch.tensor([0.875, 0.125])
+    if version == 1:
+        del state["map_weights"], contents["calibration"]
+    torch.save({**contents, "version": version}, path)
+
+
+@pytest.mark.parametrize(("version", "weights"), [(1, [0.5, 0.5, 0.0]), (2, [0.875, 0.125, 0.0])])
+def test_a_model_file_of_an_older_version_answers_as_before(fitted, tmp_path, version, weights):
     save_model(fitted, tmp_path / "model.pt", {})
-    contents = torch.load(tmp_path / "model.pt", weights_only=True)
-    del contents["state_dict"]["map_weights"]
-    torch.save({**contents, "version": 1}, tmp_path / "model.pt")
-    assert load_model(tmp_path, CPU).map_weights.tolist() == [0.5, 0.5]
+    as_version(tmp_path / "model.pt", version)
+    loaded = load_model(tmp_path, CPU)
+    assert loaded.map_weights.tolist() == weights and loaded.memory.shape == (0, 384)
+    fitted.map_weights.copy_(torch.tensor(weights))
+    image = torch.rand(1, 3, 256, 256)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(image)[:, 0], plain.anomaly_maps(fitted, image), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("quantiles"), "its layers have other names"),
+        (lambda state: state.update(quantiles=torch.zeros(2)), "quantiles has shape"),
+        (lambda state: state.update(quantiles=torch.zeros(2, 5)), "quantiles has shape"),
+        (lambda state: state.update(quantiles=torch.tensor(1.0)), "quantiles has shape"),
+        (lambda state: state.update(map_weights=torch.tensor(1.0)), "map_weights has shape"),
+        (lambda state: state.update(map_weights=torch.zeros(2, 2)), "map_weights has shape"),
+    ],
+)
+def test_a_damaged_model_file_of_an_older_version_is_refused(fitted, tmp_path, version, change, message):
+    save_model(fitted, tmp_path / "model.pt", {})
+    as_version(tmp_path / "model.pt", version)
+    change_contents(tmp_path / "model.pt", lambda contents: change(contents["state_dict"]))
+    with pytest.raises(UserError, match=message):
+        load_model(tmp_path, CPU)

@@ -109,7 +109,7 @@ def test_six_files_of_other_tools_give_the_same_scores(tmp_path, capsys):
     root = make_dataset(tmp_path / "set", train=1, test={"good": 1, "dent": 1})
     model = EfficientAD()
     load_teacher_weights(model, None)
-    model.quantiles.copy_(torch.tensor([[0.5, 2.0], [0.1, 0.7]]))
+    model.quantiles.copy_(torch.tensor([[0.5, 2.0], [0.1, 0.7], [0.0, 0.1]]))
     (tmp_path / "own").mkdir()
     save_model(model, tmp_path / "own" / "model.pt", {})
     write_six_files(model, tmp_path / "six")

@@ -11,6 +11,7 @@ from efficientad.networks import (
     build_pdn,
     feature_map_size,
 )
+from efficientad.recipes import map_weights
 
 PARAMETERS = {"small": (2_694_144, 4_267_392), "medium": (8_026_624, 11_615_488)}
 GIGA_MULTIPLY_ADDS = {"small": (15.31, 20.24), "medium": (52.03, 63.28)}
@@ -85,7 +86,7 @@ def test_unknown_size_is_refused():
 
 
 def test_maps_equal_the_plain_version(tiny_model):
-    tiny_model.quantiles.copy_(torch.tensor([[0.1, 0.4], [0.05, 0.3]]))
+    tiny_model.quantiles.copy_(torch.tensor([[0.1, 0.4], [0.05, 0.3], [0.2, 0.7]]))
     tiny_model.teacher_mean.uniform_(-1, 1)
     tiny_model.teacher_std.uniform_(0.5, 2)
     images = torch.rand(3, 3, 256, 256)
@@ -94,12 +95,12 @@ def test_maps_equal_the_plain_version(tiny_model):
         expected = plain.anomaly_maps(tiny_model, images)
     assert maps.shape == (3, 1, 256, 256)
     torch.testing.assert_close(maps[:, 0], expected, rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(anomaly_score(maps), expected.amax(dim=(1, 2)), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(anomaly_score(maps), plain.scores(expected), rtol=1e-4, atol=1e-3)
 
 
 def test_quantiles_are_applied_before_the_padding(tiny_model):
     """A map at its 0.9 quantile everywhere is 0 everywhere, padding included: no edge of other height."""
-    tiny_model.quantiles.copy_(torch.tensor([[3.0, 5.0], [7.0, 9.0]]))
+    tiny_model.quantiles.copy_(torch.tensor([[3.0, 5.0], [7.0, 9.0], [0.0, 0.1]]))
     maps = tiny_model.combine_maps(RawMaps(torch.full((1, 1, 56, 56), 3.0), torch.full((1, 1, 56, 56), 7.0)))
     assert maps.abs().max() == 0
     maps = tiny_model.combine_maps(RawMaps(torch.full((1, 1, 56, 56), 5.0), torch.full((1, 1, 56, 56), 9.0)))
@@ -108,11 +109,28 @@ def test_quantiles_are_applied_before_the_padding(tiny_model):
 
 
 def test_maps_count_by_their_weights(tiny_model):
-    tiny_model.quantiles.copy_(torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
-    tiny_model.map_weights.copy_(torch.tensor([0.9, 0.1]))
-    first, second = torch.full((1, 1, 56, 56), 1.0), torch.full((1, 1, 56, 56), 3.0)
-    centre = tiny_model.combine_maps(RawMaps(first, second))[0, 0, 128, 128]
-    assert centre == pytest.approx(25.5 * (0.9 * 1 + 0.1 * 3))
+    tiny_model.quantiles.copy_(torch.tensor([[0.0, 1.0]] * 3))
+    tiny_model.map_weights.copy_(torch.tensor([0.7, 0.1, 0.2]))
+    maps = [torch.full((1, 1, 56, 56), value) for value in (1.0, 3.0, 5.0)]
+    centre = tiny_model.combine_maps(RawMaps(*maps))[0, 0, 128, 128]
+    assert centre == pytest.approx(25.5 * (0.7 * 1 + 0.1 * 3 + 0.2 * 5))
+
+
+def test_weights_of_the_maps():
+    assert map_weights(has_student=True, has_memory=False) == (0.5, 0.5, 0)  # the paper's
+    assert map_weights(has_student=False, has_memory=True) == (0, 0, 1)
+    assert map_weights(has_student=True, has_memory=True) == (0.25, 0.25, 0.5)
+
+
+def test_the_score_is_the_mean_of_the_highest_values():
+    maps = torch.randn(3, 1, 256, 256)
+    torch.testing.assert_close(anomaly_score(maps), plain.scores(maps[:, 0]))
+    maps = torch.zeros(1, 1, 256, 256)
+    maps.view(-1)[:393] = 10.0
+    assert anomaly_score(maps).tolist() == [10.0]
+    maps.view(-1)[392] = -5.0  # and one that is not among them
+    assert anomaly_score(maps).item() == pytest.approx(10 * 392 / 393)
+    assert anomaly_score(torch.tensor([[[[1.0, 7.0]]]])).tolist() == [7.0]  # one value at least
 
 
 def test_scores_exceed_255_and_are_not_rounded(tiny_model):
@@ -126,10 +144,15 @@ def test_scores_exceed_255_and_are_not_rounded(tiny_model):
     assert scores[1] > scores[0]
 
 
-def test_real_detector_equals_the_plain_version():
+@pytest.mark.parametrize("kinds", [(True, False), (False, True), (True, True)])
+def test_real_detector_equals_the_plain_version(kinds):
     torch.manual_seed(0)
-    model = EfficientAD().eval()
-    model.quantiles.copy_(torch.tensor([[0.001, 0.01], [0.001, 0.01]]))
+    has_student, has_memory = kinds
+    model = EfficientAD(has_student=has_student).eval()
+    if has_memory:
+        model.memory = 0.1 * torch.randn(1100, 384)
+    model.map_weights.copy_(torch.tensor(map_weights(has_student, has_memory)))
+    model.quantiles.copy_(torch.tensor([[0.001, 0.01]] * 3))
     image = torch.rand(1, 3, 256, 256)
     with torch.inference_mode():
         expected = plain.anomaly_maps(model, image)[0]

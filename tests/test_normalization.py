@@ -5,7 +5,7 @@ import torch
 import plain
 from efficientad.errors import UserError
 from efficientad.networks import EfficientAD, RawMaps
-from efficientad.normalization import fit_map_quantiles, fit_map_weights, fit_teacher_statistics, map_quantiles
+from efficientad.normalization import fit_map_quantiles, fit_teacher_statistics, map_quantiles
 from efficientad.teacher_answers import TeacherAnswers
 from efficientad.tensors import to_unit_range
 from stubs import HeldImages
@@ -64,12 +64,26 @@ def test_channel_that_never_changes_is_not_scaled(tiny_model):
 
 
 def test_map_quantiles_equal_sorting_all_pixels(tiny_model):
+    tiny_model.memory = torch.randn(5, 384)
     pixels = random_pixels(18)
     fit_quantiles(tiny_model, pixels)
     with torch.no_grad():
         maps = plain.raw_maps(tiny_model, to_unit_range(pixels))
     for fitted, raw in zip(tiny_model.quantiles.tolist(), maps, strict=True):
         assert fitted == pytest.approx([plain.quantile(raw, 0.9), plain.quantile(raw, 0.995)], rel=1e-5)
+
+
+@pytest.mark.parametrize("kinds", [(True, False), (False, True)])
+def test_quantiles_of_maps_that_are_not_there_change_nothing(tiny_networks, kinds):
+    has_student, has_memory = kinds
+    model = EfficientAD(has_student=has_student, memory_patches=7 * has_memory).eval()
+    pixels = random_pixels(3)
+    fit_quantiles(model, pixels)
+    with torch.no_grad():
+        maps = plain.raw_maps(model, to_unit_range(pixels))
+    for fitted, raw in zip(model.quantiles.tolist(), maps, strict=True):
+        expected = (0.0, 0.1) if raw is None else (plain.quantile(raw, 0.9), plain.quantile(raw, 0.995))
+        assert fitted == pytest.approx(expected, rel=1e-4)
 
 
 def test_map_quantiles_are_fitted_without_dropout(tiny_model):
@@ -87,32 +101,7 @@ def test_map_quantiles_of_more_than_2_to_24_pixels():
     values = torch.linspace(0, 1, 5351 * 56 * 56).view(-1, 1, 56, 56)
     assert values.numel() > 2**24
     quantiles = map_quantiles([RawMaps(values, 2 * values)])
-    np.testing.assert_allclose(quantiles, [[0.9, 0.995], [1.8, 1.99]], rtol=1e-5)
-
-
-def weight_of_the_autoencoder(model, autoencoder):
-    pixels = random_pixels(3)
-    fit_statistics(model, pixels)
-    model.autoencoder = autoencoder
-    fit_map_weights(model, HeldImages(pixels), range(len(pixels)), "fp32")
-    assert model.map_weights.sum() == pytest.approx(1)
-    return float(model.map_weights[1])
-
-
-class Scaled(torch.nn.Module):
-    """The teacher's normalized answers times a number: explains 1 - (1 - number)^2 of their variance."""
-
-    def __init__(self, model, number):
-        super().__init__()
-        self.answers, self.number = model.teacher_features, number
-
-    def forward(self, normalized):
-        return self.number * self.answers(normalized)
-
-
-@pytest.mark.parametrize(("number", "weight"), [(1.0, 0.5), (0.0, 0.0), (3.0, 0.0), (0.1, 0.19)])
-def test_autoencoder_counts_as_far_as_it_explains_the_teacher(tiny_model, number, weight):
-    assert weight_of_the_autoencoder(tiny_model, Scaled(tiny_model, number)) == pytest.approx(weight, abs=1e-3)
+    np.testing.assert_allclose(quantiles, [[0.9, 0.995], [1.8, 1.99], [0, 0.1]], rtol=1e-5)
 
 
 def test_maps_without_spread_are_refused():

@@ -193,12 +193,11 @@ def test_regions_of_a_map():
     anomaly_map[2:5, 10:20] = 100
     anomaly_map[5, 20] = 130  # touches at a corner
     anomaly_map[20:22, 0:3] = 300
-    first, second = find_regions(anomaly_map, 90, True)
+    first, second = find_regions(anomaly_map, 90)
     assert (first.score, first.box, first.area) == (300, (0, 20, 3, 2), 6)
     assert (second.score, second.box, second.area) == (130, (10, 2, 11, 4), 31)
     assert coco_mask.decode(second.run_lengths)[3, 12] == 1
-    assert find_regions(anomaly_map, 1000, False) == []
-    (peak,) = find_regions(anomaly_map, 1000, True)
+    (peak,) = find_regions(anomaly_map, 1000)
     assert peak.box == first.box
 
 

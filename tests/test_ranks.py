@@ -66,7 +66,7 @@ def test_losses_gradients_and_statistics_are_those_of_the_joined_batch(tiny_netw
         for gradient, expected in zip(ours, theirs, strict=True):
             scale = expected.abs().max().item()
             torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5 * scale)
-    for name in ("teacher_mean", "teacher_std", "quantiles", "map_weights"):
+    for name in ("teacher_mean", "teacher_std", "memory", "quantiles", "map_weights"):
         torch.testing.assert_close(two["state"][name], one["state"][name], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(two["scores"], one["scores"], rtol=1e-4, atol=0)  # in the same order
 
@@ -90,7 +90,7 @@ def test_training_that_loses_a_rank_is_resumed(dataset_folder, tiny_teacher, tmp
     The other training is evaluated on the way, which must not show.
     """
     words = ["-d", "custom", "-c", dataset_folder, "-w", tiny_teacher, "-e", 4, "-b", 2, "--device", "cpu"]
-    words += ["--num_workers", 0, "--checkpoint_minutes", 0.0001]
+    words += ["--recipe", "paper", "--memory", 40, "--num_workers", 0, "--checkpoint_minutes", 0.0001]
     whole = run_ranks("train_worker.py", *words, "-o", tmp_path / "whole", "--evaluate_every", 5)
     assert whole.returncode == [0, 0], whole.stderr
     assert "12 steps of batch size 2 on each of 2 processes" in whole.stdout
@@ -117,6 +117,7 @@ def test_training_that_loses_a_rank_is_resumed(dataset_folder, tiny_teacher, tmp
 def test_training_whose_first_process_is_told_to_end_saves_first(dataset_folder, tiny_teacher, tmp_path):
     """torchrun ends the others as soon as one has ended."""
     words = ["-d", "custom", "-c", dataset_folder, "-w", tiny_teacher, "-e", 4, "-b", 2, "--device", "cpu"]
+    words += ["--recipe", "paper"]
     stopped = run_torchrun("train_worker.py", *words, "--num_workers", 0, "-o", tmp_path, STOP_IN_STEP="5")
     assert stopped.returncode != 0
     assert "interrupted after step 6; continue with --resume" in stopped.stderr
@@ -156,7 +157,7 @@ def test_two_processes_evaluate_as_one(dataset_folder, tiny_model, tmp_path):
 def test_every_category_over_two_processes(categories, tiny_teacher, tmp_path):
     (categories / "broken" / "train").mkdir(parents=True)
     words = ["-d", "mvtec_ad", "--mvtec_ad_path", categories, "-s", "all", "-o", tmp_path / "out"]
-    train = ["-w", tiny_teacher, "--train_steps", 2, "--device", "cpu", "--num_workers", 0]
+    train = ["-w", tiny_teacher, "--device", "cpu", "--num_workers", 0]
     done = run_ranks("train_worker.py", *words, *train)
     assert done.returncode == [2, 0], done.stderr
     assert "broken failed: " in done.stderr
@@ -169,7 +170,7 @@ def test_every_category_over_two_processes(categories, tiny_teacher, tmp_path):
 
 def test_every_category_one_after_another(categories, tiny_networks, tiny_teacher, tmp_path, monkeypatch, capsys):
     words = ["-d", "mvtec_ad", "--mvtec_ad_path", categories, "-s", "all", "-o", tmp_path / "out"]
-    train_words = [*words, "-w", tiny_teacher, "--train_steps", 2, "--num_workers", 0]
+    train_words = [*words, "-w", tiny_teacher, "--num_workers", 0]
     train_script.main(train_script.get_parser().parse_args([str(word) for word in train_words]))
     command = capsys.readouterr().out.strip().splitlines()[-1].split("Evaluate them with: ")[1].split()
     assert command[:2] == ["python", "eval.py"]

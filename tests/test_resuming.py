@@ -35,7 +35,7 @@ def tiny_training(monkeypatch, tiny_teacher, dataset_folder, tmp_path):
 
 def tiny_words(dataset, teacher, output, steps=12):
     words = ["-d", "custom", "-c", dataset, "-w", teacher, "-o", output, "--train_steps", steps, "-b", 2]
-    return [str(word) for word in [*words, "--device", "cpu", "--num_workers", 0]]
+    return [str(word) for word in [*words, "--recipe", "paper", "--device", "cpu", "--num_workers", 0]]
 
 
 def train(words):
@@ -79,7 +79,7 @@ def stop_at(monkeypatch, step):
 
 def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path, dataset_folder, tiny_teacher):
     fill_folder(tmp_path / "natural", 5)
-    more = ["--recipe", "fast", "-i", tmp_path / "natural", "--checkpoint_minutes", 0.0005]
+    more = ["--memory", 50, "-i", tmp_path / "natural", "--checkpoint_minutes", 0.0005]
     whole, killed = (
         [*tiny_words(dataset_folder, tiny_teacher, tmp_path / name, steps=125), *more]
         for name in ("whole", "killed")

@@ -84,7 +84,7 @@ def test_what_cannot_be_recorded_runs_on_as_it_is(capsys):
     )
 
 
-PLAN = TrainingPlan(14, 2, 1e-3, 1e-3, 1e-5, "cosine", CPU, "fp32", seed=1)
+PLAN = TrainingPlan(14, 2, 1e-3, 1e-5, CPU, "fp32", seed=1)
 
 
 def learn(model, plan, recorder=None, natural=False):

@@ -11,12 +11,13 @@ from PIL import Image
 import train as train_script
 from commands import evaluate, train
 from conftest import fail, fill_folder, make_dataset
-from efficientad.recipes import DRAWN, NONE, RECIPES, choose_penalty, choose_recipe
+from efficientad.recipes import RECIPES, choose_recipe
 
 
 def test_training_says_what_it_does_and_what_to_do_next(tmp_path, dataset_folder, tiny_teacher, capsys):
     output = tmp_path / "out"
-    train("-d", "custom", "-c", dataset_folder, "-o", output, "-w", tiny_teacher, "-e", 2, "-b", 4)
+    words = ["-d", "custom", "-c", dataset_folder, "-o", output, "-w", tiny_teacher]
+    train(*words, "--recipe", "paper", "-e", 2, "-b", 4)
     printed = capsys.readouterr()
     assert "Data set custom: 9 good images, 1 more held out" in printed.out
     assert "EfficientAD small, 6 steps of batch size 4, penalty off" in printed.out  # 2 epochs of ceil(9 / 4)
@@ -45,7 +46,7 @@ def test_training_leaves_its_settings_and_log(output):
 def test_train_steps_and_penalty(tmp_path, dataset_folder, tiny_teacher, capsys):
     fill_folder(tmp_path / "natural", 3)
     words = ["-d", "custom", "-c", dataset_folder, "-o", tmp_path / "out", "-w", tiny_teacher]
-    train(*words, "--train_steps", 5, "-b", 2, "-i", tmp_path / "natural")
+    train(*words, "--recipe", "paper", "--train_steps", 5, "-b", 2, "-i", tmp_path / "natural")
     assert "5 steps of batch size 2, penalty 3 natural images" in capsys.readouterr().out
     with (tmp_path / "out/trainings/custom/log.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -55,63 +56,30 @@ def test_train_steps_and_penalty(tmp_path, dataset_folder, tiny_teacher, capsys)
 @pytest.mark.parametrize(
     ("words", "said", "on"),
     [
-        ([], "penalty 1000 drawn images, recipe fast", True),
-        (["-i", "none"], "penalty off, recipe fast", False),
-        (["--recipe", "paper"], "penalty off, recipe paper", False),
-        (["--recipe", "paper", "-i", "drawn"], "penalty 1000 drawn images, recipe paper", True),
+        ([], "penalty off, recipe paper", False),
+        (["-i", "none"], "penalty off, recipe paper", False),
+        (["-i", "drawn"], "penalty 1000 drawn images, recipe paper", True),
     ],
 )
-def test_penalty_without_natural_images(
-    tmp_path, dataset_folder, tiny_teacher, capsys, monkeypatch, words, said, on
-):
-    monkeypatch.setattr("efficientad.recipes.DRAWN_FROM", 2)  # else a test of 500 steps
-    train("-d", "custom", "-c", dataset_folder, "-o", tmp_path, "-w", tiny_teacher, "--train_steps", 2, *words)
+def test_penalty_without_natural_images(tmp_path, dataset_folder, tiny_teacher, capsys, words, said, on):
+    words = ["--recipe", "paper", "--train_steps", 2, *words]
+    train("-d", "custom", "-c", dataset_folder, "-o", tmp_path, "-w", tiny_teacher, *words)
     assert said in capsys.readouterr().out
     with (tmp_path / "trainings/custom/log.csv").open() as file:
         assert (float(list(csv.DictReader(file))[-1]["penalty"]) > 0) == on
 
 
-def test_short_trainings_have_no_penalty():
-    assert [choose_penalty("fast", steps) for steps in (499, 500)] == [NONE, DRAWN]
-    assert choose_penalty("auto", 70_000) == DRAWN  # which is recipe paper by then, but was not asked for
-    assert choose_penalty("paper", 70_000) == NONE
-
-
-def test_recipes(tmp_path, dataset_folder, tiny_teacher, capsys):
-    words = ["-d", "custom", "-c", dataset_folder, "-w", tiny_teacher, "--train_steps", 3]
-    train(*words, "-o", tmp_path / "fast")  # by itself, for so few steps
-    printed = capsys.readouterr()
-    assert "recipe fast" in printed.out
-    assert "Solving the student's output layer" in printed.err and "Weighing the maps" in printed.err
-    train(*words, "-o", tmp_path / "paper", "--recipe", "paper")
-    printed = capsys.readouterr()
-    assert "recipe paper" in printed.out and "or take --recipe fast" in printed.out
-    assert "Solving" not in printed.err
-    fast, paper = (
-        torch.load(tmp_path / name / "trainings/custom/model.pt", weights_only=True) for name in ("fast", "paper")
-    )
-    assert paper["state_dict"]["map_weights"].tolist() == [0.5, 0.5]
-    assert fast["state_dict"]["map_weights"][1] < 0.5
-    assert fast["training"]["recipe"] == "fast"
-    with (tmp_path / "fast/trainings/custom/log.csv").open() as file:
-        assert float(list(csv.DictReader(file))[-1]["lr"]) < 1e-4
-
-
 def test_long_trainings_follow_the_paper_by_themselves():
-    assert [choose_recipe("auto", steps) for steps in (1, 9_999, 10_000, 70_000)] == [
-        "fast",
-        "fast",
-        "paper",
-        "paper",
-    ]
-    assert [choose_recipe(name, steps) for name in RECIPES for steps in (1, 70_000)] == ["paper"] * 2 + ["fast"] * 2
+    found = [choose_recipe("auto", steps) for steps in (None, 1, 9_999, 10_000, 70_000)]
+    assert found == ["fast", "fast", "fast", "paper", "paper"]
+    assert all(choose_recipe(name, steps) == name for name in RECIPES for steps in (None, 1, 70_000))
 
 
 def test_the_threshold_is_calibrated_on_held_out_images_and_taken(tmp_path, tiny_teacher, capsys):
     root = make_dataset(tmp_path / "parts", train=6)
     fill_folder(root / "validation" / "good", 9, seed=500)
     words = ["-d", "custom", "-c", root, "-o", tmp_path / "out"]
-    train(*words, "-w", tiny_teacher, "--train_steps", 3, "--target_fpr", 0.1)
+    train(*words, "-w", tiny_teacher, "--target_fpr", 0.1)
     printed = capsys.readouterr().out
     calibration = torch.load(tmp_path / "out/trainings/custom/model.pt", weights_only=True)["calibration"]
     threshold = f"{calibration['threshold']:g}"
@@ -140,14 +108,15 @@ def test_the_threshold_is_calibrated_on_held_out_images_and_taken(tmp_path, tiny
 
 def test_few_held_out_images_give_no_threshold(tmp_path, dataset_folder, tiny_teacher, capsys):
     output = tmp_path / "out"
-    train("-d", "custom", "-c", dataset_folder, "-o", output, "-w", tiny_teacher, "--train_steps", 1)
+    train("-d", "custom", "-c", dataset_folder, "-o", output, "-w", tiny_teacher)
     assert "1 held-out good images are too few, 4 at least; eval.py will take 80" in capsys.readouterr().out
     evaluate("-d", "custom", "-c", dataset_folder, "-o", output, "-f", "none")
     assert "threshold 80 (the usual one: this model has no calibration)" in capsys.readouterr().out
 
 
 def test_finished_model_is_replaced_only_when_asked(output, dataset_folder, tiny_teacher, monkeypatch, capsys):
-    words = ["-d", "custom", "-c", dataset_folder, "-o", output, "-w", tiny_teacher, "--train_steps", 2]
+    words = ["-d", "custom", "-c", dataset_folder, "-o", output, "-w", tiny_teacher]
+    words += ["--recipe", "paper", "--train_steps", 2]
     model_file = output / "trainings/custom/model.pt"
     before = model_file.read_bytes()
     assert "already holds a trained model; add --overwrite" in fail(monkeypatch, capsys, train_script, *words)
@@ -169,7 +138,7 @@ def test_layouts_with_categories(tmp_path, tiny_teacher, layout, capsys):
         config = {"defect_name": "all", "pixel_value": 255, "saturation_threshold": 9, "relative_saturation": False}
         (root / "defects_config.json").write_text(json.dumps([config]))
     words = ["-d", layout, f"--{layout}_path", tmp_path / "sets", "-s", "nut", "-o", tmp_path / "out"]
-    train(*words, "-w", tiny_teacher, "--train_steps", 2)
+    train(*words, "-w", tiny_teacher)
     evaluate(*words, "-f", "none")
     printed = capsys.readouterr().out
     assert (tmp_path / "out" / "trainings" / layout / "nut" / "model.pt").is_file()
@@ -182,11 +151,12 @@ def test_layouts_with_categories(tmp_path, tiny_teacher, layout, capsys):
     assert ("Image auc of logical_anomalies: " in printed) == ("AU-sPRO 0.05" in printed) == loco
 
 
-def test_the_real_networks_find_defects(tmp_path, capsys):
-    """The whole way with nothing small but the data: a dozen steps tell parts with a blob from parts without."""
+@pytest.mark.parametrize("more", [[], ["--recipe", "paper", "--train_steps", 12, "--lr", 1e-3]])
+def test_the_real_networks_find_defects(tmp_path, more, capsys):
+    """The whole way with nothing small but the data: either recipe tells parts with a blob from parts without."""
     root = make_dataset(tmp_path / "set", train=8, test={"good": 3, "dent": 3})
     words = ["-d", "custom", "-c", root, "-o", tmp_path / "out"]
-    train(*words, "--train_steps", 12, "--lr", 1e-3)
+    train(*words, *more)
     evaluate(*words, "-f", "jpg", "-T", 40)
     assert "Final image auc: 100.0000" in capsys.readouterr().out
     with Image.open(tmp_path / "out/anomaly_maps/custom/test/dent/000.jpg") as image:
@@ -208,7 +178,7 @@ def test_wrong_training_commands(tmp_path, dataset_folder, tiny_teacher, monkeyp
     assert "must be above 0 and below 1" in error(*custom, "--target_fpr", 1)
     assert "invalid whole number value: 'x'" in error(*custom, "-e", "x")
     assert "fp16 needs a CUDA GPU" in error(*custom, "--device", "cpu", "--precision", "fp16")
-    assert "no such file or folder of images" in error(*custom, "-i", tmp_path / "no_images")
+    assert "no such file or folder of images" in error(*custom, "--recipe", "paper", "-i", tmp_path / "no_images")
     if not torch.cuda.is_available():
         assert "--device cuda: " in error(*custom, "--device", "cuda")
     good = dataset_folder / "train" / "good"

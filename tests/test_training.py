@@ -26,10 +26,9 @@ def make_plan(**changes):
         "batch_size": 2,
         "lr": 1e-3,
         "weight_decay": 0.0,
-        "schedule": "step",
         "device": CPU,
     } | changes
-    return TrainingPlan(autoencoder_lr=settings["lr"], precision="fp32", seed=1, **settings)
+    return TrainingPlan(precision="fp32", seed=1, **settings)
 
 
 def train(model, pixels, natural_batches, plan, log_file, budget=1e9):
@@ -151,15 +150,6 @@ def test_learning_rate_falls_by_steps(tiny_model, tmp_path, monkeypatch):
     train(tiny_model, random_pixels(40), None, make_plan(steps=20, batch_size=1), tmp_path / "log.csv")
     rates = [float(row["lr"]) for row in read_log(tmp_path / "log.csv")]
     assert rates == pytest.approx([1e-3] * 19 + [1e-4])
-
-
-def test_cosine_schedule_rises_and_falls_to_zero(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(training_log, "LOG_EVERY", 1)
-    train(tiny_model, random_pixels(2), None, make_plan(steps=40, schedule="cosine"), tmp_path / "log.csv")
-    rates = [float(row["lr"]) for row in read_log(tmp_path / "log.csv")]
-    assert rates[0] == pytest.approx(5e-4) and max(rates) == rates[1] == pytest.approx(1e-3, rel=0.01)
-    assert rates[1:] == sorted(rates[1:], reverse=True)
-    assert rates[20] == pytest.approx(5e-4) and rates[-1] < 1e-5
 
 
 def test_log_has_every_term_and_their_sum(tiny_model, tmp_path):

@@ -22,10 +22,10 @@ function mapLevels(image, data) {
   return image.levels;
 }
 
-function levelValue(level, score, data) {
+function levelValue(level, peak, data) {
   const last = data.map_levels.length - 1;
-  if (level === last) return score; // without rounding: something is marked exactly where the image is called defective
-  return data.map_floor * Math.expm1((level / last) * Math.log1p(Math.max(score, 0) / data.map_floor));
+  if (level === last) return peak; // without rounding: it is never below the score, so a defect is always marked
+  return data.map_floor * Math.expm1((level / last) * Math.log1p(Math.max(peak, 0) / data.map_floor));
 }
 
 // 0.5 at the threshold, 0.05 where nothing is, towards 1 far above.
@@ -54,7 +54,7 @@ const scratch = document.createElement("canvas");
 function paintMap(canvas, image, threshold, overlay, data) {
   const levels = mapLevels(image, data);
   const side = Math.round(Math.sqrt(levels.length));
-  const values = Array.from(data.map_levels, (_, level) => levelValue(level, image.score, data));
+  const values = Array.from(data.map_levels, (_, level) => levelValue(level, image.peak, data));
   const palette = values.map((value) => {
     const height = heat(value, threshold);
     return overlay ? overlayColour(height) : [...heatColour(height), 255];

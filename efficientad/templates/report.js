@@ -7,9 +7,9 @@ const LARGE_PICTURE = 900;
 const byId = (id) => document.getElementById(id);
 const data = JSON.parse(byId("data").textContent);
 const classes = data.classes.map(([name, auroc], number) => ({ name, auroc, good: number === data.good, scores: [] }));
-const images = data.images.map(([number, name, score, file, mapFile, width, height, thumbnail, map, mask], index) => {
+const images = data.images.map(([number, name, score, file, mapFile, width, height, thumbnail, map, mask, peak], index) => {
   classes[number].scores.push(score);
-  return { index, number, name, score, file, mapFile, width, height, thumbnail, map, mask, good: classes[number].good, kind: classes[number].name };
+  return { index, number, name, score, file, mapFile, width, height, thumbnail, map, mask, peak, good: classes[number].good, kind: classes[number].name };
 });
 for (const each of classes) each.scores.sort((a, b) => a - b);
 const goodScores = images.filter((image) => image.good).map((image) => image.score).sort((a, b) => a - b);

@@ -1,0 +1,205 @@
+"""The default training, which takes no step: from train.py to an export, and beside the paper's."""
+
+import csv
+import functools
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import train as train_script
+from commands import evaluate, train
+from conftest import fail, make_dataset
+from efficientad import export, predict, training_run
+from efficientad.checkpoint import load_model, save_model
+from efficientad.errors import Interrupted
+from efficientad.exported import load_exported
+from efficientad.networks import EfficientAD
+from efficientad.runtimes import TorchDetector
+from test_export import SUFFIXES, VARIANTS, random_pixels, skip_without
+from test_resuming import assert_same_model, folder_of, stop_at
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def words(dataset_folder, tiny_teacher, tmp_path):
+    common = ["-d", "custom", "-c", dataset_folder, "-w", tiny_teacher, "--device", "cpu", "--num_workers", 0]
+    return [*common, "-o", tmp_path / "out"]
+
+
+def files_of(output):
+    return sorted(path.name for path in folder_of(output).iterdir())
+
+
+def test_it_takes_no_step_and_says_so(words, tmp_path, capsys):
+    train(*words)
+    printed = capsys.readouterr()
+    assert "EfficientAD small, memory of 4000 patches, recipe fast\n" in printed.out
+    assert "Note" not in printed.out and "Current loss" not in printed.err
+    for stage in ("Computing mean of features", "Collecting patches", "Choosing patches", "Final map normalization"):
+        assert stage in printed.err
+    assert files_of(tmp_path / "out") == ["args.json", "model.pt"]
+    settings = json.loads((folder_of(tmp_path / "out") / "args.json").read_text())
+    assert (settings["recipe"], settings["steps"], settings["memory"]) == ("fast", 0, 4000)
+    model = load_model(folder_of(tmp_path / "out"), CPU)
+    assert model.student is None and model.autoencoder is None and model.memory.shape == (4000, 384)
+    assert model.map_weights.tolist() == [0, 0, 1]
+    assert model.provenance["steps"] == 0
+
+
+def test_the_same_seed_gives_the_same_bits(words, tmp_path):
+    train(*words, "--memory", 300)
+    train(*words, "--memory", 300, "-o", tmp_path / "again", "--cache_gb", 0)
+    assert_same_model(tmp_path / "out", tmp_path / "again")
+    train(*words, "--memory", 300, "--seed", 1, "-o", tmp_path / "other")
+    found = [load_model(folder_of(tmp_path / name), CPU).memory for name in ("out", "other")]
+    assert found[0].shape == found[1].shape == (300, 384) and not torch.equal(*found)
+
+
+def test_defects_are_found_by_every_command(tmp_path, tiny_teacher, capsys):
+    root = make_dataset(tmp_path / "parts", train=12, test={"good": 4, "dent": 4})
+    words = ["-d", "custom", "-c", root, "-o", tmp_path / "out"]
+    train(*words, "-w", tiny_teacher)
+    capsys.readouterr()
+    evaluate(*words, "-f", "tiff")
+    assert "Final image auc: 100.0000" in capsys.readouterr().out
+    folder = tmp_path / "out/anomaly_maps/custom/test"
+    with (folder / "scores.csv").open(newline="") as file:
+        evaluated = {row["path"].split("test/")[-1]: float(row["y_score"]) for row in csv.DictReader(file)}
+    words = ["-w", folder_of(tmp_path / "out"), "-i", root / "test", "-o", tmp_path / "predictions"]
+    predict.main(predict.get_parser().parse_args([str(word) for word in words]))
+    with next((tmp_path / "predictions").glob("*.csv")).open(newline="") as file:
+        predicted = {row["path"].split("test/")[-1]: float(row["y_score"]) for row in csv.DictReader(file)}
+    assert len(evaluated) == 8 and predicted == pytest.approx(evaluated, rel=1e-4)
+
+
+@pytest.fixture
+def trained(tmp_path, dataset_folder, tiny_networks):
+    """A training's folder whose memory is about as far from the images as one of real parts."""
+    torch.manual_seed(0)
+    model = EfficientAD(has_student=False).eval()
+    model.memory = (0.5 * torch.randn(1500, 384)).half().float()
+    model.map_weights.copy_(torch.tensor([0.0, 0.0, 1.0]))
+    model.quantiles[2] = torch.tensor([0.2, 0.5])
+    training = {"dataset": "custom", "custom_dataset_path": str(dataset_folder), "subdataset": "", "seed": 1}
+    (tmp_path / "trained").mkdir()
+    save_model(model, tmp_path / "trained" / "model.pt", training)
+    return tmp_path / "trained"
+
+
+@pytest.mark.parametrize(("name", "precision"), VARIANTS)
+def test_exports_answer_as_torch_does(trained, tmp_path, name, precision, capsys):
+    skip_without(name)
+    output = tmp_path / f"exported{SUFFIXES[name]}"
+    words = ["-w", trained, "--format", name, "--precision", precision, "-o", output]
+    export.main(export.get_parser().parse_args([str(word) for word in words]))
+    assert "of 10 decisions agree" in capsys.readouterr().out
+    pixels = random_pixels(3)
+    expected = TorchDetector(load_model(trained, CPU), CPU, "fp32")(pixels)
+    detector = load_exported(output, "cpu", "auto")
+    tolerance = {"fp32": 1e-3, "fp16": 0.01, "bf16": 0.05, "int8": 0.2}[precision]
+    for batch in (pixels, pixels[:1]):
+        np.testing.assert_allclose(detector(batch), expected[: len(batch)], rtol=tolerance, atol=25 * tolerance)
+
+
+def test_int8_leaves_the_comparison_exact(trained, tmp_path):
+    """Between the last convolution and the map nothing is rounded again."""
+    skip_without("onnx")
+    import onnx
+
+    words = ["-w", trained, "--precision", "int8", "-o", tmp_path / "d.onnx"]
+    export.main(export.get_parser().parse_args([str(word) for word in words]))
+    nodes = onnx.load(tmp_path / "d.onnx").graph.node
+    consumers = [node for node in nodes if node.op_type == "QuantizeLinear"]
+    makers = {output: node for node in nodes for output in node.output}
+    rounded = [makers[node.input[0]].op_type for node in consumers if node.input[0] in makers]
+    assert rounded and set(rounded) <= {"Conv", "Relu", "AveragePool"}
+    pools = [
+        node
+        for node in nodes
+        if node.op_type == "AveragePool" and [2, 2] in [list(a.ints) for a in node.attribute if a.name == "kernel_shape"]
+    ]
+    assert len(pools) == 1  # the tiny networks pool otherwise
+    assert not [node for node in consumers if node.input[0] == pools[0].output[0]]
+
+
+def test_wishes_that_exclude_each_other_are_one_line(words, tmp_path, monkeypatch, capsys):
+    def error(*more):
+        message = fail(monkeypatch, capsys, train_script, *words, *more)
+        assert message.count("\n") == 1 and not (tmp_path / "out").exists()
+        return message
+
+    assert "--recipe fast takes no steps: leave out --epochs and" in error("--recipe", "fast", "--train_steps", 5)
+    assert "--recipe fast takes no steps" in error("--recipe", "fast", "-e", 1)
+    assert "--memory 0 leaves nothing of --recipe fast; add --recipe paper" in error("--memory", 0)
+    assert "--evaluate_every: --recipe fast takes no steps; add --recipe paper" in error("--evaluate_every", 5)
+    assert "add --recipe paper" in error("--recipe", "fast", "--evaluate_every", 5)
+
+
+@pytest.mark.parametrize("memory", [-1, 10**9])
+def test_sizes_of_a_memory_that_no_file_could_hold(words, memory, monkeypatch, capsys):
+    message = fail(monkeypatch, capsys, train_script, *words, "--memory", memory)
+    assert "--memory" in message
+
+
+def test_few_steps_without_a_recipe_are_told_to_be_unused(words, tmp_path, capsys):
+    train(*words, "--train_steps", 5, "--checkpoint_minutes", 0.0001)
+    assert (
+        "Note: --train_steps not used: with fewer than 10,000 steps the memory alone finds more; --recipe paper"
+        in capsys.readouterr().out
+    )
+    assert files_of(tmp_path / "out") == ["args.json", "model.pt"]
+    train(*words, "--overwrite", "-e", 2, "-i", "drawn")
+    assert "Note: --epochs and --imagenet_train_path not used" in capsys.readouterr().out
+
+
+def test_one_recipe_replaces_the_other(words, tmp_path, monkeypatch, capsys):
+    train(*words, "--recipe", "paper", "--train_steps", 2)
+    of_steps = ["args.json", "log.csv", "model.pt", "training.png"]
+    assert files_of(tmp_path / "out") == of_steps
+    assert "already holds a trained model" in fail(monkeypatch, capsys, train_script, *words)
+    assert files_of(tmp_path / "out") == of_steps
+    train(*words, "--overwrite")
+    assert files_of(tmp_path / "out") == ["args.json", "model.pt"]
+    assert load_model(folder_of(tmp_path / "out"), CPU).student is None
+    train(*words, "--recipe", "paper", "--train_steps", 2, "--overwrite")
+    assert files_of(tmp_path / "out") == of_steps
+    model = load_model(folder_of(tmp_path / "out"), CPU)
+    assert model.student is not None and len(model.memory) == 0
+
+
+def test_it_replaces_an_interrupted_training_when_asked(words, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stop_at(patch, 3)
+        train(*words, "--recipe", "paper", "--train_steps", 9)
+    assert "holds an interrupted training" in fail(monkeypatch, capsys, train_script, *words)
+    message = fail(monkeypatch, capsys, train_script, *words, "--resume")
+    assert "recipe paper, now fast" in message and message.count("\n") == 1
+    train(*words, "--overwrite")
+    assert files_of(tmp_path / "out") == ["args.json", "model.pt"]
+
+
+def test_there_is_nothing_to_resume(words, tmp_path, capsys):
+    train(*words, "--resume")  # in a loop of a script, the first time
+    assert "holds no checkpoint.pt: nothing to resume, beginning anew" in capsys.readouterr().out
+    before = (folder_of(tmp_path / "out") / "model.pt").stat().st_mtime_ns
+    train(*words, "--resume")
+    assert "already holds a trained model: nothing to resume" in capsys.readouterr().out
+    assert (folder_of(tmp_path / "out") / "model.pt").stat().st_mtime_ns == before
+
+
+def test_a_memory_beside_the_networks_survives_an_interruption(words, tmp_path, monkeypatch):
+    monkeypatch.setattr(training_run, "EfficientAD", functools.partial(EfficientAD, image_size=64))
+    words += ["--recipe", "paper", "--memory", 50, "-b", 2]
+    train(*words, "--train_steps", 3, "-o", tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stop_at(patch, 1)
+        train(*words, "--train_steps", 3)
+    train(*words, "--train_steps", 3, "--resume")
+    assert_same_model(tmp_path / "whole", tmp_path / "out")
+    state = torch.load(folder_of(tmp_path / "out") / "model.pt", weights_only=True)["state_dict"]
+    assert state["memory"].shape == (50, 384) and state["map_weights"].tolist() == [0.25, 0.25, 0.5]
+    assert (state["quantiles"][:, 1] > state["quantiles"][:, 0]).all()
+    assert not (state["quantiles"] == torch.tensor([0.0, 0.1])).all(dim=1).any()  # all three maps are there
