@@ -173,7 +173,10 @@ def _training_facts(known: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _describe_training(known: Mapping[str, Any]) -> str:
     parts = []
     if known["steps"]:
-        parts += [f"{known['steps']} steps of batch size {known.get('batch_size')}", f"learning rate {known.get('lr')}"]
+        parts += [
+            f"{known['steps']} steps of batch size {known.get('batch_size')}",
+            f"learning rate {known.get('lr')}",
+        ]
         parts += [f"penalty {known.get('penalty', 'unknown')}"]
     if known.get("memory"):
         parts += [f"a memory of {known['memory']} patches"]

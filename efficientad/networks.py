@@ -221,7 +221,9 @@ def pool_features(features: Tensor) -> Tensor:
 
 
 def memory_map(features: Tensor, memory: Tensor, weights: Tensor) -> Tensor:
-    """How far features are from the nearest of a memory: N x 1 x 56 x 56, float32, squared and weighted, mean over channels.
+    """How far features are from the nearest of a memory: N x 1 x 56 x 56, float32.
+
+    Squared and weighted, the mean over the channels.
 
     The nearest is found by matrix products, in whatever precision autocast has; the distance to it is exact.
 

@@ -85,7 +85,9 @@ def settle(options: TrainingOptions, images: int) -> TrainingOptions:
     sources = options.imagenet_train_path or [Path(NONE)]
     if recipe == FAST:
         if asked is not None and options.recipe == FAST:
-            raise UserError("--recipe fast takes no steps: leave out --epochs and --train_steps, or take --recipe paper")
+            raise UserError(
+                "--recipe fast takes no steps: leave out --epochs and --train_steps, or take --recipe paper"
+            )
         if options.evaluate_every is not None:
             raise UserError("--evaluate_every: --recipe fast takes no steps; add --recipe paper")
         if memory == 0:
@@ -140,8 +142,8 @@ def report_start(name: str, options: TrainingOptions, facts: Mapping[str, Any]) 
     seen = facts["steps"] * min(options.batch_size * ranks(), facts["train_images"])
     if 0 < seen < FEW_IMAGES_SEEN:
         say(
-            f"Note: only about {seen} images will be seen; below {FEW_IMAGES_SEEN} the maps of student and autoencoder "
-            "stay weak: raise --epochs or --train_steps, or take --recipe fast"
+            f"Note: only about {seen} images will be seen; below {FEW_IMAGES_SEEN} the maps stay "
+            "weak: raise --epochs or --train_steps, or take --recipe fast"
         )
 
 

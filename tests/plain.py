@@ -33,7 +33,7 @@ def losses(model, images, augmented, natural):
 
 
 def raw_maps(model, images):
-    """Student-teacher, autoencoder-student and memory map, N x 1 x 56 x 56; None where the model has no such part."""
+    """Student-teacher, autoencoder-student and memory map, N x 1 x 56 x 56; None where a model has none."""
     normalized = model.normalize(images)
     teacher, st, ae, memory = features(model, normalized), None, None, None
     if model.student is not None:
@@ -41,16 +41,17 @@ def raw_maps(model, images):
         st = ((teacher - student[:, :384]) ** 2).mean(dim=1, keepdim=True)
         ae = ((model.autoencoder(normalized) - student[:, 384:]) ** 2).mean(dim=1, keepdim=True)
     if len(model.memory):
-        memory = memory_map(teacher, model.memory)
+        memory = memory_map(teacher, model.memory, model.memory_weights)
     return st, ae, memory
 
 
-def memory_map(teacher, memory):
-    """To each average of 2 x 2 features the distance of the nearest of all patches, between them bilinear."""
+def memory_map(teacher, memory, weights):
+    """To each average of 2 x 2 features the weighted distance of the nearest patch, between them bilinear."""
     count, channels, height, width = teacher.shape
     averages = teacher.reshape(count, channels, height // 2, 2, width // 2, 2).mean(dim=(3, 5))
     distances = torch.cdist(averages.permute(0, 2, 3, 1).reshape(-1, channels).double(), memory.double())
-    nearest = (distances.min(dim=1).values ** 2 / channels).float().view(count, 1, height // 2, width // 2)
+    away, place = distances.min(dim=1)
+    nearest = (away**2 / channels * weights[place]).float().view(count, 1, height // 2, width // 2)
     return F.interpolate(nearest, (height, width), mode="bilinear")
 
 

@@ -38,7 +38,12 @@ def test_it_takes_no_step_and_says_so(words, tmp_path, capsys):
     printed = capsys.readouterr()
     assert "EfficientAD small, memory of 4000 patches, recipe fast\n" in printed.out
     assert "Note" not in printed.out and "Current loss" not in printed.err
-    for stage in ("Computing mean of features", "Collecting patches", "Choosing patches", "Final map normalization"):
+    for stage in (
+        "Computing mean of features",
+        "Collecting patches",
+        "Choosing patches",
+        "Final map normalization",
+    ):
         assert stage in printed.err
     assert files_of(tmp_path / "out") == ["args.json", "model.pt"]
     settings = json.loads((folder_of(tmp_path / "out") / "args.json").read_text())
@@ -119,7 +124,8 @@ def test_int8_leaves_the_comparison_exact(trained, tmp_path):
     pools = [
         node
         for node in nodes
-        if node.op_type == "AveragePool" and [2, 2] in [list(a.ints) for a in node.attribute if a.name == "kernel_shape"]
+        if node.op_type == "AveragePool"
+        and [2, 2] in [list(a.ints) for a in node.attribute if a.name == "kernel_shape"]
     ]
     assert len(pools) == 1  # the tiny networks pool otherwise
     assert not [node for node in consumers if node.input[0] == pools[0].output[0]]

@@ -177,14 +177,14 @@ def test_regions_open_with_pycocotools(weights, parts, tmp_path):
         assert bool(annotations) == (row["anomalous"] == "1")
         with Image.open(out / "maps" / f"{image['file_name']}.tiff") as opened:
             above = np.asarray(opened) > 20
-        if above.any():
+        if annotations:  # a good image may have a few pixels above it, but no region
             union = np.sum([coco.annToMask(annotation) for annotation in annotations], axis=0)
             assert (union == above).all()
         for annotation in annotations:
             mask = coco.annToMask(annotation)
             assert mask.sum() == annotation["area"]
             assert list(coco_mask.toBbox(annotation["segmentation"])) == annotation["bbox"]
-            assert 0 < annotation["score"] <= float(row["score"]) + 1e-3
+            assert annotation["score"] > 20
     assert any(row["anomalous"] == "1" for row in rows)
 
 
