@@ -34,7 +34,9 @@ from efficientad.torch_file import read_torch_file, require_weights
 
 MODEL_FILE = "model.pt"
 FORMAT = "efficientad-detector"
-FORMAT_VERSION = 3  # 2 had no memory and always a student; 1 had no map_weights, which were equal, and no calibration
+FORMAT_VERSION = (
+    3  # 2 had no memory and always a student; 1 had no map_weights, which were equal, and no calibration
+)
 
 _LARGEST_IMAGE_SIZE = 2048  # a file that claims more is damaged, or wants the memory
 

@@ -28,7 +28,9 @@ class ExportableDetector(nn.Module):
         self.detector = copy.deepcopy(model).cpu().float().requires_grad_(False).eval()
         self.dtype = dtype
         mean, std = 255 * self.detector.image_mean, 255 * self.detector.image_std
-        padding_free = [network for network in (self.detector.teacher, self.detector.student) if network is not None]
+        padding_free = [
+            network for network in (self.detector.teacher, self.detector.student) if network is not None
+        ]
         for network in padding_free:
             _fold_input(network, mean, std)
         _fold_output(self.detector.teacher, self.detector.teacher_mean, self.detector.teacher_std)

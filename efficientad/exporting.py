@@ -15,8 +15,8 @@ from efficientad.exported import INPUT_NAME, METADATA_FILE, OUTPUT_NAMES, Metada
 from efficientad.networks import EfficientAD
 
 # Convolutions that int8 leaves alone. The autoencoder has few multiply-adds, which it needs exactly: its bottleneck
-# sees every pixel. The first convolutions have fewer still, and filters that add up to nearly nothing: what rounding
-# them adds, times the brightness of the pixels, would drown their answers.
+# sees every pixel. The first ones have fewer still, and filters that add up to nearly nothing: what rounding them
+# adds, times the brightness of the pixels, would drown their answers.
 _KEPT_EXACT = ("autoencoder.", "teacher.0.", "student.0.")
 _OPSET = 20
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")

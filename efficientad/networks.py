@@ -103,7 +103,7 @@ def build_autoencoder(image_size: int = IMAGE_SIZE) -> nn.Sequential:
 
 
 class RawMaps(NamedTuple):
-    """Anomaly maps before normalization, each N x 1 x 56 x 56, float32, >= 0 (squared distances); None: not made."""
+    """Anomaly maps before normalization, each N x 1 x 56 x 56, float32, >= 0 (squared distances); None: no such."""
 
     student_teacher: Tensor | None
     autoencoder_student: Tensor | None

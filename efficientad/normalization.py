@@ -126,7 +126,7 @@ def score_images(
 
 
 def map_quantiles(batches: list[RawMaps]) -> np.ndarray:
-    """The 0.9 and 0.995 quantile of each kind of map over all pixels pooled: float32, 3 x 2; 0 and 0.1 without maps.
+    """The 0.9 and 0.995 quantile of each kind of map over all pixels pooled: float32, 3 x 2; 0 and 0.1 without one.
 
     numpy's quantile, since torch.quantile refuses more than 2^24 elements.
 

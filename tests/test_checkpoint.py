@@ -193,7 +193,10 @@ def change_contents(path, change):
         (lambda c: c["config"].update(memory_patches="5"), "memory_patches is 5"),
         (lambda c: c["config"].update(memory_patches=True), "memory_patches is True"),
         (lambda c: c["config"].update(memory_patches=5), r"memory has shape \(0, 384\), not \(5, 384\)"),
-        (lambda c: c["state_dict"].update(memory=torch.zeros(3, 384)), r"memory has shape \(3, 384\), not \(0, 384\)"),
+        (
+            lambda c: c["state_dict"].update(memory=torch.zeros(3, 384)),
+            r"memory has shape \(3, 384\), not \(0, 384\)",
+        ),
         (lambda c: c["state_dict"].update(memory=torch.zeros(3)), r"memory has shape \(3,\), not"),
         (lambda c: c["state_dict"].pop("memory"), "its layers have other names"),
         (lambda c: c["config"].update(has_student=False), "neither a student nor a memory"),
