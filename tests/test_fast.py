@@ -144,9 +144,7 @@ def test_wishes_that_exclude_each_other_are_one_line(words, tmp_path, monkeypatc
     assert "add --recipe paper" in error("--recipe", "fast", "--evaluate_every", 5)
 
 
-@pytest.mark.parametrize(
-    ("memory", "told"), [(-1, "must be 0 or more"), (200_001, "more than the 200000 patches")]
-)
+@pytest.mark.parametrize(("memory", "told"), [(-1, "must be 0 or more"), (200_001, "more than the 200000 patches")])
 def test_sizes_of_a_memory_that_no_file_could_hold(words, memory, told, tmp_path, monkeypatch, capsys):
     assert told in fail(monkeypatch, capsys, train_script, *words, "--memory", memory)
     assert not (tmp_path / "out").exists()
