@@ -71,6 +71,7 @@ def main(args: argparse.Namespace) -> None:
     tasks = [
         *((measure_training, size) for size in TRAINING_BATCHES),
         *((measure_inference, size) for size in INFERENCE_BATCHES),
+        *((measure_student_inference, size) for size in INFERENCE_BATCHES),
         (measure_exports, 1),
         (measure_files, 16),
     ]
@@ -121,7 +122,7 @@ def measure_training(loads, batch_size: int, seconds: float, rate: float) -> lis
 
 
 def measure_inference(loads, batch_size: int, seconds: float, rate: float) -> list[dict]:
-    """From uint8 images on the host to maps and scores on the host."""
+    """From uint8 images on the host to maps and scores on the host, with the memory alone: train.py's default."""
     from efficientad.measuring import peak_memory_of, time_side_by_side
 
     run, plain_run = loads.inference_runs(batch_size)
@@ -134,6 +135,18 @@ def measure_inference(loads, batch_size: int, seconds: float, rate: float) -> li
         rows.append({**rows[0], "task": "latency, batch 1", "unit": "ms"})
         rows[-1] |= {"value": milliseconds[0], "plain": milliseconds[1]}
     return rows
+
+
+def measure_student_inference(loads, batch_size: int, seconds: float, rate: float) -> list[dict]:
+    """The same of the paper's detector, with student and autoencoder."""
+    from efficientad.measuring import peak_memory_of, time_side_by_side
+
+    run, plain_run = loads.inference_runs(batch_size, with_student=True)
+    memory = peak_memory_of(run, loads.device)
+    took = time_side_by_side([run, plain_run], seconds, loads.device)
+    ideal = batch_size * loads.student_inference_flops / rate
+    task = f"inference with student and autoencoder, batch {batch_size}"
+    return [make_row(task, "images/s", batch_size, took, ideal, memory)]
 
 
 def measure_exports(loads, batch_size: int, seconds: float, rate: float) -> list[dict]:

@@ -38,7 +38,7 @@ class Prediction:
     image_size: tuple[int, int]  # width and height of the upright image
     data: bytes | None  # of the file, where asked for
     thumbnail: bytes | None  # where asked for
-    score: float  # see anomaly_score
+    score: float  # of the map, float32; see networks.anomaly_score
     anomaly_map: np.ndarray  # S x S float32, 0-255 scale
     milliseconds: float  # spent on reading it, and on its share of the batch; not those it waited
 

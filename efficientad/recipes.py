@@ -12,7 +12,7 @@ FAST_BELOW = 10_000  # steps, of a training that asks for some and for no recipe
 
 
 def choose_recipe(name: str, steps: int | None) -> str:
-    """FAST or PAPER: what a user asked for, or for AUTO what follows from the steps asked for, if any."""
+    """FAST or PAPER, of what a user asked for: one of them, or AUTO, which depends on the steps, if any."""
     if name != AUTO:
         return name
     return FAST if steps is None or steps < FAST_BELOW else PAPER
@@ -26,7 +26,7 @@ def choose_memory(patches: int | None, recipe: str) -> int:
 
 
 def map_weights(has_student: bool, has_memory: bool) -> tuple[float, float, float]:
-    """Of the student-teacher, the autoencoder-student and the memory map; the paper's two alike (section 3.4)."""
+    """Of the student-teacher, autoencoder-student and memory map: the paper's two count alike (section 3.4)."""
     if not has_memory:
         return 0.5, 0.5, 0.0
     return (0.25, 0.25, 0.5) if has_student else (0.0, 0.0, 1.0)

@@ -12,7 +12,15 @@ import torch
 
 from efficientad.distributed import rank, ranks
 from efficientad.errors import UserError
-from efficientad.recipes import DEFAULT_STEPS, FAST, FAST_BELOW, NONE, choose_memory, choose_recipe
+from efficientad.recipes import (
+    DEFAULT_STEPS,
+    FAST,
+    FAST_BELOW,
+    MOST_MEMORY_PATCHES,
+    NONE,
+    choose_memory,
+    choose_recipe,
+)
 from efficientad.training import TrainingPlan
 
 FEW_IMAGES_SEEN = 1000
@@ -82,6 +90,8 @@ def settle(options: TrainingOptions, images: int) -> TrainingOptions:
         asked = options.epochs * math.ceil(images / (options.batch_size * ranks()))
     recipe = choose_recipe(options.recipe, asked)
     memory = choose_memory(options.memory, recipe)
+    if memory > MOST_MEMORY_PATCHES:
+        raise UserError(f"--memory {memory} is more than the {MOST_MEMORY_PATCHES} patches that a model may have")
     sources = options.imagenet_train_path or [Path(NONE)]
     if recipe == FAST:
         if asked is not None and options.recipe == FAST:
@@ -142,8 +152,8 @@ def report_start(name: str, options: TrainingOptions, facts: Mapping[str, Any]) 
     seen = facts["steps"] * min(options.batch_size * ranks(), facts["train_images"])
     if 0 < seen < FEW_IMAGES_SEEN:
         say(
-            f"Note: only about {seen} images will be seen; below {FEW_IMAGES_SEEN} the maps stay "
-            "weak: raise --epochs or --train_steps, or take --recipe fast"
+            f"Note: only about {seen} images will be seen; below {FEW_IMAGES_SEEN} the maps of student and "
+            "autoencoder stay weak: raise --epochs or --train_steps, or take --recipe fast"
         )
 
 

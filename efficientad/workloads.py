@@ -19,8 +19,9 @@ from efficientad.exporting import write_export
 from efficientad.images import read_image
 from efficientad.maps import write_side_by_side, write_tiff
 from efficientad.measuring import count_flops
-from efficientad.networks import EfficientAD, anomaly_score
+from efficientad.networks import FEATURE_CHANNELS, EfficientAD, anomaly_score
 from efficientad.parallel import parallel_map
+from efficientad.recipes import MEMORY_PATCHES, map_weights
 from efficientad.runtimes import TorchDetector
 from efficientad.scoring import score_samples
 from efficientad.tensors import to_square, to_unit_range
@@ -41,6 +42,9 @@ class Workloads:
         """
         self.plain, self.device, self.precision, self.workers = plain, device, precision, workers
         self.plain_seconds_per_image = 0.0  # of a training step, as far as known
+        self._alone = _with_memory_alone(model)  # as train.py leaves it by default
+        self._plain_alone = copy.deepcopy(self._alone).to(device)
+        self._alone.to(device, memory_format=torch.channels_last)
         self._plain_model = copy.deepcopy(model).to(device)
         self._model = model.to(device, memory_format=torch.channels_last)
         self._plan = TrainingPlan(10**6, 1, 1e-4, 1e-5, device, precision, seed=0)
@@ -54,8 +58,13 @@ class Workloads:
 
     @cached_property
     def inference_flops(self) -> int:
-        """For each image."""
+        """Of the detector with a memory alone, for each image."""
         return count_flops(self.inference_runs(1)[0])
+
+    @cached_property
+    def student_inference_flops(self) -> int:
+        """Of the detector with student and autoencoder, for each image."""
+        return count_flops(self.inference_runs(1, with_student=True)[0])
 
     def training_steps(self, batch_size: int) -> tuple[Work, Work]:
         """A step of the training loop, and the plain one: same images, same losses."""
@@ -81,20 +90,24 @@ class Workloads:
 
         return step, plain_step
 
-    def inference_runs(self, batch_size: int) -> tuple[Work, Work]:
-        """uint8 images on the host to maps and scores on the host, and the plain way."""
+    def inference_runs(self, batch_size: int, with_student: bool = False) -> tuple[Work, Work]:
+        """uint8 images on the host to maps and scores on the host, and the plain way.
+
+        Args:
+            with_student: of the paper's detector, with student and autoencoder, not of that with a memory alone.
+        """
         pixels = self._pixels(batch_size)
+        model, plain_model = (self._model, self._plain_model) if with_student else (self._alone, self._plain_alone)
 
         def run() -> None:
-            maps = TorchDetector(self._model.eval(), self.device, self.precision)(pixels)
+            maps = TorchDetector(model.eval(), self.device, self.precision)(pixels)
             anomaly_score(maps).tolist()
             maps.cpu()
 
         @torch.no_grad()
         def plain_run() -> None:
-            self._plain_model.eval()
-            maps = self.plain.anomaly_maps(self._plain_model, pixels.to(self.device) / 255)
-            maps.amax(dim=(1, 2)).tolist()
+            maps = self.plain.anomaly_maps(plain_model.eval(), pixels.to(self.device) / 255)
+            self.plain.scores(maps).tolist()
             maps.cpu()
 
         return run, plain_run
@@ -107,7 +120,7 @@ class Workloads:
             file = folder / f"{name}_{precision}{SUFFIXES[name]}"
             metadata = Metadata(self._model.model_size, self._model.image_size, precision, None, {})
             try:
-                write_export(name, self._model, metadata, file, pixels.permute(0, 2, 3, 1).numpy())
+                write_export(name, self._alone, metadata, file, pixels.permute(0, 2, 3, 1).numpy())
                 detector = load_exported(file, "cpu", "auto")
             except MissingPackageError:
                 continue
@@ -146,7 +159,7 @@ class Workloads:
                 pass
 
         def evaluate(suffix: str) -> None:
-            detector = TorchDetector(self._model.eval(), self.device, self.precision)
+            detector = TorchDetector(self._alone.eval(), self.device, self.precision)
             for _ in score_samples(detector, samples, maps[suffix], _THRESHOLD, batch_size, self.workers):
                 pass
 
@@ -180,6 +193,15 @@ class Workloads:
         size = self._model.image_size
         generator = torch.Generator().manual_seed(1)
         return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+
+
+def _with_memory_alone(model: EfficientAD) -> EfficientAD:
+    """A detector without student and autoencoder, whose memory holds anything."""
+    alone = EfficientAD(model.model_size, model.image_size, has_student=False)
+    alone.teacher.load_state_dict(model.teacher.state_dict())
+    alone.memory = torch.randn(MEMORY_PATCHES, FEATURE_CHANNELS, generator=torch.Generator().manual_seed(2))
+    alone.map_weights.copy_(torch.tensor(map_weights(has_student=False, has_memory=True)))
+    return alone.eval()
 
 
 def _draw_photo(size: tuple[int, int]) -> Image.Image:

@@ -33,7 +33,7 @@ def losses(model, images, augmented, natural):
 
 
 def raw_maps(model, images):
-    """Student-teacher, autoencoder-student and memory map, N x 1 x 56 x 56; None where a model has none."""
+    """Student-teacher, autoencoder-student and memory map, N x 1 x 56 x 56; None where the model has none."""
     normalized = model.normalize(images)
     teacher, st, ae, memory = features(model, normalized), None, None, None
     if model.student is not None:

@@ -32,7 +32,14 @@ def test_table_and_json_tell_the_same(quick, tmp_path, capsys):
     contents = json.loads((tmp_path / "b.json").read_text())
     rows = {row["task"]: row for row in contents["rows"]}
     assert all(row["task"] in printed and f"{row['value']:.3g}" in printed for row in contents["rows"])
-    for task in ("training, batch 1", "training, batch 2", "inference, batch 1", "inference, batch 16"):
+    of_the_paper = [f"inference with student and autoencoder, batch {size}" for size in (1, 16)]
+    for task in (
+        "training, batch 1",
+        "training, batch 2",
+        "inference, batch 1",
+        "inference, batch 16",
+        *of_the_paper,
+    ):
         row = rows[task]
         assert row["unit"] == "images/s" and row["value"] / row["plain"] == pytest.approx(row["ratio"])
         assert row["share_of_matrix_rate"] > 0 and row["peak_memory_gb"] > 0.1
@@ -78,6 +85,23 @@ def test_both_steps_learn(tiny_networks):
             name.split(".")[0] for name, tensor in model.named_parameters() if (tensor != before[name]).any()
         }
         assert changed == {"student", "autoencoder"}
+
+
+@pytest.mark.parametrize("with_student", [False, True])
+def test_both_inferences_answer_alike(tiny_networks, monkeypatch, with_student):
+    """And the default one is of a memory alone."""
+    torch.manual_seed(0)
+    loads = workloads.Workloads(workloads.EfficientAD(), benchmark.load_plain_version(), CPU, "fp32", 0)
+    assert (loads._alone.student is None) and len(loads._alone.memory) == 4000 and not len(loads._model.memory)
+    scores = []
+    monkeypatch.setattr(
+        workloads, "anomaly_score", lambda maps: scores.append(loads.plain.scores(maps)) or scores[-1]
+    )
+    plain_scores = loads.plain.scores
+    monkeypatch.setattr(loads.plain, "scores", lambda maps: scores.append(plain_scores(maps)) or scores[-1])
+    for run in loads.inference_runs(2, with_student):
+        run()
+    torch.testing.assert_close(scores[0], scores[-1], rtol=1e-3, atol=0.02)
 
 
 def test_works_take_turns():

@@ -36,7 +36,7 @@ def files_of(output):
 def test_it_takes_no_step_and_says_so(words, tmp_path, capsys):
     train(*words)
     printed = capsys.readouterr()
-    assert "EfficientAD small, memory of 4000 patches, recipe fast\n" in printed.out
+    assert "EfficientAD small, memory of 8000 patches, recipe fast\n" in printed.out
     assert "Note" not in printed.out and "Current loss" not in printed.err
     for stage in (
         "Computing mean of features",
@@ -76,7 +76,7 @@ def test_defects_are_found_by_every_command(tmp_path, tiny_teacher, capsys):
     words = ["-w", folder_of(tmp_path / "out"), "-i", root / "test", "-o", tmp_path / "predictions"]
     predict.main(predict.get_parser().parse_args([str(word) for word in words]))
     with next((tmp_path / "predictions").glob("*.csv")).open(newline="") as file:
-        predicted = {row["path"].split("test/")[-1]: float(row["y_score"]) for row in csv.DictReader(file)}
+        predicted = {row["path"].split("test/")[-1]: float(row["score"]) for row in csv.DictReader(file)}
     assert len(evaluated) == 8 and predicted == pytest.approx(evaluated, rel=1e-4)
 
 
@@ -86,6 +86,7 @@ def trained(tmp_path, dataset_folder, tiny_networks):
     torch.manual_seed(0)
     model = EfficientAD(has_student=False).eval()
     model.memory = (0.5 * torch.randn(1500, 384)).half().float()
+    model.memory_weights = 0.5 + torch.rand(1500)
     model.map_weights.copy_(torch.tensor([0.0, 0.0, 1.0]))
     model.quantiles[2] = torch.tensor([0.2, 0.5])
     training = {"dataset": "custom", "custom_dataset_path": str(dataset_folder), "subdataset": "", "seed": 1}
@@ -144,10 +145,10 @@ def test_wishes_that_exclude_each_other_are_one_line(words, tmp_path, monkeypatc
     assert "add --recipe paper" in error("--recipe", "fast", "--evaluate_every", 5)
 
 
-@pytest.mark.parametrize("memory", [-1, 10**9])
-def test_sizes_of_a_memory_that_no_file_could_hold(words, memory, monkeypatch, capsys):
-    message = fail(monkeypatch, capsys, train_script, *words, "--memory", memory)
-    assert "--memory" in message
+@pytest.mark.parametrize(("memory", "told"), [(-1, "must be 0 or more"), (200_001, "more than the 200000 patches")])
+def test_sizes_of_a_memory_that_no_file_could_hold(words, memory, told, tmp_path, monkeypatch, capsys):
+    assert told in fail(monkeypatch, capsys, train_script, *words, "--memory", memory)
+    assert not (tmp_path / "out").exists()
 
 
 def test_few_steps_without_a_recipe_are_told_to_be_unused(words, tmp_path, capsys):

@@ -7,7 +7,7 @@ import plain
 from efficientad import memory as memory_module
 from efficientad import networks
 from efficientad.checkpoint import load_model, save_model
-from efficientad.memory import choose_coreset, fit_memory
+from efficientad.memory import choose_coreset, fit_memory, weigh_patches
 from efficientad.networks import EfficientAD, memory_map, pool_features
 from efficientad.normalization import fit_map_quantiles, fit_teacher_statistics
 from efficientad.runtimes import TorchDetector
@@ -137,9 +137,9 @@ def test_candidates_are_limited(tiny, monkeypatch):
 def test_what_is_remembered_has_no_distance():
     features = random_patches(384 * 56 * 56, 1).view(1, 384, 56, 56)
     remembered = pool_features(features)[0]
-    torch.testing.assert_close(memory_map(features, remembered), torch.zeros(1, 1, 56, 56))
+    torch.testing.assert_close(memory_map(features, remembered, torch.ones(784)), torch.zeros(1, 1, 56, 56))
     without_one = torch.cat([remembered[:300], remembered[301:]])
-    places = memory_map(features, without_one)[0, 0].nonzero()
+    places = memory_map(features, without_one, torch.ones(783))[0, 0].nonzero()
     row, column = divmod(300, 28)
     assert places[:, 0].unique().tolist() == list(range(2 * row - 1, 2 * row + 3))
     assert places[:, 1].unique().tolist() == list(range(2 * column - 1, 2 * column + 3))
@@ -151,9 +151,10 @@ def test_the_map_equals_the_plain_version(monkeypatch, patches):
     monkeypatch.setattr(networks, "_MEMORY_BLOCK", 8)
     features = 3 + random_patches(2 * 384 * 56 * 56, 1).view(2, 384, 56, 56)
     memory = 3 + 0.5 * random_patches(patches, 384, seed=1)
-    found = memory_map(features, memory)
+    weights = 0.5 + torch.arange(patches) / patches
+    found = memory_map(features, memory, weights)
     assert found.shape == (2, 1, 56, 56) and found.dtype == torch.float32
-    torch.testing.assert_close(found, plain.memory_map(features, memory), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, plain.memory_map(features, memory, weights), rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(params=["alone", "beside a student"])
@@ -205,3 +206,17 @@ def test_a_saved_memory_is_half_as_large_and_comes_back_equal(detector, tmp_path
         assert model.state_dict().keys() == detector.state_dict().keys()
         for key, tensor in model.state_dict().items():
             assert torch.equal(tensor, detector.state_dict()[key]), key
+
+
+def test_a_distance_counts_less_where_the_memory_is_sparse():
+    """A dense cluster and a wide one: by hand, from each patch's five nearest others."""
+    dense, wide = 0.1 * random_patches(40, 8), 50 + random_patches(40, 8, seed=1)
+    memory = torch.cat([dense, wide])
+    distances = torch.cdist(memory.double(), memory.double()).square()
+    spread = distances.sort(dim=1).values[:, 1:6].mean(dim=1)
+    expected = (2 * spread.mean() / (spread + spread.mean())).sqrt().float()
+    weights = weigh_patches(memory)
+    torch.testing.assert_close(weights, expected, rtol=1e-3, atol=1e-3)
+    assert weights[:40].min() > weights[40:].max() and weights.max() <= 2**0.5
+    assert weigh_patches(memory[:1]).tolist() == [1]
+    assert weigh_patches(torch.ones(7, 8)).tolist() == [1] * 7

@@ -150,7 +150,7 @@ def test_real_detector_equals_the_plain_version(kinds):
     has_student, has_memory = kinds
     model = EfficientAD(has_student=has_student).eval()
     if has_memory:
-        model.memory = 0.1 * torch.randn(1100, 384)
+        model.memory, model.memory_weights = 0.1 * torch.randn(1100, 384), 0.5 + torch.rand(1100)
     model.map_weights.copy_(torch.tensor(map_weights(has_student, has_memory)))
     model.quantiles.copy_(torch.tensor([[0.001, 0.01]] * 3))
     image = torch.rand(1, 3, 256, 256)

@@ -64,7 +64,7 @@ def test_channel_that_never_changes_is_not_scaled(tiny_model):
 
 
 def test_map_quantiles_equal_sorting_all_pixels(tiny_model):
-    tiny_model.memory = torch.randn(5, 384)
+    tiny_model.memory, tiny_model.memory_weights = torch.randn(5, 384), 0.5 + torch.rand(5)
     pixels = random_pixels(18)
     fit_quantiles(tiny_model, pixels)
     with torch.no_grad():
