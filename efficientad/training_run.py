@@ -235,6 +235,9 @@ class _Run:
             self._train_networks(answers)
         if self._options.memory:
             fit_memory(model, images, self._train, answers, self._options.memory, self._options.seed)
+            self.settings["memory"] = len(model.memory)
+            if len(model.memory) < self._options.memory:
+                say(f"Note: the good images hold {len(model.memory)} different patches, so the memory has no more")
         weights = map_weights(bool(plan.steps), bool(self._options.memory))
         model.map_weights.copy_(torch.tensor(weights))
         del answers

@@ -92,7 +92,7 @@ def test_both_inferences_answer_alike(tiny_networks, monkeypatch, with_student):
     """And the default one is of a memory alone."""
     torch.manual_seed(0)
     loads = workloads.Workloads(workloads.EfficientAD(), benchmark.load_plain_version(), CPU, "fp32", 0)
-    assert (loads._alone.student is None) and len(loads._alone.memory) == 4000 and not len(loads._model.memory)
+    assert (loads._alone.student is None) and len(loads._alone.memory) == 8000 and not len(loads._model.memory)
     scores = []
     monkeypatch.setattr(
         workloads, "anomaly_score", lambda maps: scores.append(loads.plain.scores(maps)) or scores[-1]

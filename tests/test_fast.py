@@ -37,7 +37,7 @@ def test_it_takes_no_step_and_says_so(words, tmp_path, capsys):
     train(*words)
     printed = capsys.readouterr()
     assert "EfficientAD small, memory of 8000 patches, recipe fast\n" in printed.out
-    assert "Note" not in printed.out and "Current loss" not in printed.err
+    assert "not used" not in printed.out and "Current loss" not in printed.err
     for stage in (
         "Computing mean of features",
         "Collecting patches",
@@ -47,9 +47,12 @@ def test_it_takes_no_step_and_says_so(words, tmp_path, capsys):
         assert stage in printed.err
     assert files_of(tmp_path / "out") == ["args.json", "model.pt"]
     settings = json.loads((folder_of(tmp_path / "out") / "args.json").read_text())
-    assert (settings["recipe"], settings["steps"], settings["memory"]) == ("fast", 0, 4000)
+    assert (settings["recipe"], settings["steps"], settings["memory"]) == ("fast", 0, 8000)
     model = load_model(folder_of(tmp_path / "out"), CPU)
-    assert model.student is None and model.autoencoder is None and model.memory.shape == (4000, 384)
+    assert model.student is None and model.autoencoder is None
+    assert 1000 < len(model.memory) <= 9 * 784 and model.memory.shape[1] == 384  # nine images have no more
+    assert model.provenance["memory"] == len(model.memory)
+    assert f"hold {len(model.memory)} different patches" in printed.out
     assert model.map_weights.tolist() == [0, 0, 1]
     assert model.provenance["steps"] == 0
 
