@@ -35,14 +35,17 @@ def find_regions(anomaly_map: np.ndarray, threshold: float, is_anomalous: bool) 
 
     Args:
         anomaly_map: float32, at the image's own size.
-        is_anomalous: the decision on the image. A peak can fall below the threshold when the map is made smaller
+        is_anomalous: the decision on the image; a good one has no regions, although a few pixels may exceed the
+            threshold, since its score is a mean. A peak can fall below the threshold when the map is made smaller
             for a small image; an anomalous image then still has a region, its highest pixel.
     """
     from pycocotools import mask as coco_mask
     from scipy import ndimage
 
+    if not is_anomalous:
+        return []
     above = anomaly_map > threshold
-    if is_anomalous and not above.any():
+    if not above.any():
         above = anomaly_map == anomaly_map.max()
     labels, _ = ndimage.label(above, structure=_NEIGHBOURS)
     regions = []
