@@ -200,6 +200,7 @@ def _with_memory_alone(model: EfficientAD) -> EfficientAD:
     alone = EfficientAD(model.model_size, model.image_size, has_student=False)
     alone.teacher.load_state_dict(model.teacher.state_dict())
     alone.memory = torch.randn(MEMORY_PATCHES, FEATURE_CHANNELS, generator=torch.Generator().manual_seed(2))
+    alone.memory_weights = torch.ones(len(alone.memory))
     alone.map_weights.copy_(torch.tensor(map_weights(has_student=False, has_memory=True)))
     return alone.eval()
 

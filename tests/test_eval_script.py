@@ -49,7 +49,8 @@ def test_tiff_maps_are_float_at_the_images_own_size(output, dataset_folder):
     with (folder / "scores.csv").open() as file:
         scores = {(row["defect_class"], row["image_name"]): float(row["y_score"]) for row in csv.DictReader(file)}
     assert len(scores) == 8
-    assert scores["good", "000.png"] >= values.max() - 1e-3
+    highest = np.sort(values, axis=None)[-round(0.006 * values.size) :].mean()  # of the map at the image's own size
+    assert scores["good", "000.png"] == pytest.approx(highest, rel=0.2)
 
 
 def test_the_report_tells_scores_pictures_facts_and_commands(output, dataset_folder):

@@ -56,14 +56,14 @@ def aurocs(output):
 def test_it_tells_what_eval_finds_after_that_many_steps(words, dataset, tmp_path, monkeypatch, capsys):
     """With a learning rate that does not depend on the number of steps to come."""
     monkeypatch.setattr(training, "learning_rate", lambda lr, *_: lr)
-    words += ["--lr", 0.02]
+    words += ["--lr", 3e-3]
     train(*words, "--train_steps", 7, "--evaluate_every", 5)
     printed = capsys.readouterr()
     for bar in ("Final map normalization", "Calibrating the threshold"):
         assert sum(bar in line for line in printed.err.split("\n")) == 1  # not those of the evaluations
     assert "Note: every 5 steps 20 test images are scored, 9 good and 11 defective; that looks at" in printed.out
     told = aurocs(tmp_path / "out")
-    assert list(told) == ["5", "7"] and len(set(told.values())) == 2
+    assert list(told) == ["5", "7"] and set(told.values()) != {"1.0"}
     train(*words, "-o", tmp_path / "shorter", "--train_steps", 5)
     capsys.readouterr()
     for (steps, auroc), output in zip(told.items(), ("shorter", "out"), strict=True):
