@@ -43,6 +43,8 @@ class Progress:
     def auroc(self) -> float:
         """The image AUROC in [0, 1] that eval.py would find if the training ended here; nan where it is undefined.
 
+        That of student and autoencoder: a memory is not fitted before the steps are done.
+
         Every copy of an image counts, as in eval.py's "Final image auc". The model is left as it was, and no
         random number is drawn: there is no dropout in eval mode. Of several ranks all must call it.
         """
