@@ -96,7 +96,9 @@ def load_model(folder: Path, device: torch.device) -> EfficientAD:
             f"{folder} holds no {MODEL_FILE}; train first, or name the training's folder with --weights_dir"
         )
     spread = model.quantiles[:, 1] - model.quantiles[:, 0]
-    if not ((spread > 0).all() and spread.isfinite().all() and (model.teacher_std > 0).all()):
+    weights = (*model.map_weights.tolist(), *model.memory_weights.tolist())
+    sound = (spread > 0).all() and spread.isfinite().all() and (model.teacher_std > 0).all()
+    if not (sound and min(weights) >= 0 and sum(model.map_weights.tolist()) > 0):
         raise UserError(f"{folder} holds a detector whose statistics are degenerate; train it again")
     return model.to(device, memory_format=torch.channels_last).eval()
 
@@ -165,6 +167,7 @@ def _load_own(path: Path) -> EfficientAD:
         raise UserError(f"{path} is damaged: no complete description of a detector ({reason})") from None
     if version < 3:
         _add_what_was_not_there(state)
+        model.calibration = None  # its threshold was for the maximum of a map, not for the mean of the highest
     _load_state(model, state, path, f"{model.model_size} detector")
     return model
 

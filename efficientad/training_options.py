@@ -132,8 +132,8 @@ def describe_unused(asked: TrainingOptions, settled: TrainingOptions) -> str:
     if settled.recipe != FAST or not given:
         return ""
     return (
-        f"Note: {' and '.join(given)} not used: with fewer than {FAST_BELOW:,} steps the memory alone finds more; "
-        "--recipe paper trains student and autoencoder all the same"
+        f"Note: {' and '.join(given)} not used, since the memory takes no steps, and finds more than student and "
+        f"autoencoder do in fewer than {FAST_BELOW:,}; --recipe paper trains these all the same"
     )
 
 

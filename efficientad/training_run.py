@@ -42,6 +42,7 @@ from efficientad.training_options import (
 
 STATE_FILE = "checkpoint.pt"
 LOG_FILE = "log.csv"
+SETTINGS_FILE = "args.json"
 NATURAL_CACHE_SHARE = 0.25  # of what the training images leave; the teacher's answers save more and get the rest
 
 
@@ -82,10 +83,11 @@ def train_detector(
 def _may_begin(folder: Path, options: TrainingOptions) -> bool:
     model_file, state_file = folder / checkpoint.MODEL_FILE, folder / STATE_FILE
     if options.resume:
-        if model_file.exists():
+        if model_file.exists() and _is_of_the_last_run(folder):
             say(f"{folder} already holds a trained model: nothing to resume")
             return False
-        say(f"{folder} holds no {STATE_FILE}: nothing to resume, beginning anew")
+        older = ", only a model that an interrupted training was to replace" if model_file.exists() else ""
+        say(f"{folder} holds no {STATE_FILE}{older}: nothing to resume, beginning anew")
     elif not options.overwrite:
         if state_file.exists():
             raise UserError(
@@ -97,6 +99,16 @@ def _may_begin(folder: Path, options: TrainingOptions) -> bool:
                 f"{folder} already holds a trained model; add --overwrite, or choose another --output_dir"
             )
     return True
+
+
+def _is_of_the_last_run(folder: Path) -> bool:
+    """Whether the model is what the last training made that began there, as far as its settings tell."""
+    try:
+        begun = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return True
+    made = checkpoint.read_training(folder)
+    return {**begun, "memory": None} == {**made, "memory": None}  # its size is found on the way
 
 
 @contextmanager
@@ -194,6 +206,13 @@ class _Run:
         self._digests = dict(zip(names, self._images.digests, strict=True))
         if self._state:
             compare_images(self._state["images"], self._digests, self._state_file)
+        learnt, held_out = set(self._images.digests[: len(split.train)]), self._images.digests[len(split.train) :]
+        copies = sum(digest in learnt for digest in held_out)
+        if copies:
+            say(
+                f"Note: {copies} of the {len(held_out)} images held out are copies of others, so the threshold will "
+                "be too low; leave the copies out, or put other images into validation/good"
+            )
         budget -= self._images.kept_bytes
         self._progress = self._load_progress(test_samples, budget) if test_samples else None
         budget -= self._progress.test_images.kept_bytes if self._progress else 0
@@ -229,7 +248,7 @@ class _Run:
         if not self._state:
             if rank() == 0:
                 self._state_file.unlink(missing_ok=True)  # of a run that is not to be resumed
-                write_text_atomically(self._folder / "args.json", json.dumps(self.settings, indent=2) + "\n")
+                write_text_atomically(self._folder / SETTINGS_FILE, json.dumps(self.settings, indent=2) + "\n")
             normalization.fit_teacher_statistics(model, images, self._train, answers)
         if plan.steps:
             self._train_networks(answers)
@@ -237,7 +256,7 @@ class _Run:
             fit_memory(model, images, self._train, answers, self._options.memory, self._options.seed)
             self.settings["memory"] = len(model.memory)
             if len(model.memory) < self._options.memory:
-                say(f"Note: the good images hold {len(model.memory)} different patches, so the memory has no more")
+                say(f"Note: the memory holds {len(model.memory)} patches: no more that were looked at differ")
         weights = map_weights(bool(plan.steps), bool(self._options.memory))
         model.map_weights.copy_(torch.tensor(weights))
         del answers

@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def test_it_takes_no_step_and_says_so(words, tmp_path, capsys):
     assert model.student is None and model.autoencoder is None
     assert 1000 < len(model.memory) <= 9 * 784 and model.memory.shape[1] == 384  # nine images have no more
     assert model.provenance["memory"] == len(model.memory)
-    assert f"hold {len(model.memory)} different patches" in printed.out
+    assert f"the memory holds {len(model.memory)} patches" in printed.out
     assert model.map_weights.tolist() == [0, 0, 1]
     assert model.provenance["steps"] == 0
 
@@ -157,7 +158,7 @@ def test_sizes_of_a_memory_that_no_file_could_hold(words, memory, told, tmp_path
 def test_few_steps_without_a_recipe_are_told_to_be_unused(words, tmp_path, capsys):
     train(*words, "--train_steps", 5, "--checkpoint_minutes", 0.0001)
     assert (
-        "Note: --train_steps not used: with fewer than 10,000 steps the memory alone finds more; --recipe paper"
+        "Note: --train_steps not used, since the memory takes no steps, and finds more than student"
         in capsys.readouterr().out
     )
     assert files_of(tmp_path / "out") == ["args.json", "model.pt"]
@@ -213,3 +214,30 @@ def test_a_memory_beside_the_networks_survives_an_interruption(words, tmp_path, 
     assert state["memory"].shape == (50, 384) and state["map_weights"].tolist() == [0.25, 0.25, 0.5]
     assert (state["quantiles"][:, 1] > state["quantiles"][:, 0]).all()
     assert not (state["quantiles"] == torch.tensor([0.0, 0.1])).all(dim=1).any()  # all three maps are there
+
+
+def test_an_interrupted_replacement_is_not_taken_for_done(words, tmp_path, capsys, monkeypatch):
+    train(*words, "--memory", 40)
+    before = (folder_of(tmp_path / "out") / "model.pt").read_bytes()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("efficientad.training_run.fit_memory", interrupt)
+        train(*words, "--memory", 30, "--seed", 7, "--overwrite")
+    assert (folder_of(tmp_path / "out") / "model.pt").read_bytes() == before
+    train(*words, "--memory", 30, "--seed", 7, "--resume")
+    assert "only a model that an interrupted training was to replace" in capsys.readouterr().out
+    assert len(load_model(folder_of(tmp_path / "out"), CPU).memory) == 30
+    train(*words, "--memory", 30, "--seed", 7, "--resume")
+    assert "already holds a trained model: nothing to resume" in capsys.readouterr().out
+
+
+def test_copies_on_both_sides_are_told(words, tmp_path, dataset_folder, capsys):
+    good = dataset_folder / "train" / "good"
+    for path in sorted(good.iterdir()):
+        for number in range(3):
+            path.with_stem(f"{path.stem}_{number}").write_bytes(path.read_bytes())
+    train(*words, "--memory", 40)
+    assert re.search(r"Note: \d+ of the \d+ images held out are copies of others", capsys.readouterr().out)
