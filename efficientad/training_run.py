@@ -210,8 +210,8 @@ class _Run:
         copies = sum(digest in learnt for digest in held_out)
         if copies:
             say(
-                f"Note: {copies} of the {len(held_out)} images held out are copies of others, so the threshold will "
-                "be too low; leave the copies out, or put other images into validation/good"
+                f"Note: {copies} of the {len(held_out)} images held out are copies of others, so the threshold "
+                "will be too low; leave the copies out, or put other images into validation/good"
             )
         budget -= self._images.kept_bytes
         self._progress = self._load_progress(test_samples, budget) if test_samples else None

@@ -9,6 +9,7 @@ from torch import nn
 import plain
 from conftest import write_six_files
 from efficientad import checkpoint
+from efficientad.calibration import Calibration
 from efficientad.checkpoint import load_model, load_teacher_weights, save_model
 from efficientad.errors import UserError
 from efficientad.networks import EfficientAD, build_pdn
@@ -318,10 +319,12 @@ def as_version(path, version):
 
 @pytest.mark.parametrize(("version", "weights"), [(1, [0.5, 0.5, 0.0]), (2, [0.875, 0.125, 0.0])])
 def test_a_model_file_of_an_older_version_answers_as_before(fitted, tmp_path, version, weights):
+    fitted.calibration = Calibration(**CALIBRATION)
     save_model(fitted, tmp_path / "model.pt", {})
     as_version(tmp_path / "model.pt", version)
     loaded = load_model(tmp_path, CPU)
     assert loaded.map_weights.tolist() == weights and loaded.memory.shape == (0, 384)
+    assert loaded.calibration is None  # its threshold was for another score
     fitted.map_weights.copy_(torch.tensor(weights))
     image = torch.rand(1, 3, 256, 256)
     with torch.inference_mode():
