@@ -50,11 +50,6 @@ class OutputLayerFit:
         self.squares += rows.T @ rows
         self.products += rows.T @ answers
 
-    def skip(self, places: int, times: int) -> None:
-        """Draw as `add` does, for maps of P * P = `places`, but take nothing: other ranks do."""
-        for _ in range(times):
-            torch.randperm(places, generator=self._generator)
-
     def present(self) -> Tensor:
         """The layer's weights and bias as solve gives them: (weights + 1) x outputs, float64."""
         weight, bias = self._layer.weight[: self._outputs], self._layer.bias[: self._outputs]

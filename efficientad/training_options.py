@@ -132,8 +132,8 @@ def describe_unused(asked: TrainingOptions, settled: TrainingOptions) -> str:
     if settled.recipe != FAST or not given:
         return ""
     return (
-        f"Note: {' and '.join(given)} not used, since the memory takes no steps, and finds more than student and "
-        f"autoencoder do in fewer than {FAST_BELOW:,}; --recipe paper trains these all the same"
+        f"Note: {' and '.join(given)} not used: the memory takes no steps, and fewer than {FAST_BELOW:,} are taken "
+        "for too few for student and autoencoder; --recipe paper trains these all the same"
     )
 
 

@@ -158,7 +158,7 @@ def test_sizes_of_a_memory_that_no_file_could_hold(words, memory, told, tmp_path
 def test_few_steps_without_a_recipe_are_told_to_be_unused(words, tmp_path, capsys):
     train(*words, "--train_steps", 5, "--checkpoint_minutes", 0.0001)
     assert (
-        "Note: --train_steps not used, since the memory takes no steps, and finds more than student"
+        "Note: --train_steps not used: the memory takes no steps, and fewer than 10,000 are taken"
         in capsys.readouterr().out
     )
     assert files_of(tmp_path / "out") == ["args.json", "model.pt"]
