@@ -364,7 +364,7 @@ function buildGallery() {
   ramp.style.background = `linear-gradient(90deg, ${stops})`;
   byId("legend").append(
     element("span", {}, "Heat map: ", ramp, " its middle is the threshold"),
-    element("span", {}, element("span", { class: "mark above" }), "orange outline: above the threshold, where the image is"));
+    element("span", {}, element("span", { class: "mark above" }), "orange outline: above the threshold, on parts called defective"));
   if (images.some((image) => image.mask)) byId("legend").append(element("span", {}, element("span", { class: "mark outline" }), "cyan outline: the defect as it was annotated"));
 }
 
