@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from efficientad import arguments
-from efficientad.errors import UserError, run_command
+from efficientad.system import arguments
+from efficientad.system.errors import UserError, run_command
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -71,10 +71,9 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
-    from efficientad.categories import each_category, raise_if_failed
     from efficientad.category_summary import CSV_FILE, JSON_FILE, format_summary, write_summary
     from efficientad.datasets import ALL_CATEGORIES, find_categories
-    from efficientad.distributed import process_group
+    from efficientad.system.distributed import each_category, process_group, raise_if_failed
 
     with process_group(args.device) as (rank, _):
         if args.subdataset != ALL_CATEGORIES or args.dataset == "custom":

@@ -4,8 +4,8 @@ import argparse
 import shlex
 from pathlib import Path
 
-from efficientad import arguments
-from efficientad.errors import UserError, printable, run_command
+from efficientad.system import arguments
+from efficientad.system.errors import UserError, printable, run_command
 
 NONE = Path("none")
 

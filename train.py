@@ -5,9 +5,9 @@ import shlex
 import time
 from pathlib import Path
 
-from efficientad import arguments
-from efficientad.errors import run_command
 from efficientad.recipes import AUTO, DEFAULT_STEPS, DRAWN, FAST_BELOW, MEMORY_PATCHES, NONE, RECIPES
+from efficientad.system import arguments
+from efficientad.system.errors import run_command
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -158,9 +158,8 @@ def main(args: argparse.Namespace) -> None:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
     from tabulate import tabulate
 
-    from efficientad.categories import each_category, raise_if_failed
     from efficientad.datasets import ALL_CATEGORIES, find_categories
-    from efficientad.distributed import process_group
+    from efficientad.system.distributed import each_category, process_group, raise_if_failed
 
     with process_group(args.device) as (rank, _):
         if args.subdataset != ALL_CATEGORIES or args.dataset == "custom":
@@ -183,7 +182,8 @@ def train_category(args: argparse.Namespace, category: str) -> tuple[int, int, f
 
     from efficientad.checkpoint import MODEL_FILE
     from efficientad.datasets import open_dataset
-    from efficientad.training_options import TrainingOptions, say
+    from efficientad.system.distributed import say
+    from efficientad.training_options import TrainingOptions
     from efficientad.training_run import train_detector
 
     start = time.monotonic()

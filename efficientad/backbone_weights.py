@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from efficientad.errors import UserError
-from efficientad.torch_file import read_torch_file, require_weights
+from efficientad.system.errors import UserError
+from efficientad.system.torch_files import read_torch_file, require_weights
 
 _WRAPPERS = ("state_dict", "model")  # what training scripts save beside other things
 _PARALLEL = "module."  # before every key, of a network in DataParallel

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from efficientad.csv_file import csv_cell, write_csv
-from efficientad.errors import list_some
 from efficientad.images import UnreadableImageError
-from efficientad.parallel import parallel_map
+from efficientad.system.errors import list_some
+from efficientad.system.files import csv_cell, write_csv
+from efficientad.system.parallel import parallel_map
 
 SKIPPED_FILE = "skipped_files.csv"
 

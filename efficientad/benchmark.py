@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from efficientad import arguments
-from efficientad.errors import UserError, run_command
+from efficientad.system import arguments
+from efficientad.system.errors import UserError, run_command
 
 TRAINING_BATCHES = (1, 4, 10, 16, 32)
 INFERENCE_BATCHES = (1, 16)
@@ -49,20 +49,19 @@ def main(args: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
-    from efficientad import device
-    from efficientad.host_memory import keep_freed_memory
     from efficientad.measuring import matrix_rate
     from efficientad.networks import EfficientAD
+    from efficientad.system.devices import describe_device, keep_freed_memory, resolve_device, resolve_precision
     from efficientad.workloads import Workloads
 
     if args.json and not args.json.parent.is_dir():
         raise UserError(f"--json {args.json}: there is no folder {args.json.parent}")
-    compute = device.resolve_device(args.device)
+    compute = resolve_device(args.device)
     keep_freed_memory(compute)
-    precision = device.resolve_precision(args.precision, compute)
+    precision = resolve_precision(args.precision, compute)
     facts = {
         "model_size": args.model_size,
-        "machine": device.describe(compute, precision),
+        "machine": describe_device(compute, precision),
         "torch": str(torch.__version__),
     }
     print(f"EfficientAD {args.model_size}, {facts['machine']}, torch {facts['torch']}", flush=True)

@@ -9,10 +9,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from efficientad import outputs
-from efficientad.atomic_file import write_text_atomically
-from efficientad.csv_file import write_csv
 from efficientad.report import Evaluation
+from efficientad.system.files import claim_files, release_files, write_csv, write_text_atomically
 
 CSV_FILE = "summary.csv"
 JSON_FILE = "summary.json"
@@ -68,9 +66,9 @@ def write_summary(folder: Path, evaluations: Mapping[str, Evaluation]) -> None:
         UserError: files of these names are there that no evaluation wrote.
     """
     names = [CSV_FILE, JSON_FILE]
-    stale = outputs.claim_files(folder, names)
+    stale = claim_files(folder, names)
     rows = summary_rows(evaluations)
     write_csv(folder / CSV_FILE, list(_HEADERS), (list(row.values()) for row in rows))
     defined = [{key: None if value != value else value for key, value in row.items()} for row in rows]
     write_text_atomically(folder / JSON_FILE, json.dumps(defined, indent=2) + "\n")
-    outputs.release_files(folder, stale, names)
+    release_files(folder, stale, names)

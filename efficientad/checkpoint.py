@@ -5,7 +5,6 @@ Nothing here ever unpickles code: every file is read by torch_file.
 
 from __future__ import annotations
 
-import io
 import math
 import re
 import reprlib
@@ -19,25 +18,16 @@ import torch
 from torch import Tensor, nn
 
 import efficientad
-from efficientad.atomic_file import atomic_file
 from efficientad.calibration import Calibration
-from efficientad.errors import UserError, require_folder
-from efficientad.networks import (
-    FEATURE_CHANNELS,
-    IMAGE_SIZE,
-    UNFITTED_QUANTILES,
-    EfficientAD,
-    infer_model_size,
-)
+from efficientad.networks import FEATURE_CHANNELS, IMAGE_SIZE, UNFITTED_QUANTILES, EfficientAD, infer_model_size
 from efficientad.recipes import MOST_MEMORY_PATCHES
-from efficientad.torch_file import read_torch_file, require_weights
+from efficientad.system.errors import UserError, require_folder
+from efficientad.system.torch_files import read_torch_file, require_weights, write_atomically
 
 MODEL_FILE = "model.pt"
 FORMAT = "efficientad-detector"
 FORMAT_VERSION = 3  # 2 had no memory and always a student; 1 had neither map_weights nor a calibration
-
 _LARGEST_IMAGE_SIZE = 2048  # a file that claims more is damaged, or wants the memory
-
 _SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
 _NETWORK_FILES = {name: f"{name}_final.pth" for name in ("teacher", "student", "autoencoder")}
 _STATISTICS_FILES = ("teacher_mean.pt", "teacher_std.pt", "quantiles.pt")
@@ -68,14 +58,6 @@ def save_model(model: EfficientAD, path: Path, training: Mapping[str, Any]) -> N
         "versions": {"efficientad": efficientad.__version__, "torch": str(torch.__version__)},
     }
     write_atomically(contents, path)
-
-
-def write_atomically(contents: Any, path: Path) -> None:
-    """torch.save to `path`, which appears complete or not at all."""
-    buffer = io.BytesIO()  # torch.save hides behind its own errors that a disk is full
-    torch.save(contents, buffer)
-    with atomic_file(path) as file:
-        file.write(buffer.getbuffer())
 
 
 def load_model(folder: Path, device: torch.device) -> EfficientAD:

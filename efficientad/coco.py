@@ -16,7 +16,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from efficientad.errors import UserError, printable
+from efficientad.system.errors import UserError, printable
 
 _LARGEST_IMAGE = 178_956_970  # pixels; Pillow refuses to decode more
 _FARTHEST = 1e9  # a coordinate beyond it is as broken as nan and inf

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from efficientad.arguments import path_argument
-from efficientad.errors import UserError, require_folder
 from efficientad.images import find_images, is_data_folder, is_image_name
+from efficientad.system.arguments import path_argument
+from efficientad.system.errors import UserError, require_folder
 
 GOOD = "good"  # the one class name that is not anomalous
 ALL_CATEGORIES = "all"  # in place of a category's name: each of them, one after another

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from efficientad.backbones import Backbone
-from efficientad.device import autocast
-from efficientad.distributed import sum_over_ranks
 from efficientad.networks import FEATURE_CHANNELS, PATCH_CENTRE, PATCH_STRIDE, feature_map_size
+from efficientad.system.devices import autocast
+from efficientad.system.distributed import sum_over_ranks
 
 _POOLED = 1024  # channels of a layer on the paper's way to 384
 _SMALLEST_STD = 1e-6

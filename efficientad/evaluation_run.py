@@ -9,18 +9,20 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from efficientad import bad_files, calibration, html_report, outputs, pictures, report
+from efficientad import bad_files, calibration, html_report, pictures, report
 from efficientad.datasets import Dataset, find_test_samples
-from efficientad.distributed import gather_objects, rank, ranks, wait_for_ranks
-from efficientad.errors import Interrupted, UserError
 from efficientad.images import UnreadableImageError, check_file, raise_if_unreadable
 from efficientad.localization import Localization
-from efficientad.locks import lock_folder
 from efficientad.map_spool import MapSpool, detector_digest
 from efficientad.masks import GROUND_TRUTH, find_masks
+from efficientad.outputs import map_names
 from efficientad.report import Evaluation, ScoredSample
 from efficientad.runtimes import load_detector
 from efficientad.scoring import score_samples
+from efficientad.system.distributed import gather_objects, rank, ranks, wait_for_ranks
+from efficientad.system.errors import Interrupted, UserError
+from efficientad.system.files import claim_files, release_files
+from efficientad.system.runs import lock_folder
 
 _MAP_SUFFIXES = {"tiff": ".tiff", "jpg": ".jpg", "none": None}
 
@@ -93,14 +95,14 @@ class _Run:
         self._scored: Sequence[ScoredSample] = ()
         self._skipped: list[UnreadableImageError] = []
         suffix = _MAP_SUFFIXES[options.map_format]
-        names = outputs.map_names(self._samples, suffix) if suffix else ()
+        names = map_names(self._samples, suffix) if suffix else ()
         self._maps = dict(zip(self._samples, names, strict=True)) if suffix else {}
         self._names = [*names, report.SCORES_FILE, report.MISMATCH_FILE, report.METRICS_FILE]
         if options.on_error == "skip":
             self._names.append(bad_files.SKIPPED_FILE)
         if self._pictures:
             self._names.append(html_report.REPORT_FILE)
-        self._stale = outputs.claim_files(folder, self._names) if rank() == 0 else set()
+        self._stale = claim_files(folder, self._names) if rank() == 0 else set()
         wait_for_ranks()
         digest = detector_digest(weights_dir, f"{options.device} {options.precision}")
         self._spool = MapSpool(folder, digest, self._detector.image_size, options.resume)
@@ -165,7 +167,7 @@ class _Run:
         unreadable = {error.name for error in self._skipped}
         lost = {name for sample, name in self._maps.items() if str(sample.path) in unreadable}
         self._spool.discard()
-        outputs.release_files(folder, self._stale | lost, [name for name in self._names if name not in lost])
+        release_files(folder, self._stale | lost, [name for name in self._names if name not in lost])
 
     def tell(self, evaluation: Evaluation) -> None:
         """Print the tables, and where the files are."""

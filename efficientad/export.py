@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from efficientad import arguments
-from efficientad.errors import UserError, run_command
+from efficientad.system import arguments
+from efficientad.system.errors import UserError, run_command
 
 PRECISIONS = {"onnx": ("fp32", "fp16", "int8"), "openvino": ("fp32", "bf16", "int8"), "torch": ("fp32", "bf16")}
 PARITY_IMAGES = 32
@@ -60,7 +60,8 @@ def main(args: argparse.Namespace) -> None:
 
     import torch
 
-    from efficientad import checkpoint, exporting, parity
+    from efficientad import exporting, parity
+    from efficientad.checkpoint import load_model
     from efficientad.exported import SUFFIXES, load_exported
     from efficientad.runtimes import TorchDetector
 
@@ -70,7 +71,7 @@ def main(args: argparse.Namespace) -> None:
     output = args.output or args.weights_dir / f"detector{SUFFIXES[args.format]}"
     check_output(output, SUFFIXES[args.format], args.overwrite)
     cpu = torch.device("cpu")
-    model = checkpoint.load_model(args.weights_dir, cpu)
+    model = load_model(args.weights_dir, cpu)
     check, calibration = read_images(args, model.image_size)
     metadata = describe(model, args.precision)
     print(f"Exporting {args.weights_dir} ({model.model_size}) as {args.format} in {args.precision}", flush=True)
@@ -107,7 +108,7 @@ def read_images(args: argparse.Namespace, size: int) -> tuple:
     from tqdm import tqdm
 
     from efficientad.images import UnreadableImageError, raise_if_unreadable
-    from efficientad.parallel import parallel_map
+    from efficientad.system.parallel import parallel_map
     from efficientad.tensors import to_square
 
     stored = find_images(args)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from efficientad.calibration import DEFAULT_THRESHOLD, Calibration
-from efficientad.errors import UserError
+from efficientad.system.errors import UserError
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 INPUT_NAME = "images"  # uint8 RGB, N x S x S x 3

@@ -15,8 +15,6 @@ from typing import Any
 from urllib.parse import quote
 
 import efficientad
-from efficientad.arguments import path_argument
-from efficientad.atomic_file import write_text_atomically
 from efficientad.calibration import Calibration, describe_calibration
 from efficientad.datasets import GOOD, Dataset, Sample
 from efficientad.images import UnreadableImageError
@@ -24,6 +22,8 @@ from efficientad.metrics import INTERVAL
 from efficientad.pictures import MAP_FLOOR, MAP_LEVELS, PAGE_BYTES, REPORT_BYTES, TEXT_BYTES
 from efficientad.report import Evaluation, ScoredSample
 from efficientad.runtimes import Detector
+from efficientad.system.arguments import path_argument
+from efficientad.system.files import write_text_atomically
 
 REPORT_FILE = "report.html"
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from efficientad.drawn import DrawnImage
-from efficientad.errors import UserError
 from efficientad.images import UnreadableImageError
 from efficientad.stored_images import StoredImage
+from efficientad.system.errors import UserError
 
 
 class ImageCache:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from efficientad.distributed import rank
 from efficientad.images import UnreadableImageError, raise_if_unreadable, read_image
-from efficientad.parallel import parallel_map
+from efficientad.system.distributed import rank
+from efficientad.system.parallel import parallel_map
 from efficientad.tensors import to_square
 
 

@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from efficientad.datasets import Sample
-from efficientad.errors import UserError
 from efficientad.images import (
     UnreadableImageError,
     decode_image,
@@ -22,8 +21,9 @@ from efficientad.images import (
 )
 from efficientad.map_spool import MapSpool
 from efficientad.networks import anomaly_score
-from efficientad.parallel import parallel_map
 from efficientad.runtimes import Detector
+from efficientad.system.errors import UserError
+from efficientad.system.parallel import parallel_map
 from efficientad.tensors import to_square
 
 _WORTH_KEEPING = 0.02  # seconds that a map takes; a faster detector does better to compute it again

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from efficientad.checkpoint import load_teacher_weights, teacher_size
-from efficientad.errors import UserError
 from efficientad.networks import EfficientAD
+from efficientad.system.errors import UserError
 
 _KEPT_ABOVE = 3.0  # standard deviations of a normalized feature: what lies lower is cut off, once in a thousand
 

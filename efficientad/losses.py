@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from efficientad.distributed import gather_rows, ranks
 from efficientad.networks import FEATURE_CHANNELS, EfficientAD
+from efficientad.system.distributed import gather_rows, ranks
 
 HARD_QUANTILE = 0.999  # section 3.2
 

@@ -9,8 +9,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from efficientad.distributed import rank, wait_for_ranks
-from efficientad.errors import UserError
+from efficientad.system.distributed import rank, wait_for_ranks
+from efficientad.system.errors import UserError
 
 _PATTERN = ".unfinished_maps.*"
 _DIGEST_BYTES = 32

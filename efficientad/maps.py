@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from efficientad.atomic_file import atomic_file
 from efficientad.images import fit_jpg
+from efficientad.system.files import atomic_file
 
 JPG_QUALITY = 90
 _SMALLEST_SOFTNESS = 1e-6

@@ -20,9 +20,9 @@ import numpy as np
 from PIL import Image
 
 from efficientad.datasets import Dataset, Sample
-from efficientad.errors import UserError, list_some
 from efficientad.images import UnreadableImageError, check_file, find_images, read_bytes
 from efficientad.pixel_metrics import Defect
+from efficientad.system.errors import UserError, list_some
 
 GROUND_TRUTH = "ground_truth"
 SATURATION_FILE = "defects_config.json"

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from efficientad.host_memory import release_freed_memory
+from efficientad.system.devices import release_freed_memory
 
 LONG_RUN = 3  # times the seconds of a measurement
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from efficientad.distributed import gather_objects, rank, ranks
 from efficientad.image_set import ImageSet
 from efficientad.networks import EfficientAD, pool_features
+from efficientad.system.distributed import gather_objects, rank, ranks
 from efficientad.teacher_answers import TeacherAnswers
 from efficientad.tensors import to_unit_range
 

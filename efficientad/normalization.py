@@ -14,9 +14,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from efficientad.calibration import FEWEST_SCORES, calibrate
-from efficientad.device import autocast
-from efficientad.distributed import gather_objects, rank, ranks, sum_over_ranks
-from efficientad.errors import UserError
 from efficientad.image_set import ImageSet
 from efficientad.networks import (
     FEATURE_CHANNELS,
@@ -25,6 +22,9 @@ from efficientad.networks import (
     RawMaps,
     anomaly_score,
 )
+from efficientad.system.devices import autocast
+from efficientad.system.distributed import gather_objects, rank, ranks, sum_over_ranks
+from efficientad.system.errors import UserError
 from efficientad.teacher_answers import TeacherAnswers
 from efficientad.tensors import to_unit_range
 

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from efficientad import arguments
-from efficientad.errors import UserError, printable, run_command
+from efficientad.system import arguments
+from efficientad.system.errors import UserError, printable, run_command
 
 LOG_SECONDS = 60.0
 SCAN_SECONDS = 0.2
@@ -136,14 +136,15 @@ def score(args: argparse.Namespace, detector, writer, samples: list) -> int:
     """Score the images; returns the exit status."""
     from tqdm import tqdm
 
-    from efficientad import outputs, results
-    from efficientad.errors import list_files
+    from efficientad import results
     from efficientad.inference import predict
-    from efficientad.parallel import parallel_map
+    from efficientad.system.errors import list_files
+    from efficientad.system.files import claim_files, release_files
+    from efficientad.system.parallel import parallel_map
 
     names = [file for sample in samples for file in writer.names(sample.image_name)]
     names += [results.SCORES_FILE, *([results.REGIONS_FILE] if args.save_regions else [])]
-    stale = outputs.claim_files(args.output_dir, names)
+    stale = claim_files(args.output_dir, names)
     unreadable: list[Exception] = []
     predictions = predict(
         detector, samples, args.batch_size, args.num_workers, writer.needs_data, pass_over=unreadable.append
@@ -161,7 +162,7 @@ def score(args: argparse.Namespace, detector, writer, samples: list) -> int:
     scores.close()
     if args.save_regions:
         results.write_regions(args.output_dir / results.REGIONS_FILE, done, writer.threshold)
-    outputs.release_files(args.output_dir, stale, names)
+    release_files(args.output_dir, stale, names)
     anomalous = sum(result.is_anomalous for result in done)
     print(f"{anomalous} of {len(done)} images are anomalous; results are in {args.output_dir}")
     if unreadable:
@@ -179,7 +180,7 @@ def watch(args: argparse.Namespace, detector, writer) -> None:
     from efficientad import results, watching
     from efficientad.datasets import Sample
     from efficientad.inference import predict
-    from efficientad.signals import stop_requests
+    from efficientad.system.runs import stop_requests
 
     def warn(problem: Exception) -> None:
         print(f"Passed over until it changes: {printable(str(problem))}", file=sys.stderr, flush=True)

@@ -19,8 +19,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from efficientad.coco import draw_mask
-from efficientad.csv_file import write_csv
-from efficientad.errors import UserError, list_some
 from efficientad.images import (
     ImageHeader,
     UnreadableImageError,
@@ -30,9 +28,11 @@ from efficientad.images import (
     read_header,
     turn_upright,
 )
-from efficientad.parallel import parallel_map
 from efficientad.sources import SourceImage
 from efficientad.staging import COUNTS_FILE, ManifestRow, mask_name, write_manifest
+from efficientad.system.errors import UserError, list_some
+from efficientad.system.files import write_csv
+from efficientad.system.parallel import parallel_map
 
 TRAIN_GOOD, TEST_GOOD = "train/good", "test/good"
 

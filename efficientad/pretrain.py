@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from efficientad import arguments
-from efficientad.errors import UserError, run_command
+from efficientad.system import arguments
+from efficientad.system.errors import UserError, run_command
 
 PAPER_STEPS = 60000
 STATISTICS_IMAGES = 10000
@@ -172,7 +172,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from efficientad.distributed import process_group
+    from efficientad.system.distributed import process_group
 
     with process_group(args.device) as (rank, ranks):
         pretrain(args, rank, ranks)
@@ -190,21 +190,21 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
     import torch
     from tqdm import tqdm
 
-    from efficientad import backbones, device
+    from efficientad import backbones
     from efficientad.distillation import DistillationTarget
-    from efficientad.distributed import wait_for_ranks
-    from efficientad.host_memory import keep_freed_memory
     from efficientad.image_cache import ImageCache
     from efficientad.initialization import start_teacher
     from efficientad.networks import IMAGE_SIZE
     from efficientad.pretraining import Distillation
     from efficientad.pretraining_data import Batches, DistillationPlan, hold_out
-    from efficientad.resuming import read_state
     from efficientad.stored_images import find_stored_images
+    from efficientad.system.devices import describe_device, keep_freed_memory, resolve_device, resolve_precision
+    from efficientad.system.distributed import wait_for_ranks
+    from efficientad.system.torch_files import read_state
     from efficientad.tensors import to_square
 
     _check_flags(args)
-    compute = device.resolve_device(args.device)
+    compute = resolve_device(args.device)
     keep_freed_memory(compute)
     plan = DistillationPlan(
         steps=args.steps or (None if args.minutes else PAPER_STEPS),
@@ -217,7 +217,7 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
         relight=args.relight,
         window=args.window,
         device=compute,
-        precision=device.resolve_precision(args.precision, compute),
+        precision=resolve_precision(args.precision, compute),
         seed=args.seed,
         workers=args.num_workers,
         optimizer=args.optimizer,
@@ -242,7 +242,7 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
         print(f"Teacher {args.model_size} from {args.backbone} ({', '.join(backbone.layers)}), {args.projection}")
         print(f"{len(training)} natural images, {len(held_out)} more held out")
         print(f"At most {' or '.join(lengths)} of batch size {args.batch_size}{processes}")
-        print(f"Using {device.describe(compute, plan.precision)}", flush=True)
+        print(f"Using {describe_device(compute, plan.precision)}", flush=True)
 
     pdn = pdn.to(compute)
     target = DistillationTarget(backbone, args.projection, IMAGE_SIZE, args.backbone_size).to(compute)

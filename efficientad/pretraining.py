@@ -14,16 +14,16 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from efficientad.checkpoint import write_atomically
-from efficientad.device import autocast
 from efficientad.distillation import DistillationTarget
-from efficientad.distributed import from_first_rank, largest_over_ranks, sum_over_ranks, wait_for_ranks
-from efficientad.errors import Interrupted, UserError
 from efficientad.muon import Muon
 from efficientad.networks import FEATURE_CHANNELS
 from efficientad.output_layer import OutputLayerFit
 from efficientad.pretraining_data import Batches, DistillationPlan, random_windows
-from efficientad.signals import STOP_NOTICE, stop_requests
+from efficientad.system.devices import autocast
+from efficientad.system.distributed import from_first_rank, largest_over_ranks, sum_over_ranks, wait_for_ranks
+from efficientad.system.errors import Interrupted, UserError
+from efficientad.system.runs import STOP_NOTICE, stop_requests
+from efficientad.system.torch_files import write_atomically
 
 EVALUATIONS = 20  # in the course of a run; the state is saved after each
 STATE_SECONDS = 300  # and at least this often

@@ -11,7 +11,7 @@ from torch import Tensor
 from efficientad.augmentation import augment, draw_light, random_crops, where_gray
 from efficientad.image_cache import ImageCache
 from efficientad.networks import IMAGENET_MEAN, IMAGENET_STD, PATCH_SIZE, PATCH_STRIDE
-from efficientad.parallel import parallel_map
+from efficientad.system.parallel import parallel_map
 
 MOST_HELD_OUT = 64
 GRAY_SHARE = 0.1  # of the images; shown gray to both networks (algorithm 3)

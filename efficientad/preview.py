@@ -20,10 +20,10 @@ from efficientad.images import (
     read_header,
     turn_point_upright,
 )
-from efficientad.parallel import parallel_map
 from efficientad.prepare import distinct_names
 from efficientad.sources import SourceImage
 from efficientad.staging import ManifestRow, write_manifest
+from efficientad.system.parallel import parallel_map
 
 _JPG_QUALITY = 90
 _GOLDEN_RATIO = 0.618  # steps of hue that stay far apart, however many there are

@@ -16,12 +16,12 @@ import torch
 
 from efficientad.bad_files import find_unreadable
 from efficientad.datasets import Dataset, Sample, find_test_samples
-from efficientad.distributed import rank
-from efficientad.errors import UserError
 from efficientad.image_set import ImageSet
 from efficientad.images import UnreadableImageError, read_image
 from efficientad.networks import EfficientAD
 from efficientad.normalization import FlatMapsError, fit_map_quantiles, score_images
+from efficientad.system.distributed import rank
+from efficientad.system.errors import UserError
 
 
 @dataclass(frozen=True)

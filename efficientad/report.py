@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
-from efficientad.atomic_file import write_text_atomically
-from efficientad.csv_file import write_csv
 from efficientad.datasets import Sample
-from efficientad.errors import printable
 from efficientad.metrics import ImageMetrics, ImageRow, Row, class_rows, image_metrics, merge_copies, overall_row
 from efficientad.pictures import Picture
 from efficientad.pixel_metrics import PixelMetrics
 from efficientad.sweep import SweepRow, sweep_thresholds
+from efficientad.system.errors import printable
+from efficientad.system.files import write_csv, write_text_atomically
 
 SCORES_FILE = "scores.csv"
 MISMATCH_FILE = "mismatch_samples.csv"

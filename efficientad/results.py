@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from efficientad.atomic_file import write_text_atomically
-from efficientad.csv_file import csv_cell
-from efficientad.errors import UserError
 from efficientad.inference import Prediction
 from efficientad.maps import resize_map, write_overlay, write_side_by_side, write_tiff
 from efficientad.regions import ImageRegions, coco_contents, find_regions
+from efficientad.system.errors import UserError
+from efficientad.system.files import csv_cell, write_text_atomically
 
 SCORES_FILE = "scores.csv"
 MAP_FOLDER = "maps"

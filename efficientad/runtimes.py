@@ -9,12 +9,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from efficientad import checkpoint
 from efficientad.calibration import Calibration
-from efficientad.device import autocast, describe, resolve_device, resolve_precision
+from efficientad.checkpoint import load_model
 from efficientad.exported import SUFFIXES, load_exported
-from efficientad.host_memory import keep_freed_memory
 from efficientad.networks import EfficientAD
+from efficientad.system.devices import (
+    autocast,
+    describe_device,
+    keep_freed_memory,
+    resolve_device,
+    resolve_precision,
+)
 from efficientad.tensors import to_unit_range
 
 
@@ -51,7 +56,7 @@ class TorchDetector:
             precision: resolved: fp32, bf16 or fp16.
         """
         self.model_size, self.image_size, self.calibration = model.model_size, model.image_size, model.calibration
-        self.provenance, self.description = model.provenance, describe(device, precision)
+        self.provenance, self.description = model.provenance, describe_device(device, precision)
         self._model, self._device, self._precision = model, device, precision
 
     @torch.inference_mode()
@@ -77,4 +82,4 @@ def load_detector(path: Path, device_name: str, precision_name: str) -> Detector
     device = resolve_device(device_name)
     keep_freed_memory(device)
     precision = resolve_precision(precision_name, device)
-    return TorchDetector(checkpoint.load_model(path, device), device, precision)
+    return TorchDetector(load_model(path, device), device, precision)

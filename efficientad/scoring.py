@@ -13,10 +13,10 @@ from efficientad.localization import Localization, LocatedSample
 from efficientad.map_spool import MapSpool
 from efficientad.maps import resize_map, write_side_by_side, write_tiff
 from efficientad.masks import MaskSet, read_mask
-from efficientad.parallel import parallel_map
 from efficientad.pictures import Picture, PictureSizes, encode_map, encode_mask, encode_thumbnail
 from efficientad.report import ScoredSample
 from efficientad.runtimes import Detector
+from efficientad.system.parallel import parallel_map
 
 
 def score_samples(

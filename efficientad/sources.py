@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from efficientad.coco import Annotation, CocoImage, CocoSet
-from efficientad.errors import UserError, list_some, require_folder
 from efficientad.images import IMAGE_SUFFIXES, find_images, is_data_folder, is_image_name
+from efficientad.system.errors import UserError, list_some, require_folder
 
 NORMAL_NAMES = ("good", "normal", "ok", "led", "marked")  # categories that label the part and not a defect
 NEARLY_EVERY = 0.9  # share of the annotated images from which on a category may well label the part

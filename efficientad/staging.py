@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from efficientad.bad_files import SKIPPED_FILE
-from efficientad.csv_file import csv_cell, write_csv
-from efficientad.errors import UserError
+from efficientad.system.errors import UserError
+from efficientad.system.files import csv_cell, write_csv
 
 MANIFEST_FILE = "manifest.csv"
 COUNTS_FILE = "image_counts.csv"

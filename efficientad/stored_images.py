@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from efficientad.errors import UserError
 from efficientad.images import IMAGE_SUFFIXES, decode_image, find_images, is_image_name, read_image
+from efficientad.system.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from efficientad.device import autocast
-from efficientad.distributed import from_first_rank
 from efficientad.networks import FEATURE_CHANNELS, EfficientAD, feature_map_size
+from efficientad.system.devices import autocast
+from efficientad.system.distributed import from_first_rank
 
 _BLOCK = 64  # answers that are kept in one piece: one by one they would break up the memory for all that is larger
 

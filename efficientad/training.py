@@ -13,9 +13,13 @@ import torch
 from torch import Tensor
 
 from efficientad.augmentation import Changes, augment, draw_changes, where_gray
-from efficientad.checkpoint import write_atomically
-from efficientad.device import autocast
-from efficientad.distributed import (
+from efficientad.image_set import ImageSet
+from efficientad.losses import Losses, compute_losses
+from efficientad.networks import EfficientAD
+from efficientad.progress import Progress
+from efficientad.step_graph import CudaGraphs, GraphedStep
+from efficientad.system.devices import autocast
+from efficientad.system.distributed import (
     gather_objects,
     largest_over_ranks,
     own_part,
@@ -24,13 +28,9 @@ from efficientad.distributed import (
     sum_over_ranks,
     wait_for_ranks,
 )
-from efficientad.errors import Interrupted
-from efficientad.image_set import ImageSet
-from efficientad.losses import Losses, compute_losses
-from efficientad.networks import EfficientAD
-from efficientad.progress import Progress
-from efficientad.signals import STOP_NOTICE, stop_requests
-from efficientad.step_graph import CudaGraphs, GraphedStep
+from efficientad.system.errors import Interrupted
+from efficientad.system.runs import STOP_NOTICE, stop_requests
+from efficientad.system.torch_files import write_atomically
 from efficientad.teacher_answers import TeacherAnswers
 from efficientad.tensors import to_unit_range
 from efficientad.training_log import TrainingLog

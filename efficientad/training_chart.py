@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from efficientad.atomic_file import atomic_file
+from efficientad.system.files import atomic_file
 
 _TERMS = {
     "loss": "sum of all",

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from efficientad.csv_file import write_csv
-from efficientad.distributed import rank, sum_over_ranks
-from efficientad.errors import UserError
 from efficientad.losses import Losses
+from efficientad.system.distributed import rank, sum_over_ranks
+from efficientad.system.errors import UserError
+from efficientad.system.files import write_csv
 
 LOG_EVERY = 10  # steps; reading a loss makes a GPU wait, so not every step is read
 _FIELDS = ("step", *Losses._fields, "loss", "lr", "images_per_s", "test_auroc")

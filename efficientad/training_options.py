@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-from efficientad.distributed import rank, ranks
-from efficientad.errors import UserError
 from efficientad.recipes import (
     DEFAULT_STEPS,
     FAST,
@@ -21,10 +19,11 @@ from efficientad.recipes import (
     choose_memory,
     choose_recipe,
 )
+from efficientad.system.distributed import ranks, say
+from efficientad.system.errors import UserError
 from efficientad.training import TrainingPlan
 
 FEW_IMAGES_SEEN = 1000
-
 # Settings that do not change the result, or whose effect is compared itself (images, teacher, steps)
 MAY_DIFFER = {
     "cache_gb",
@@ -155,9 +154,3 @@ def report_start(name: str, options: TrainingOptions, facts: Mapping[str, Any]) 
             f"Note: only about {seen} images will be seen; below {FEW_IMAGES_SEEN} the maps of student and "
             "autoencoder stay weak: raise --epochs or --train_steps, or take --recipe fast"
         )
-
-
-def say(line: str) -> None:
-    """Print a line, if this is the first rank."""
-    if rank() == 0:
-        print(line, flush=True)

@@ -11,22 +11,30 @@ from typing import Any
 
 import torch
 
-from efficientad import bad_files, checkpoint, device, normalization
-from efficientad.atomic_file import write_text_atomically
+from efficientad import bad_files, normalization
 from efficientad.calibration import describe_calibration
+from efficientad.checkpoint import MODEL_FILE, load_teacher_weights, read_training, save_model
 from efficientad.datasets import Dataset, Sample, TrainingSplit, find_training_images
-from efficientad.distributed import rank, ranks, wait_for_ranks
-from efficientad.errors import UserError
-from efficientad.host_memory import keep_freed_memory, release_freed_memory
 from efficientad.image_set import ImageSet
 from efficientad.images import read_image
-from efficientad.locks import lock_folder
 from efficientad.memory import fit_memory
 from efficientad.natural import PenaltyImages, find_penalty_images, penalty_batches
 from efficientad.networks import EfficientAD
 from efficientad.progress import Progress, describe_use, find_labelled_samples
 from efficientad.recipes import map_weights
-from efficientad.resuming import compare_images, read_state
+from efficientad.system.devices import (
+    compute_deterministically,
+    describe_device,
+    keep_freed_memory,
+    release_freed_memory,
+    resolve_device,
+    resolve_precision,
+)
+from efficientad.system.distributed import rank, ranks, say, wait_for_ranks
+from efficientad.system.errors import UserError
+from efficientad.system.files import write_text_atomically
+from efficientad.system.runs import lock_folder
+from efficientad.system.torch_files import compare_images, read_state
 from efficientad.teacher_answers import TeacherAnswers
 from efficientad.training import Training
 from efficientad.training_chart import draw_training
@@ -36,7 +44,6 @@ from efficientad.training_options import (
     describe_unused,
     make_plan,
     report_start,
-    say,
     settle,
 )
 
@@ -81,7 +88,7 @@ def train_detector(
 
 
 def _may_begin(folder: Path, options: TrainingOptions) -> bool:
-    model_file, state_file = folder / checkpoint.MODEL_FILE, folder / STATE_FILE
+    model_file, state_file = folder / MODEL_FILE, folder / STATE_FILE
     if options.resume:
         if model_file.exists() and _is_of_the_last_run(folder):
             say(f"{folder} already holds a trained model: nothing to resume")
@@ -107,7 +114,7 @@ def _is_of_the_last_run(folder: Path) -> bool:
         begun = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return True
-    made = checkpoint.read_training(folder)
+    made = read_training(folder)
     return {**begun, "memory": None} == {**made, "memory": None}  # its size is found on the way
 
 
@@ -135,10 +142,10 @@ class _Run:
         resuming: bool,
     ) -> None:
         self._folder, self._state_file = folder, folder / STATE_FILE
-        compute = device.resolve_device(options.device)
+        compute = resolve_device(options.device)
         if options.deterministic:
-            device.compute_deterministically()
-        precision = device.resolve_precision(options.precision, compute)
+            compute_deterministically()
+        precision = resolve_precision(options.precision, compute)
         split = self._split(dataset, options)
         samples = []
         if options.evaluate_every is not None:
@@ -160,7 +167,7 @@ class _Run:
             "recipe": options.recipe,
             "memory": options.memory,
             "lr": self._plan.lr,
-            "machine": device.describe(compute, precision),
+            "machine": describe_device(compute, precision),
             "teacher": str(teacher),
             "processes": ranks(),
         }
@@ -288,7 +295,7 @@ class _Run:
 
     def save(self) -> None:
         """Write the model, draw its training, and remove the state; list the images that were passed over."""
-        checkpoint.save_model(self.model, self._folder / checkpoint.MODEL_FILE, self.settings)
+        save_model(self.model, self._folder / MODEL_FILE, self.settings)
         log, chart = self._folder / LOG_FILE, self._folder / "training.png"
         if self._plan.steps:
             draw_training(log, chart)
@@ -310,4 +317,4 @@ def _start_model(options: TrainingOptions) -> tuple[EfficientAD, Path]:
     model = EfficientAD(options.model_size, has_student=options.train_steps > 0)
     if rank() > 0:
         torch.manual_seed(options.seed + 1_000_003 * rank())  # all begin alike, but each has its own dropout
-    return model, checkpoint.load_teacher_weights(model, options.weights)
+    return model, load_teacher_weights(model, options.weights)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from efficientad.csv_file import csv_cell
 from efficientad.images import find_images, leave_out_below
 from efficientad.results import Signature, signature_of
+from efficientad.system.files import csv_cell
 
 SETTLING_SECONDS = 0.5  # a file that has not changed for so long is complete
 

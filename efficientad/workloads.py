@@ -20,10 +20,10 @@ from efficientad.images import read_image
 from efficientad.maps import write_side_by_side, write_tiff
 from efficientad.measuring import count_flops
 from efficientad.networks import FEATURE_CHANNELS, EfficientAD, anomaly_score
-from efficientad.parallel import parallel_map
 from efficientad.recipes import MEMORY_PATCHES, map_weights
 from efficientad.runtimes import TorchDetector
 from efficientad.scoring import score_samples
+from efficientad.system.parallel import parallel_map
 from efficientad.tensors import to_square, to_unit_range
 from efficientad.training import Learner, TrainingPlan
 

@@ -12,8 +12,8 @@ from torch import nn
 from browser import Browser, find_programs
 from commands import train
 from efficientad import networks
-from efficientad.errors import run_command
 from efficientad.networks import EfficientAD
+from efficientad.system.errors import run_command
 from reports import ROWS, make_report
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -2,7 +2,7 @@
 
 import stubs
 from efficientad import backbones, pretrain, pretraining_data
-from efficientad.errors import run_command
+from efficientad.system.errors import run_command
 
 if __name__ == "__main__":
     stubs.use_tiny_networks()

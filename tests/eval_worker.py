@@ -2,7 +2,7 @@
 
 import eval as eval_script
 import stubs
-from efficientad.errors import run_command
+from efficientad.system.errors import run_command
 
 if __name__ == "__main__":
     stubs.use_tiny_networks()

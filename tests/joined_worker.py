@@ -7,10 +7,10 @@ import torch
 
 import stubs
 from efficientad import normalization
-from efficientad.distributed import own_part, process_group, rank, sum_over_ranks
 from efficientad.memory import fit_memory
 from efficientad.networks import EfficientAD
 from efficientad.recipes import map_weights
+from efficientad.system.distributed import own_part, process_group, rank, sum_over_ranks
 from efficientad.teacher_answers import TeacherAnswers
 from efficientad.training import Learner, TrainingPlan
 

@@ -7,7 +7,7 @@ import pytest
 import eval as eval_script
 import train as train_script
 from efficientad import pretrain
-from efficientad.arguments import command_line
+from efficientad.system.arguments import command_line
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torchvision import models
 
 from efficientad.backbone_weights import file_digest, load_weights, read_weights
 from efficientad.backbones import Backbone, load_backbone
-from efficientad.errors import UserError
+from efficientad.system.errors import UserError
 
 IMAGES = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(3))
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torchvision import models
 
 from efficientad.backbones import Backbone, find_layers, load_backbone
-from efficientad.errors import UserError
+from efficientad.system.errors import UserError
 from stubs import random_backbone
 
 

@@ -11,8 +11,8 @@ from conftest import write_six_files
 from efficientad import checkpoint
 from efficientad.calibration import Calibration
 from efficientad.checkpoint import load_model, load_teacher_weights, save_model
-from efficientad.errors import UserError
 from efficientad.networks import EfficientAD
+from efficientad.system.errors import UserError
 
 CPU = torch.device("cpu")
 

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from efficientad.csv_file import csv_cell, write_csv
+from efficientad.system.files import csv_cell, write_csv
 
 
 @pytest.mark.parametrize(

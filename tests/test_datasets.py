@@ -5,7 +5,7 @@ import pytest
 
 from conftest import fill_folder, make_dataset
 from efficientad.datasets import find_test_samples, find_training_images, open_dataset, split_validation
-from efficientad.errors import UserError
+from efficientad.system.errors import UserError
 
 
 def custom(folder):

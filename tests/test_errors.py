@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from efficientad import locks
-from efficientad.categories import each_category
-from efficientad.distributed import process_group
-from efficientad.errors import UserError, run_command
+from efficientad.system import runs
+from efficientad.system.distributed import each_category, process_group
+from efficientad.system.errors import UserError, run_command
 
 SHORTAGES = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 8 GiB"),
@@ -72,16 +71,16 @@ def test_more_processes_than_gpus(monkeypatch):
 
 def test_windows_removes_a_lock_file_that_is_closed(tmp_path, monkeypatch):
     """There an open file cannot be removed."""
-    acquire, opened, open_at_removal = locks._acquire, [], []
-    monkeypatch.setattr(locks, "_acquire", lambda path: opened.append(acquire(path)) or opened[0])
-    monkeypatch.setattr(locks, "_CLOSE_FIRST", True)
+    acquire, opened, open_at_removal = runs._acquire, [], []
+    monkeypatch.setattr(runs, "_acquire", lambda path: opened.append(acquire(path)) or opened[0])
+    monkeypatch.setattr(runs, "_CLOSE_FIRST", True)
     unlink = Path.unlink
 
     def note(path, **options):
         open_at_removal.append(_is_open(opened[0]))
         unlink(path, **options)
 
-    with locks.lock_folder(tmp_path):
+    with runs.lock_folder(tmp_path):
         monkeypatch.setattr(Path, "unlink", note)
     assert open_at_removal == [False] and not list(tmp_path.iterdir())
 

@@ -13,11 +13,11 @@ import train as train_script
 from commands import evaluate, train
 from conftest import draw_part, fail, fill_folder, make_dataset
 from efficientad import training, training_run
-from efficientad.errors import Interrupted
 from efficientad.losses import Losses
 from efficientad.networks import EfficientAD
 from efficientad.progress import Progress
 from efficientad.step_graph import GraphedStep
+from efficientad.system.errors import Interrupted
 from efficientad.training import Learner, TrainingPlan
 from efficientad.training_log import TrainingLog
 from stubs import HeldImages

@@ -14,10 +14,10 @@ from commands import evaluate, train
 from conftest import fail, make_dataset
 from efficientad import export, predict, training_run
 from efficientad.checkpoint import load_model, save_model
-from efficientad.errors import Interrupted
 from efficientad.exported import load_exported
 from efficientad.networks import EfficientAD
 from efficientad.runtimes import TorchDetector
+from efficientad.system.errors import Interrupted
 from test_export import SUFFIXES, VARIANTS, random_pixels, skip_without
 from test_resuming import assert_same_model, folder_of, stop_at
 

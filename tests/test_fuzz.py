@@ -14,9 +14,9 @@ from PIL import Image
 
 from conftest import draw_part
 from efficientad.checkpoint import load_model, load_teacher_weights, save_model
-from efficientad.errors import UserError
 from efficientad.images import UnreadableImageError, check_image, decode_image, read_header
 from efficientad.networks import EfficientAD
+from efficientad.system.errors import UserError
 from originals import Originals, prepare
 
 LIMIT = 60  # seconds; each test takes a few

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COUNT_PAGES = """
 import resource
 import torch
-from efficientad.host_memory import keep_freed_memory, release_freed_memory
+from efficientad.system.devices import keep_freed_memory, release_freed_memory
 
 def pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -7,10 +7,10 @@ import torch
 import plain
 from conftest import make_dataset
 from efficientad.datasets import find_test_samples, open_dataset
-from efficientad.errors import UserError
 from efficientad.images import read_image
 from efficientad.inference import predict
 from efficientad.runtimes import TorchDetector
+from efficientad.system.errors import UserError
 from efficientad.tensors import to_square
 
 CPU = torch.device("cpu")

@@ -10,9 +10,9 @@ import eval as eval_script
 from conftest import fail
 from efficientad import inference, scoring
 from efficientad.checkpoint import save_model
-from efficientad.errors import UserError
 from efficientad.map_spool import MapSpool, detector_digest
 from efficientad.runtimes import TorchDetector
+from efficientad.system.errors import UserError
 
 DETECTOR, OTHER, A, B = (letter * 64 for letter in "0fab")
 
@@ -102,7 +102,7 @@ def test_nothing_is_computed_twice(words, tmp_path, monkeypatch, capsys):
 
 
 def test_a_folder_in_use_is_one_line(words, tmp_path, monkeypatch, capsys):
-    from efficientad.locks import lock_folder
+    from efficientad.system.runs import lock_folder
 
     with lock_folder(tmp_path / "out/anomaly_maps/custom/test"):
         error = fail(monkeypatch, capsys, eval_script, *words, "-o", tmp_path / "out")

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from efficientad.datasets import Dataset, Sample, find_test_samples
-from efficientad.errors import UserError
 from efficientad.localization import Localization
 from efficientad.masks import Saturation, connected_regions, find_masks, read_defects
 from efficientad.pixel_metrics import Defect, PixelHistograms, count_pixels
+from efficientad.system.errors import UserError
 
 SIZE = (12, 10)  # width, height
 

@@ -3,9 +3,9 @@ import pytest
 import torch
 
 import plain
-from efficientad.errors import UserError
 from efficientad.networks import EfficientAD, RawMaps
 from efficientad.normalization import fit_map_quantiles, fit_teacher_statistics, map_quantiles
+from efficientad.system.errors import UserError
 from efficientad.teacher_answers import TeacherAnswers
 from efficientad.tensors import to_unit_range
 from stubs import HeldImages

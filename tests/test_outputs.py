@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 
 from efficientad.datasets import Sample
-from efficientad.errors import UserError
-from efficientad.outputs import FILE_LIST, claim_files, map_names, release_files
+from efficientad.outputs import map_names
+from efficientad.system.errors import UserError
+from efficientad.system.files import FILE_LIST, claim_files, release_files
 
 
 def samples(*names, class_name="good"):

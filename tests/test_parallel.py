@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from efficientad.parallel import parallel_map
+from efficientad.system.parallel import parallel_map
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])

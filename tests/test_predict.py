@@ -14,8 +14,8 @@ from conftest import draw_part, fail, fill_folder
 from efficientad import predict
 from efficientad.calibration import calibrate
 from efficientad.checkpoint import save_model
-from efficientad.errors import run_command
 from efficientad.regions import find_regions
+from efficientad.system.errors import run_command
 
 
 @pytest.fixture

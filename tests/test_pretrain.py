@@ -9,8 +9,8 @@ import torch
 
 from conftest import fail, fill_folder
 from efficientad import backbones, checkpoint, pretrain, pretraining
-from efficientad.errors import UserError
 from efficientad.networks import EfficientAD, build_pdn
+from efficientad.system.errors import UserError
 from stubs import random_backbone
 
 

@@ -17,11 +17,11 @@ import torch
 
 import train as train_script
 from conftest import draw_part, fail, fill_folder
-from efficientad import signals, training, training_run
-from efficientad.errors import Interrupted
-from efficientad.locks import LOCK_FILE, lock_folder
+from efficientad import training, training_run
 from efficientad.networks import EfficientAD
-from efficientad.signals import stop_requests
+from efficientad.system import runs
+from efficientad.system.errors import Interrupted
+from efficientad.system.runs import LOCK_FILE, lock_folder, stop_requests
 
 TESTS = Path(__file__).parent
 
@@ -140,7 +140,7 @@ def test_below_torchrun_the_echo_of_a_signal_is_no_second_one(monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         assert asked()
-        monkeypatch.setattr(signals, "ECHO_SECONDS", 0)
+        monkeypatch.setattr(runs, "ECHO_SECONDS", 0)
     with stop_requests("") as asked, pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -227,7 +227,7 @@ def test_an_output_folder_that_is_removed_meanwhile_comes_back(tiny_training, tm
 
 def test_one_run_at_a_time(tiny_training, tmp_path, monkeypatch, capsys):
     folder = folder_of(tmp_path / "out")
-    holder = "import sys, time, pathlib\nfrom efficientad.locks import lock_folder\n"
+    holder = "import sys, time, pathlib\nfrom efficientad.system.runs import lock_folder\n"
     holder += "with lock_folder(pathlib.Path(sys.argv[1])):\n    print(flush=True)\n    time.sleep(60)\n"
     command = [sys.executable, "-c", holder, str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(TESTS.parent)})

@@ -6,8 +6,8 @@ from torch import nn
 
 from efficientad import checkpoint
 from efficientad.checkpoint import load_teacher_weights
-from efficientad.errors import UserError
 from efficientad.networks import EfficientAD, build_pdn
+from efficientad.system.errors import UserError
 
 
 @pytest.mark.parametrize("size", ["small", "medium"])

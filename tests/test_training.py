@@ -9,10 +9,10 @@ from torchvision.transforms import functional as tv
 import plain
 from efficientad import training_log
 from efficientad.augmentation import augment, draw_changes, where_gray
-from efficientad.device import autocast
-from efficientad.errors import UserError
 from efficientad.losses import compute_losses, hard_feature_count, hard_feature_loss
 from efficientad.networks import EfficientAD
+from efficientad.system.devices import autocast
+from efficientad.system.errors import UserError
 from efficientad.teacher_answers import TeacherAnswers
 from efficientad.training import Training, TrainingPlan, shuffled_batches
 from stubs import HeldImages

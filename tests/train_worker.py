@@ -8,8 +8,8 @@ import time
 import stubs
 import train
 from efficientad import training, training_run
-from efficientad.errors import run_command
 from efficientad.networks import EfficientAD
+from efficientad.system.errors import run_command
 
 
 def use_tiny_detector():

@@ -1,10 +1,11 @@
-"""Several processes as one, as torchrun starts them; a single process is the same with one rank."""
+"""Several processes with one GPU each, and what they do one after another."""
 
 from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
@@ -13,11 +14,10 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from efficientad.errors import UserError
+from efficientad.system.errors import UserError, is_out_of_memory
 
 # Ranks with works of their own wait long for each other; a dead one is noticed at once
 _PATIENCE = timedelta(days=7)
-
 _alone = False
 _Item = TypeVar("_Item")
 
@@ -140,3 +140,45 @@ def _naming_lost_ranks() -> Iterator[None]:
         raise UserError(
             "another process of this run has ended; its own message, if it left one, stands above"
         ) from error
+
+
+_Result = TypeVar("_Result")
+
+
+def each_category(names: Sequence[str], work: Callable[[str], _Result]) -> dict[str, _Result]:
+    """What `work` returns for each category; of several ranks each takes its share of them, and all get all.
+
+    A category that fails does not stop the others: its error is printed, and it has no result.
+
+    Raises:
+        UserError: all failed.
+    """
+    results: dict[str, _Result] = {}
+    own = list(names)[rank() :: ranks()]
+    with alone():
+        for name in own:
+            try:
+                results[name] = work(name)
+            except Exception as error:
+                if not isinstance(error, (UserError, OSError)) and not is_out_of_memory(error):
+                    raise  # a bug
+                print(f"{name} failed: {error}", file=sys.stderr, flush=True)
+    everywhere = {name: result for part in gather_objects(results) for name, result in part.items()}
+    if not everywhere:
+        raise UserError(f"all {len(names)} categories failed; their messages stand above")
+    return {name: everywhere[name] for name in names if name in everywhere}
+
+
+def raise_if_failed(names: Sequence[str], results: dict[str, object]) -> None:
+    """Raise a UserError that names the categories without results."""
+    failed = [name for name in names if name not in results]
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(names)} categories failed: {', '.join(failed)}; their messages stand above"
+        )
+
+
+def say(line: str) -> None:
+    """Print a line, if this is the first rank."""
+    if rank() == 0:
+        print(line, flush=True)

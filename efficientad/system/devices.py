@@ -1,15 +1,17 @@
-"""Where and in which precision to compute: resolved once from the flags, then passed along."""
+"""The device and precision to compute with, and the host's memory."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 
-from efficientad.errors import UserError
+from efficientad.system.errors import UserError
 
 _AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -70,7 +72,7 @@ def compute_deterministically() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def describe(device: torch.device, precision: str) -> str:
+def describe_device(device: torch.device, precision: str) -> str:
     """For people: "device cuda (NVIDIA H200), precision bf16", with a warning where that will be slow."""
     if device.type == "cuda":
         hardware = torch.cuda.get_device_name(device)
@@ -79,3 +81,29 @@ def describe(device: torch.device, precision: str) -> str:
     slow = precision == "bf16" and not _has_fast_bf16(device)
     warning = " (not native to this hardware: expect it to be far slower than fp32)" if slow else ""
     return f"device {device.type} ({hardware}), precision {precision}{warning}"
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
+
+
+def keep_freed_memory(device: torch.device) -> None:
+    """Where a CPU computes, keep from now on what is freed, for the next step.
+
+    Otherwise every large block goes back to the system and comes again, page by page and filled with zeros, which
+    takes a fifth of a training step of batch size 16.
+    """
+    set_option = _from_glibc("mallopt")
+    if device.type == "cpu" and set_option:
+        set_option(_M_MMAP_MAX, 0)
+        set_option(_M_TRIM_THRESHOLD, -1)
+
+
+def release_freed_memory() -> None:
+    """Give what was kept so far back to the system."""
+    release = _from_glibc("malloc_trim")
+    if release:
+        release(0)
+
+
+def _from_glibc(name: str) -> Callable[..., int] | None:
+    return getattr(ctypes.CDLL(None), name, None) if platform.system() == "Linux" else None

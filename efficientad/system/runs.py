@@ -1,16 +1,18 @@
-"""One run at a time in an output folder."""
+"""A run in its folder: one at a time, and asked to stop by a signal."""
 
 from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from efficientad.errors import UserError
+from efficientad.system.errors import UserError
 
 LOCK_FILE = ".lock"
 _CLOSE_FIRST = os.name == "nt"  # Windows removes no open file, and this one locks nothing there
@@ -91,3 +93,42 @@ def _is_still(path: Path, descriptor: int) -> bool:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except FileNotFoundError:
         return False
+
+
+STOP_NOTICE = "Stopping after this step; a second time stops at once"
+ECHO_SECONDS = 2  # torchrun passes on to its processes what the system may have told them already
+
+
+@contextmanager
+def stop_requests(notice: str) -> Iterator[Callable[[], bool]]:
+    """Within the block a first SIGINT or SIGTERM only asks to stop; a second one raises KeyboardInterrupt at once.
+
+    Below torchrun a second one counts only after ECHO_SECONDS.
+
+    Args:
+        notice: printed at the first one.
+
+    Yields:
+        a function that tells whether it was asked to stop.
+    """
+    asked: list[float] = []  # when
+    echo = ECHO_SECONDS if "TORCHELASTIC_RUN_ID" in os.environ else 0
+
+    def ask(number: int, frame: object) -> None:
+        if asked:
+            if time.monotonic() - asked[0] < echo:
+                return
+            raise KeyboardInterrupt
+        asked.append(time.monotonic())
+        if notice:
+            os.write(2, f"\n{notice}\n".encode())  # print might be in the middle of a line
+
+    if threading.current_thread() is not threading.main_thread():  # only the main one may handle signals
+        yield lambda: False
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""Files, processes and devices: nothing here knows of images or networks."""

@@ -1,0 +1,140 @@
+"""Files that appear whole or not at all, CSV files, and the folder that a command writes into."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from efficientad.system.errors import UserError
+
+
+@contextmanager
+def atomic_file(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
+    """A file to write in binary; after the block it takes the place of `path`, after an error nothing has changed.
+
+    Args:
+        durable: wait until the disk has it, so that a power failure does no harm either. What is quickly made
+            again in great numbers, as maps are, need not wait.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; the error names `path`.
+    """
+    part = part_of(path)
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def part_of(path: Path) -> Path:
+    """The file that atomic_file writes, which is left over when the process is killed."""
+    return path.with_name(f"{path.name}.part")
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """`path` with this text as UTF-8; file names in it that are not valid UTF-8 keep their bytes."""
+    with atomic_file(path) as file:
+        file.write(text.encode("utf-8", errors="surrogateescape"))
+
+
+_FORMULA = re.compile("'*[=+@\\t\\r\\n-]")  # a cell that begins so would be computed by a spreadsheet
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
+    """A header line and the rows, in UTF-8, by csv_cell; the file appears whole or not at all."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(header)
+    writer.writerows(map(csv_cell, row) for row in rows)
+    write_text_atomically(path, text.getvalue())
+
+
+def csv_cell(value: object) -> str:
+    """The value as text that is safe to open anywhere.
+
+    What a spreadsheet would take for a formula gets an apostrophe in front, numbers excepted, and bytes of a file
+    name that are no UTF-8 become escapes, as in \\udcff for the byte ff.
+    """
+    text = str(value).encode("utf-8", errors="backslashreplace").decode("utf-8")
+    return f"'{text}" if _FORMULA.match(text) and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+FILE_LIST = "written_files.json"  # what the last evaluation wrote here, so that the next one may remove it
+
+
+def claim_files(folder: Path, names: Sequence[str]) -> set[str]:
+    """Make ready to write `names` below `folder`, and note them so that a later evaluation knows them as its own.
+
+    Returns:
+        The files of the last evaluation that this one does not write again; remove them with release_files.
+
+    Raises:
+        UserError: a file to be written is there already and no evaluation wrote it.
+    """
+    earlier = _read_list(folder)
+    foreign = [name for name in names if name not in earlier and (folder / name).exists()]
+    if foreign:
+        raise UserError(
+            f"{folder} holds {len(foreign)} files that are not listed as this command's own and will not be "
+            f"replaced, {foreign[0]} for one; move them away or choose another --output_dir"
+        )
+    for parent in {(folder / name).parent for name in names}:
+        parent.mkdir(parents=True, exist_ok=True)
+    _write_list(folder, earlier.union(names))
+    return earlier.difference(names)
+
+
+def release_files(folder: Path, stale: set[str], names: Sequence[str]) -> None:
+    """Remove the stale files of an earlier evaluation, and the folders that they leave empty."""
+    for name in stale:
+        (folder / name).unlink(missing_ok=True)
+    for name in stale.union(names):  # what a killed evaluation had in hand
+        part_of(folder / name).unlink(missing_ok=True)
+    for parent in {(folder / name).parent for name in stale}:
+        if parent.is_dir() and not any(parent.iterdir()):
+            parent.rmdir()
+    _write_list(folder, names)
+
+
+def _read_list(folder: Path) -> set[str]:
+    path = folder / FILE_LIST
+    if not path.is_file():
+        return set()
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+        # The list decides what may be removed, so it must not lead out of the folder.
+        return {
+            name
+            for name in map(str, names)
+            if not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+        }
+    except (ValueError, TypeError):
+        raise UserError(f"{path} is damaged; remove it together with the old maps beside it") from None
+
+
+def _write_list(folder: Path, names: Iterable[str]) -> None:
+    write_text_atomically(folder / FILE_LIST, json.dumps(sorted(names), indent=0) + "\n")
