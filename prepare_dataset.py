@@ -113,23 +113,26 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     # Imports after parsing: --help and a wrong flag answer at once.
-    from efficientad import bad_files, prepare, preview, sources, staging
-    from efficientad.coco import read_coco
-    from efficientad.images import UnreadableImageError
+    from efficientad.data.images import UnreadableImageError, describe_skipped, write_skipped
+    from efficientad.preparation.coco import read_coco
+    from efficientad.preparation.plan import look_at_files, make_plan, write_plan
+    from efficientad.preparation.preview import write_previews
+    from efficientad.preparation.sources import SourceImage, find_annotated, find_defective, find_good
+    from efficientad.preparation.staging import require_free, staged_folder
 
     check_flags(args)
     inputs = [args.labeled_dir, args.unlabeled_dir, args.defect_dir]
-    staging.require_free(args.output_dir, args.overwrite, "--output_dir", inputs)
+    require_free(args.output_dir, args.overwrite, "--output_dir", inputs)
     if args.preview:
-        staging.require_free(args.preview, args.overwrite, "--preview", [*inputs, args.output_dir])
+        require_free(args.preview, args.overwrite, "--preview", [*inputs, args.output_dir])
     skip = args.on_error == "skip"
     skipped: list[UnreadableImageError] = []
     pass_over = skipped.append if skip else None
     class_names: dict[str, str] = {}
-    found: list[sources.SourceImage] = []
+    found: list[SourceImage] = []
     if args.annotations != NONE:
         coco = read_coco(args.annotations)
-        annotated = sources.find_annotated(
+        annotated = find_annotated(
             coco,
             args.labeled_dir,
             args.normal_categories,
@@ -141,22 +144,22 @@ def main(args: argparse.Namespace) -> None:
         found, class_names = annotated.images, annotated.class_names
         print("\n".join(annotated.notes))
     if args.unlabeled_dir != NONE:
-        found = found + sources.find_good(args.unlabeled_dir)
+        found = found + find_good(args.unlabeled_dir)
     if args.defect_dir:
-        found = found + sources.find_defective(args.defect_dir)
+        found = found + find_defective(args.defect_dir)
 
-    found, facts = prepare.look_at_files(found, args.num_workers, pass_over)
-    plan = prepare.make_plan(found, facts, args.train_ratio, args.seed)
+    found, facts = look_at_files(found, args.num_workers, pass_over)
+    plan = make_plan(found, facts, args.train_ratio, args.seed)
     print("".join(f"{note}\n" for note in plan.notes), end="", flush=True)
-    with staging.staged_folder(args.output_dir, args.overwrite, "--output_dir") as folder:
-        prepare.write_plan(plan, folder, args.link, args.num_workers)
+    with staged_folder(args.output_dir, args.overwrite, "--output_dir") as folder:
+        write_plan(plan, folder, args.link, args.num_workers)
         if args.preview:
-            with staging.staged_folder(args.preview, args.overwrite, "--preview") as drawn:
-                preview.write_previews(found, coco.categories, drawn, args.num_workers, pass_over)
+            with staged_folder(args.preview, args.overwrite, "--preview") as drawn:
+                write_previews(found, coco.categories, drawn, args.num_workers, pass_over)
         if skip:
-            bad_files.write_skipped(folder, skipped)
+            write_skipped(folder, skipped)
     if skip:
-        print(f"\n{bad_files.describe_skipped(args.output_dir, skipped)}")
+        print(f"\n{describe_skipped(args.output_dir, skipped)}")
     report(args, plan.counts(), class_names)
 
 
@@ -174,7 +177,7 @@ def report(args: argparse.Namespace, counts: dict[str, int], class_names: dict[s
     """Print the folders and how many images each has, and the command that comes next."""
     from tabulate import tabulate
 
-    from efficientad.staging import MANIFEST_FILE
+    from efficientad.preparation.staging import MANIFEST_FILE
 
     rows = [
         (printable(folder), count, class_names.get(folder.removeprefix("test/"), ""))

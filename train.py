@@ -158,7 +158,7 @@ def main(args: argparse.Namespace) -> None:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
     from tabulate import tabulate
 
-    from efficientad.datasets import ALL_CATEGORIES, find_categories
+    from efficientad.data.datasets import ALL_CATEGORIES, find_categories
     from efficientad.system.distributed import each_category, process_group, raise_if_failed
 
     with process_group(args.device) as (rank, _):
@@ -181,7 +181,7 @@ def train_category(args: argparse.Namespace, category: str) -> tuple[int, int, f
     from dataclasses import fields
 
     from efficientad.checkpoint import MODEL_FILE
-    from efficientad.datasets import open_dataset
+    from efficientad.data.datasets import open_dataset
     from efficientad.system.distributed import say
     from efficientad.training_options import TrainingOptions
     from efficientad.training_run import train_detector

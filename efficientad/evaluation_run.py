@@ -9,9 +9,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from efficientad import bad_files, calibration, html_report, pictures, report
-from efficientad.datasets import Dataset, find_test_samples
-from efficientad.images import UnreadableImageError, check_file, raise_if_unreadable
+from efficientad import calibration, html_report, pictures, report
+from efficientad.data.datasets import Dataset, find_test_samples
+from efficientad.data.images import (
+    SKIPPED_FILE,
+    UnreadableImageError,
+    check_file,
+    describe_skipped,
+    find_unreadable,
+    raise_if_unreadable,
+    write_skipped,
+)
 from efficientad.localization import Localization
 from efficientad.map_spool import MapSpool, detector_digest
 from efficientad.masks import GROUND_TRUTH, find_masks
@@ -87,7 +95,7 @@ class _Run:
         self._threshold, self._origin = calibration.choose_threshold(options.threshold, self._detector.calibration)
         if options.on_error == "stop":
             paths = [sample.path for sample in self._samples]
-            unreadable = bad_files.find_unreadable(paths, check_file, options.num_workers, quiet=rank() > 0)
+            unreadable = find_unreadable(paths, check_file, options.num_workers, quiet=rank() > 0)
             raise_if_unreadable(unreadable)
         self._masks = find_masks(dataset, self._samples)
         self._localization = Localization(self._masks) if self._masks else None
@@ -99,7 +107,7 @@ class _Run:
         self._maps = dict(zip(self._samples, names, strict=True)) if suffix else {}
         self._names = [*names, report.SCORES_FILE, report.MISMATCH_FILE, report.METRICS_FILE]
         if options.on_error == "skip":
-            self._names.append(bad_files.SKIPPED_FILE)
+            self._names.append(SKIPPED_FILE)
         if self._pictures:
             self._names.append(html_report.REPORT_FILE)
         self._stale = claim_files(folder, self._names) if rank() == 0 else set()
@@ -163,7 +171,7 @@ class _Run:
             )
             html_report.write_report(folder / html_report.REPORT_FILE, self._scored, self._maps, evaluation, run)
         if self._options.on_error == "skip":
-            bad_files.write_skipped(folder, self._skipped)
+            write_skipped(folder, self._skipped)
         unreadable = {error.name for error in self._skipped}
         lost = {name for sample, name in self._maps.items() if str(sample.path) in unreadable}
         self._spool.discard()
@@ -179,7 +187,7 @@ class _Run:
         where = self._folder / report.MISMATCH_FILE
         print(f"Label and score disagree on {mismatches} images, most suspicious first: {where}")
         if self._options.on_error == "skip":
-            print(bad_files.describe_skipped(self._folder, self._skipped))
+            print(describe_skipped(self._folder, self._skipped))
         print(f"{'Maps, scores' if self._maps else 'Scores'} and metrics are in {self._folder}")
         if self._pictures:
             print(f"All of it to look at, in a browser: {self._folder / html_report.REPORT_FILE}")

@@ -107,9 +107,9 @@ def read_images(args: argparse.Namespace, size: int) -> tuple:
     import torch
     from tqdm import tqdm
 
-    from efficientad.images import UnreadableImageError, raise_if_unreadable
+    from efficientad.data.images import UnreadableImageError, raise_if_unreadable
+    from efficientad.data.transforms import to_square
     from efficientad.system.parallel import parallel_map
-    from efficientad.tensors import to_square
 
     stored = find_images(args)
     check = spread(stored, PARITY_IMAGES)
@@ -134,10 +134,10 @@ def find_images(args: argparse.Namespace) -> list:
     Raises:
         UserError: none were given, and those of the training are no longer there.
     """
-    from efficientad.bad_files import were_skipped
     from efficientad.checkpoint import read_training
-    from efficientad.datasets import find_training_images, open_dataset
-    from efficientad.stored_images import StoredImage, find_stored_images
+    from efficientad.data.datasets import find_training_images, open_dataset
+    from efficientad.data.image_collections import StoredImage, find_stored_images
+    from efficientad.data.images import were_skipped
 
     if args.images:
         return find_stored_images(args.images)

@@ -16,8 +16,8 @@ from urllib.parse import quote
 
 import efficientad
 from efficientad.calibration import Calibration, describe_calibration
-from efficientad.datasets import GOOD, Dataset, Sample
-from efficientad.images import UnreadableImageError
+from efficientad.data.datasets import GOOD, Dataset, Sample
+from efficientad.data.images import UnreadableImageError
 from efficientad.metrics import INTERVAL
 from efficientad.pictures import MAP_FLOOR, MAP_LEVELS, PAGE_BYTES, REPORT_BYTES, TEXT_BYTES
 from efficientad.report import Evaluation, ScoredSample

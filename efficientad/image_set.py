@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from efficientad.images import UnreadableImageError, raise_if_unreadable, read_image
+from efficientad.data.images import UnreadableImageError, raise_if_unreadable, read_image
+from efficientad.data.transforms import to_square
 from efficientad.system.distributed import rank
 from efficientad.system.parallel import parallel_map
-from efficientad.tensors import to_square
 
 
 class ImageSet:

@@ -12,19 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from efficientad.datasets import Sample
-from efficientad.images import (
-    UnreadableImageError,
-    decode_image,
-    raise_if_unreadable,
-    read_bytes,
-)
+from efficientad.data.datasets import Sample
+from efficientad.data.images import UnreadableImageError, decode_image, raise_if_unreadable, read_bytes
+from efficientad.data.transforms import to_square
 from efficientad.map_spool import MapSpool
 from efficientad.networks import anomaly_score
 from efficientad.runtimes import Detector
 from efficientad.system.errors import UserError
 from efficientad.system.parallel import parallel_map
-from efficientad.tensors import to_square
 
 _WORTH_KEEPING = 0.02  # seconds that a map takes; a faster detector does better to compute it again
 

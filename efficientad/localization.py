@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from efficientad.datasets import GOOD, Sample
+from efficientad.data.datasets import GOOD, Sample
 from efficientad.masks import MaskSet, SampleMasks, connected_regions, read_defects
 from efficientad.pixel_metrics import Defect, ImageCounts, PixelHistograms, PixelMetrics, count_pixels
 

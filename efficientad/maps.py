@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from efficientad.images import fit_jpg
+from efficientad.data.images import fit_jpg
 from efficientad.system.files import atomic_file
 
 JPG_QUALITY = 90

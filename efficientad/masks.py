@@ -19,8 +19,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from efficientad.datasets import Dataset, Sample
-from efficientad.images import UnreadableImageError, check_file, find_images, read_bytes
+from efficientad.data.datasets import Dataset, Sample
+from efficientad.data.images import UnreadableImageError, check_file, find_images, read_bytes
 from efficientad.pixel_metrics import Defect
 from efficientad.system.errors import UserError, list_some
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from efficientad.data.transforms import to_unit_range
 from efficientad.image_set import ImageSet
 from efficientad.networks import EfficientAD, pool_features
 from efficientad.system.distributed import gather_objects, rank, ranks
 from efficientad.teacher_answers import TeacherAnswers
-from efficientad.tensors import to_unit_range
 
 CANDIDATES = 200_000  # patches that the memory is chosen from; 150 MB
 

@@ -11,14 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from efficientad.data.image_collections import ImageCache, StoredImage, find_stored_images
+from efficientad.data.transforms import to_square, to_tensor
 from efficientad.drawn import DrawnImage
-from efficientad.image_cache import ImageCache
 from efficientad.recipes import DRAWN, NONE
-from efficientad.stored_images import StoredImage, find_stored_images
 from efficientad.system.distributed import own_part, ranks
 from efficientad.system.errors import UserError
 from efficientad.system.parallel import parallel_map
-from efficientad.tensors import to_square, to_tensor
 
 DRAWN_IMAGES = 1000
 

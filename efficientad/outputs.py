@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from efficientad.datasets import Sample
+from efficientad.data.datasets import Sample
 
 
 def map_names(samples: Sequence[Sample], suffix: str) -> list[str]:

@@ -106,8 +106,8 @@ def find_inputs(words: list[str], output_dir: Path) -> list:
     import glob
     import os
 
-    from efficientad.datasets import Sample
-    from efficientad.images import find_images, is_image_name, leave_out_below
+    from efficientad.data.datasets import Sample
+    from efficientad.data.images import find_images, is_image_name, leave_out_below
     from efficientad.results import MAP_FOLDER
 
     found: dict[str, Path] = {}  # by the whole path
@@ -178,7 +178,7 @@ def watch(args: argparse.Namespace, detector, writer) -> None:
     import time
 
     from efficientad import results, watching
-    from efficientad.datasets import Sample
+    from efficientad.data.datasets import Sample
     from efficientad.inference import predict
     from efficientad.system.runs import stop_requests
 

@@ -191,17 +191,16 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
     from tqdm import tqdm
 
     from efficientad import backbones
+    from efficientad.data.image_collections import ImageCache, find_stored_images
+    from efficientad.data.transforms import to_square
     from efficientad.distillation import DistillationTarget
-    from efficientad.image_cache import ImageCache
     from efficientad.initialization import start_teacher
     from efficientad.networks import IMAGE_SIZE
     from efficientad.pretraining import Distillation
     from efficientad.pretraining_data import Batches, DistillationPlan, hold_out
-    from efficientad.stored_images import find_stored_images
     from efficientad.system.devices import describe_device, keep_freed_memory, resolve_device, resolve_precision
     from efficientad.system.distributed import wait_for_ranks
     from efficientad.system.torch_files import read_state
-    from efficientad.tensors import to_square
 
     _check_flags(args)
     compute = resolve_device(args.device)

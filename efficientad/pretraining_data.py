@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from efficientad.augmentation import augment, draw_light, random_crops, where_gray
-from efficientad.image_cache import ImageCache
+from efficientad.data.image_collections import ImageCache
+from efficientad.data.transforms import augment, draw_light, random_crops, where_gray
 from efficientad.networks import IMAGENET_MEAN, IMAGENET_STD, PATCH_SIZE, PATCH_STRIDE
 from efficientad.system.parallel import parallel_map
 

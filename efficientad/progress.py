@@ -14,10 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from efficientad.bad_files import find_unreadable
-from efficientad.datasets import Dataset, Sample, find_test_samples
+from efficientad.data.datasets import Dataset, Sample, find_test_samples
+from efficientad.data.images import UnreadableImageError, find_unreadable, read_image
 from efficientad.image_set import ImageSet
-from efficientad.images import UnreadableImageError, read_image
 from efficientad.networks import EfficientAD
 from efficientad.normalization import FlatMapsError, fit_map_quantiles, score_images
 from efficientad.system.distributed import rank

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
-from efficientad.datasets import Sample
+from efficientad.data.datasets import Sample
 from efficientad.metrics import ImageMetrics, ImageRow, Row, class_rows, image_metrics, merge_copies, overall_row
 from efficientad.pictures import Picture
 from efficientad.pixel_metrics import PixelMetrics

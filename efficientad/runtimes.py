@@ -11,6 +11,7 @@ from torch import Tensor
 
 from efficientad.calibration import Calibration
 from efficientad.checkpoint import load_model
+from efficientad.data.transforms import to_unit_range
 from efficientad.exported import SUFFIXES, load_exported
 from efficientad.networks import EfficientAD
 from efficientad.system.devices import (
@@ -20,7 +21,6 @@ from efficientad.system.devices import (
     resolve_device,
     resolve_precision,
 )
-from efficientad.tensors import to_unit_range
 
 
 class Detector(Protocol):

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from efficientad.datasets import Sample
-from efficientad.images import UnreadableImageError
+from efficientad.data.datasets import Sample
+from efficientad.data.images import UnreadableImageError
 from efficientad.inference import Prediction, predict
 from efficientad.localization import Localization, LocatedSample
 from efficientad.map_spool import MapSpool

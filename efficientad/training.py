@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from efficientad.augmentation import Changes, augment, draw_changes, where_gray
+from efficientad.data.transforms import Changes, augment, draw_changes, to_unit_range, where_gray
 from efficientad.image_set import ImageSet
 from efficientad.losses import Losses, compute_losses
 from efficientad.networks import EfficientAD
@@ -32,7 +32,6 @@ from efficientad.system.errors import Interrupted
 from efficientad.system.runs import STOP_NOTICE, stop_requests
 from efficientad.system.torch_files import write_atomically
 from efficientad.teacher_answers import TeacherAnswers
-from efficientad.tensors import to_unit_range
 from efficientad.training_log import TrainingLog
 
 NATURAL_GRAY_SHARE = 0.3  # of the penalty images

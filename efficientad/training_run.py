@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from efficientad import bad_files, normalization
+from efficientad import normalization
 from efficientad.calibration import describe_calibration
 from efficientad.checkpoint import MODEL_FILE, load_teacher_weights, read_training, save_model
-from efficientad.datasets import Dataset, Sample, TrainingSplit, find_training_images
+from efficientad.data.datasets import Dataset, Sample, TrainingSplit, find_training_images
+from efficientad.data.images import SKIPPED_FILE, describe_skipped, find_unreadable, read_image, write_skipped
 from efficientad.image_set import ImageSet
-from efficientad.images import read_image
 from efficientad.memory import fit_memory
 from efficientad.natural import PenaltyImages, find_penalty_images, penalty_batches
 from efficientad.networks import EfficientAD
@@ -185,7 +185,7 @@ class _Run:
         self.skipped = []
         if options.on_error == "skip":
             paths = [*split.train, *split.validation]
-            self.skipped = bad_files.find_unreadable(paths, read_image, options.num_workers, quiet=rank() > 0)
+            self.skipped = find_unreadable(paths, read_image, options.num_workers, quiet=rank() > 0)
             split = find_training_images(dataset, options.seed, leave_out={bad.name for bad in self.skipped})
         return split
 
@@ -303,11 +303,11 @@ class _Run:
             log.unlink(missing_ok=True)
             chart.unlink(missing_ok=True)
         if self._options.on_error == "skip":
-            bad_files.write_skipped(self._folder, self.skipped)
-            say(bad_files.describe_skipped(self._folder, self.skipped))
+            write_skipped(self._folder, self.skipped)
+            say(describe_skipped(self._folder, self.skipped))
         else:
             # of the training that this one replaces
-            (self._folder / bad_files.SKIPPED_FILE).unlink(missing_ok=True)
+            (self._folder / SKIPPED_FILE).unlink(missing_ok=True)
         self._state_file.unlink(missing_ok=True)  # last: all that is missing can still be made again
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from efficientad.images import find_images, leave_out_below
+from efficientad.data.images import find_images, leave_out_below
 from efficientad.results import Signature, signature_of
 from efficientad.system.files import csv_cell
 

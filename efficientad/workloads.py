@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from efficientad.augmentation import augment, draw_changes
-from efficientad.datasets import Sample
+from efficientad.data.datasets import Sample
+from efficientad.data.images import read_image
+from efficientad.data.transforms import augment, draw_changes, to_square, to_unit_range
 from efficientad.exported import SUFFIXES, Metadata, MissingPackageError, load_exported
 from efficientad.exporting import write_export
-from efficientad.images import read_image
 from efficientad.maps import write_side_by_side, write_tiff
 from efficientad.measuring import count_flops
 from efficientad.networks import FEATURE_CHANNELS, EfficientAD, anomaly_score
@@ -24,7 +24,6 @@ from efficientad.recipes import MEMORY_PATCHES, map_weights
 from efficientad.runtimes import TorchDetector
 from efficientad.scoring import score_samples
 from efficientad.system.parallel import parallel_map
-from efficientad.tensors import to_square, to_unit_range
 from efficientad.training import Learner, TrainingPlan
 
 _THRESHOLD = 40.0

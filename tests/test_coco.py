@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from efficientad.coco import annotation_box, draw_mask, read_coco
+from efficientad.preparation.coco import annotation_box, draw_mask, read_coco
 from efficientad.system.errors import UserError
 
 SQUARE = [2, 3, 8, 3, 8, 9, 2, 9]

@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 
 from conftest import fill_folder, make_dataset
-from efficientad.datasets import find_test_samples, find_training_images, open_dataset, split_validation
+from efficientad.data.datasets import find_test_samples, find_training_images, open_dataset, split_validation
 from efficientad.system.errors import UserError
 
 

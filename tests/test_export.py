@@ -14,16 +14,17 @@ import torch
 import eval as eval_script
 import plain
 from conftest import draw_part, fail, fill_folder, make_dataset
-from efficientad import bad_files, export, parity, predict
+from efficientad import export, parity, predict
 from efficientad.calibration import calibrate
 from efficientad.checkpoint import load_teacher_weights, save_model
+from efficientad.data import images
+from efficientad.data.images import UnreadableImageError, read_image
+from efficientad.data.transforms import to_square
 from efficientad.exportable import ExportableDetector
 from efficientad.exported import load_exported
-from efficientad.images import UnreadableImageError, read_image
 from efficientad.networks import EfficientAD
 from efficientad.normalization import map_quantiles
 from efficientad.runtimes import TorchDetector
-from efficientad.tensors import to_square
 
 CPU = torch.device("cpu")
 NEEDS = {
@@ -182,7 +183,7 @@ def test_images_that_the_training_skipped_are_left_out(weights, tmp_path, monkey
     bad.write_text("text")
     words = ["-w", weights, "--format", "torch", "-o", tmp_path / "d.pt2"]
     assert "cannot read 1 image" in fail(monkeypatch, capsys, export, *words)
-    bad_files.write_skipped(weights, [UnreadableImageError(str(bad), "not an image, or damaged")])
+    images.write_skipped(weights, [UnreadableImageError(str(bad), "not an image, or damaged")])
     run(*words)
     assert "decisions agree" in capsys.readouterr().out
 

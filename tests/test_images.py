@@ -6,18 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientad.images import (
+from efficientad.data.images import (
     UnreadableImageError,
     check_image,
     decode_image,
     find_images,
     is_image_name,
     leave_out_below,
-    read_header,
     read_image,
-    turn_point_upright,
-    turn_upright,
 )
+from efficientad.preparation.orientation import read_header, turn_point_upright, turn_upright
 
 
 def reread(image, file_format="PNG", **options):
@@ -189,7 +187,7 @@ def test_the_quick_check_believes_whole_files_and_finds_those_without_an_end(mon
     Image.effect_noise((64, 64), 50).save(buffer, file_format)
     data = buffer.getvalue()
     with monkeypatch.context() as patch:
-        patch.setattr("efficientad.images.decode_image", lambda *_: pytest.fail("was decoded"))
+        patch.setattr("efficientad.data.images.decode_image", lambda *_: pytest.fail("was decoded"))
         check_image(io.BytesIO(data), "test")
     check_image(io.BytesIO(data + bytes(99)), "test")  # decoded, and well
     for part in (b"", data[:8], *([data[:-300]] if file_format in ("JPEG", "PNG") else [])):

@@ -6,12 +6,12 @@ import torch
 
 import plain
 from conftest import make_dataset
-from efficientad.datasets import find_test_samples, open_dataset
-from efficientad.images import read_image
+from efficientad.data.datasets import find_test_samples, open_dataset
+from efficientad.data.images import read_image
+from efficientad.data.transforms import to_square
 from efficientad.inference import predict
 from efficientad.runtimes import TorchDetector
 from efficientad.system.errors import UserError
-from efficientad.tensors import to_square
 
 CPU = torch.device("cpu")
 

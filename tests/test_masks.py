@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientad.datasets import Dataset, Sample, find_test_samples
+from efficientad.data.datasets import Dataset, Sample, find_test_samples
 from efficientad.localization import Localization
 from efficientad.masks import Saturation, connected_regions, find_masks, read_defects
 from efficientad.pixel_metrics import Defect, PixelHistograms, count_pixels

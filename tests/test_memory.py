@@ -7,12 +7,12 @@ import plain
 from efficientad import memory as memory_module
 from efficientad import networks
 from efficientad.checkpoint import load_model, save_model
+from efficientad.data.transforms import to_unit_range
 from efficientad.memory import choose_coreset, fit_memory, weigh_patches
 from efficientad.networks import EfficientAD, memory_map, pool_features
 from efficientad.normalization import fit_map_quantiles, fit_teacher_statistics
 from efficientad.runtimes import TorchDetector
 from efficientad.teacher_answers import TeacherAnswers
-from efficientad.tensors import to_unit_range
 from stubs import HeldImages
 
 CPU = torch.device("cpu")

@@ -3,11 +3,11 @@ import pytest
 import torch
 
 import plain
+from efficientad.data.transforms import to_unit_range
 from efficientad.networks import EfficientAD, RawMaps
 from efficientad.normalization import fit_map_quantiles, fit_teacher_statistics, map_quantiles
 from efficientad.system.errors import UserError
 from efficientad.teacher_answers import TeacherAnswers
-from efficientad.tensors import to_unit_range
 from stubs import HeldImages
 
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 import prepare_dataset
 from conftest import fail
-from efficientad.datasets import find_test_samples, find_training_images, open_dataset
-from efficientad.prepare import distinct_names
-from efficientad.sources import find_normal_categories, name_class_folders
+from efficientad.data.datasets import find_test_samples, find_training_images, open_dataset
+from efficientad.preparation.plan import distinct_names
+from efficientad.preparation.sources import find_normal_categories, name_class_folders
 from originals import BOX, prepare, read_csv, tree
 
 ROOT = Path(__file__).resolve().parents[1]

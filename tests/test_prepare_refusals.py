@@ -110,7 +110,7 @@ def test_interrupt_leaves_everything_as_it_was(originals, monkeypatch, exists):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("efficientad.prepare.write_manifest", interrupted)
+    monkeypatch.setattr("efficientad.preparation.plan.write_manifest", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare(*flags, "--overwrite", "--seed", 3)
     assert sorted(originals.root.rglob("*")) == before

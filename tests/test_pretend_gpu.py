@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from efficientad.data.transforms import to_unit_range
 from efficientad.distillation import DistillationTarget
 from efficientad.muon import Muon
 from efficientad.networks import EfficientAD, anomaly_score
 from efficientad.output_layer import OutputLayerFit
-from efficientad.tensors import to_unit_range
 from efficientad.training import Learner, TrainingPlan
 from stubs import random_backbone
 

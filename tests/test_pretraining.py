@@ -15,16 +15,14 @@ from torch import nn
 
 from conftest import fill_folder, tiny_pdn
 from efficientad import pretraining
-from efficientad.augmentation import augment, draw_light, random_crops
+from efficientad.data.image_collections import ImageCache, find_stored_images
+from efficientad.data.transforms import augment, draw_light, random_crops, to_square
 from efficientad.distillation import DistillationTarget
-from efficientad.image_cache import ImageCache
 from efficientad.initialization import initialize_network, widen_pdn
 from efficientad.networks import build_pdn
 from efficientad.pretraining import Distillation, explained_variance, solve_output_layer
 from efficientad.pretraining_data import Batches, DistillationPlan, patches_within, random_windows
-from efficientad.stored_images import find_stored_images
 from efficientad.system.errors import UserError
-from efficientad.tensors import to_square
 from stubs import random_backbone
 
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from efficientad.datasets import Sample
+from efficientad.data.datasets import Sample
 from efficientad.pixel_metrics import PixelMetrics, PixelRow
 from efficientad.report import (
     ScoredSample,

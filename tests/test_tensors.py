@@ -2,7 +2,7 @@ import pytest
 import torch
 from PIL import Image
 
-from efficientad.tensors import to_square, to_unit_range
+from efficientad.data.transforms import to_square, to_unit_range
 
 
 def test_unit_range():

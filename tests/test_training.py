@@ -8,7 +8,7 @@ from torchvision.transforms import functional as tv
 
 import plain
 from efficientad import training_log
-from efficientad.augmentation import augment, draw_changes, where_gray
+from efficientad.data.transforms import augment, draw_changes, where_gray
 from efficientad.losses import compute_losses, hard_feature_count, hard_feature_loss
 from efficientad.networks import EfficientAD
 from efficientad.system.devices import autocast

@@ -10,19 +10,12 @@ from pathlib import Path, PurePosixPath
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from efficientad.coco import annotation_box, annotation_polygons
-from efficientad.images import (
-    UnreadableImageError,
-    decode_image,
-    fit_jpg,
-    raise_if_unreadable,
-    read_bytes,
-    read_header,
-    turn_point_upright,
-)
-from efficientad.prepare import distinct_names
-from efficientad.sources import SourceImage
-from efficientad.staging import ManifestRow, write_manifest
+from efficientad.data.images import UnreadableImageError, decode_image, fit_jpg, raise_if_unreadable, read_bytes
+from efficientad.preparation.coco import annotation_box, annotation_polygons
+from efficientad.preparation.orientation import read_header, turn_point_upright
+from efficientad.preparation.plan import distinct_names
+from efficientad.preparation.sources import SourceImage
+from efficientad.preparation.staging import ManifestRow, write_manifest
 from efficientad.system.parallel import parallel_map
 
 _JPG_QUALITY = 90

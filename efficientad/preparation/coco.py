@@ -20,7 +20,6 @@ from efficientad.system.errors import UserError, printable
 
 _LARGEST_IMAGE = 178_956_970  # pixels; Pillow refuses to decode more
 _FARTHEST = 1e9  # a coordinate beyond it is as broken as nan and inf
-
 Annotation = dict[str, Any]  # with at least category_id; box and outline by annotation_box and annotation_rle
 
 

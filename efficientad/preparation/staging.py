@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from efficientad.bad_files import SKIPPED_FILE
+from efficientad.data.images import SKIPPED_FILE
 from efficientad.system.errors import UserError
 from efficientad.system.files import csv_cell, write_csv
 

@@ -18,18 +18,11 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 from tqdm import tqdm
 
-from efficientad.coco import draw_mask
-from efficientad.images import (
-    ImageHeader,
-    UnreadableImageError,
-    check_image,
-    raise_if_unreadable,
-    read_bytes,
-    read_header,
-    turn_upright,
-)
-from efficientad.sources import SourceImage
-from efficientad.staging import COUNTS_FILE, ManifestRow, mask_name, write_manifest
+from efficientad.data.images import UnreadableImageError, check_image, raise_if_unreadable, read_bytes
+from efficientad.preparation.coco import draw_mask
+from efficientad.preparation.orientation import ImageHeader, read_header, turn_upright
+from efficientad.preparation.sources import SourceImage
+from efficientad.preparation.staging import COUNTS_FILE, ManifestRow, mask_name, write_manifest
 from efficientad.system.errors import UserError, list_some
 from efficientad.system.files import write_csv
 from efficientad.system.parallel import parallel_map

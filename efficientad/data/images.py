@@ -1,37 +1,27 @@
-"""Images from disk: one way to find, read and resize them for every command. Imports no torch.
-
-Knows nothing of data sets and classes. Pixels leave this module as upright RGB uint8.
-"""
+"""Image files: found, checked, decoded as upright 8-bit RGB; unreadable ones reported or skipped and listed."""
 
 from __future__ import annotations
 
+import csv
 import io
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm import tqdm
 
-from efficientad.system.errors import UserError, list_files
+from efficientad.system.errors import UserError, list_files, list_some
+from efficientad.system.files import csv_cell, write_csv
+from efficientad.system.parallel import parallel_map
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif"})
-
 _LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # of a whole file
-
 _LARGEST_JPG = 65_500  # pixels on a side; libjpeg writes no more
-_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257  # tags
-
-_TURNS = {
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 class UnreadableImageError(Exception):
@@ -121,10 +111,10 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # Pillow's plugins raise almost any type on damaged files
-        raise UnreadableImageError(name, _reason(error, empty=not data)) from error
+        raise UnreadableImageError(name, failure_reason(error, empty=not data)) from error
 
 
-def _reason(error: Exception, empty: bool) -> str:
+def failure_reason(error: Exception, empty: bool) -> str:
     if empty:
         return "empty file"
     if isinstance(error, UnidentifiedImageError):
@@ -145,7 +135,7 @@ def check_image(file: BinaryIO, name: str) -> None:
         with Image.open(file) as opened:
             last_bytes = _LAST_BYTES.get(opened.format or "", b"")
     except Exception as error:  # Pillow's plugins raise almost any type on damaged files
-        raise UnreadableImageError(name, _reason(error, empty=not size)) from error
+        raise UnreadableImageError(name, failure_reason(error, empty=not size)) from error
     file.seek(max(0, size - len(last_bytes)))
     if file.read() != last_bytes:
         file.seek(0)
@@ -167,53 +157,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _from_unit_range(gray: np.ndarray) -> Image.Image:
     levels = np.rint(np.clip(np.nan_to_num(gray), 0, 1) * 255).astype(np.uint8)
     return Image.fromarray(levels).convert("RGB")
-
-
-@dataclass(frozen=True)
-class ImageHeader:
-    """What a file says of its image before any pixel is decoded; sizes are width and height."""
-
-    stored_size: tuple[int, int]
-    orientation: int  # EXIF's, 1 to 8; from 5 on the upright image has width and height exchanged
-
-    @property
-    def upright_size(self) -> tuple[int, int]:
-        return self.stored_size[::-1] if self.orientation > 4 else self.stored_size
-
-    def is_sideways(self, size: tuple[int, int]) -> bool:
-        """Whether something of this size fits the image as it is stored, but not as it is seen upright."""
-        return size == self.stored_size != self.upright_size
-
-
-def read_header(data: bytes, name: str) -> ImageHeader:
-    """The header of an image file's bytes; far cheaper than decoding, so damage further on goes unseen.
-
-    Raises:
-        UnreadableImageError: not an image.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            # Pillow decodes a whole PNG to look for EXIF data behind the pixels
-            may_have_exif = opened.format != "PNG" or b"eXIf" in data or b"exif" in data
-            orientation = opened.getexif().get(ExifTags.Base.Orientation, 1) if may_have_exif else 1
-            size = opened.size
-            if opened.format == "TIFF":  # whose size newer Pillows give as it is seen
-                size = opened.tag_v2[_TIFF_WIDTH], opened.tag_v2[_TIFF_HEIGHT]
-            return ImageHeader(size, orientation if orientation in range(1, 9) else 1)
-    except Exception as error:  # Pillow's plugins raise almost any type on damaged files
-        raise UnreadableImageError(name, _reason(error, empty=not data)) from error
-
-
-def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
-    """The image as EXIF orientation 5 to 8, which exchange width and height, wants it to be seen."""
-    return image.transpose(_TURNS[orientation])
-
-
-def turn_point_upright(x: float, y: float, header: ImageHeader) -> tuple[float, float]:
-    """Where turn_upright takes a point of the stored image, both from the upper left corner."""
-    width, height = header.stored_size
-    turned = {5: (y, x), 6: (height - y, x), 7: (height - y, width - x), 8: (y, width - x)}
-    return turned[header.orientation]
 
 
 def read_image(path: Path) -> Image.Image:
@@ -264,3 +207,52 @@ def raise_if_unreadable(problems: Sequence[UnreadableImageError | str]) -> None:
         count = f"{len(problems)} images" if len(problems) > 1 else "1 image"
         names = list_files([str(problem) for problem in problems])
         raise UserError(f"cannot read {count}; repair, replace or remove:{names}")
+
+
+SKIPPED_FILE = "skipped_files.csv"
+
+
+def find_unreadable(
+    paths: Sequence[Path], check: Callable[[Path], object], workers: int, quiet: bool = False
+) -> list[UnreadableImageError]:
+    """The files on which `check` raises UnreadableImageError, in their order.
+
+    Args:
+        check: images.check_file, which is quick, or images.read_image, which sees all damage.
+        workers: threads that check.
+        quiet: without a progress bar.
+    """
+
+    def problem(path: Path) -> UnreadableImageError | None:
+        try:
+            check(path)
+        except UnreadableImageError as error:
+            return error
+        return None
+
+    problems = parallel_map(problem, paths, workers)
+    return [error for error in tqdm(problems, "Checking images", len(paths), unit="image", disable=quiet) if error]
+
+
+def write_skipped(folder: Path, skipped: Sequence[UnreadableImageError]) -> None:
+    """skipped_files.csv: the path of each file and the reason."""
+    write_csv(folder / SKIPPED_FILE, ["path", "reason"], ([error.name, error.reason] for error in skipped))
+
+
+def were_skipped(folder: Path, paths: Sequence[Path]) -> set[str]:
+    """Those of the paths that skipped_files.csv in the folder names; none where there is no such file."""
+    file = folder / SKIPPED_FILE
+    if not file.is_file():
+        return set()
+    with file.open(newline="", encoding="utf-8") as opened:
+        named = {row["path"] for row in csv.DictReader(opened)}
+    return {str(path) for path in paths if csv_cell(path) in named}
+
+
+def describe_skipped(folder: Path, skipped: Sequence[UnreadableImageError]) -> str:
+    """A sentence with the first of them, for the terminal."""
+    if not skipped:
+        return "No file had to be skipped"
+    count = f"{len(skipped)} files that cannot be read" if len(skipped) > 1 else "1 file that cannot be read"
+    names = list_some([str(error) for error in skipped])
+    return f"Skipped {count}, see {folder / SKIPPED_FILE}:{names}"

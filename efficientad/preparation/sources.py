@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from efficientad.coco import Annotation, CocoImage, CocoSet
-from efficientad.images import IMAGE_SUFFIXES, find_images, is_data_folder, is_image_name
+from efficientad.data.images import IMAGE_SUFFIXES, find_images, is_data_folder, is_image_name
+from efficientad.preparation.coco import Annotation, CocoImage, CocoSet
 from efficientad.system.errors import UserError, list_some, require_folder
 
 NORMAL_NAMES = ("good", "normal", "ok", "led", "marked")  # categories that label the part and not a defect

@@ -1,0 +1,144 @@
+"""Collections of natural images in folders and tar files, decoded once and kept in memory."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from efficientad.data.images import (
+    IMAGE_SUFFIXES,
+    UnreadableImageError,
+    decode_image,
+    find_images,
+    is_image_name,
+    read_image,
+)
+from efficientad.system.errors import UserError
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image file on disk, or a member of a tar file (then `offset` and `length` say where)."""
+
+    path: Path
+    offset: int = 0
+    length: int = -1
+
+    def read(self) -> Image.Image:
+        """Decode it; see decode_image.
+
+        Raises:
+            UnreadableImageError
+        """
+        if self.length < 0:
+            return read_image(self.path)
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return decode_image(file.read(self.length), f"{self.path} at byte {self.offset}")
+
+
+def find_stored_images(sources: Sequence[Path]) -> list[StoredImage]:
+    """Every image in the given folders (any depth, tar files in them included), tar files and image files.
+
+    Raises:
+        UserError: a source that does not exist, is a compressed or damaged tar file, or holds no image.
+    """
+    stored: list[StoredImage] = []
+    for source in sources:
+        if source.is_dir():
+            found = [StoredImage(path) for path in find_images(source)]
+            for tar in sorted(source.rglob("*.tar")):
+                found += _list_tar(tar)
+        elif source.suffix == ".tar":
+            found = _list_tar(source)
+        elif not source.exists():
+            raise UserError(f"{source}: no such file or folder of images")
+        else:
+            raise UserError(f"{source}: neither a folder nor a plain .tar file of images")
+        if not found:
+            raise UserError(f"{source}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        stored += found
+    return stored
+
+
+def _list_tar(path: Path) -> list[StoredImage]:
+    try:
+        with tarfile.open(path, "r:") as tar:
+            return [
+                StoredImage(path, member.offset_data, member.size)
+                for member in tar
+                if member.isfile() and is_image_name(Path(member.name).name)
+            ]
+    except (tarfile.TarError, OSError) as error:
+        raise UserError(f"{path}: not a readable, uncompressed tar file ({error})") from error
+
+
+class ReadableImage(Protocol):
+    """An image that is read when it is needed: a file, a member of a tar file, or one that a program draws.
+
+    Attributes:
+        path: for messages.
+    """
+
+    @property
+    def path(self) -> Path: ...
+
+    def read(self) -> Image.Image:
+        """The upright RGB image."""
+
+
+class ImageCache:
+    """Images by their index, as uint8 tensors of one size; safe to use from several threads.
+
+    What is returned does not depend on the budget, only the time that it takes.
+    """
+
+    def __init__(
+        self,
+        stored: Sequence[ReadableImage],
+        prepare: Callable[[Image.Image], Tensor],
+        bytes_each: int,
+        budget_bytes: float,
+    ) -> None:
+        """
+        Args:
+            prepare: makes the uint8 tensor of an upright RGB image.
+            bytes_each: what such a tensor takes.
+        """
+        self._stored = stored
+        self._prepare = prepare
+        self._room = int(budget_bytes // bytes_each)
+        self._kept: dict[int, Tensor] = {}
+        self._reported: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Image `index`, or the next readable one in its place, with a line that names the unreadable.
+
+        Raises:
+            UserError: no image at all is readable.
+        """
+        if index in self._kept:
+            return self._kept[index]
+        for number in [*range(index, len(self)), *range(index)]:
+            try:
+                image = self._prepare(self._stored[number].read()).contiguous()
+                break
+            except UnreadableImageError as error:
+                if number not in self._reported:
+                    self._reported.add(number)
+                    tqdm.write(f"passed over {error}")
+        else:
+            raise UserError(f"none of the {len(self)} images can be read, {self._stored[0].path} for one")
+        if len(self._kept) < self._room:
+            self._kept[index] = image
+        return image

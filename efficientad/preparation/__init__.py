@@ -1,0 +1,1 @@
+"""The work of prepare_dataset.py; imports no torch."""

@@ -1,0 +1,65 @@
+"""The EXIF orientation of images, and annotations turned with them."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+from PIL import ExifTags, Image
+
+from efficientad.data.images import UnreadableImageError, failure_reason
+
+_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257  # tags
+_TURNS = {
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What a file says of its image before any pixel is decoded; sizes are width and height."""
+
+    stored_size: tuple[int, int]
+    orientation: int  # EXIF's, 1 to 8; from 5 on the upright image has width and height exchanged
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        return self.stored_size[::-1] if self.orientation > 4 else self.stored_size
+
+    def is_sideways(self, size: tuple[int, int]) -> bool:
+        """Whether something of this size fits the image as it is stored, but not as it is seen upright."""
+        return size == self.stored_size != self.upright_size
+
+
+def read_header(data: bytes, name: str) -> ImageHeader:
+    """The header of an image file's bytes; far cheaper than decoding, so damage further on goes unseen.
+
+    Raises:
+        UnreadableImageError: not an image.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            # Pillow decodes a whole PNG to look for EXIF data behind the pixels
+            may_have_exif = opened.format != "PNG" or b"eXIf" in data or b"exif" in data
+            orientation = opened.getexif().get(ExifTags.Base.Orientation, 1) if may_have_exif else 1
+            size = opened.size
+            if opened.format == "TIFF":  # whose size newer Pillows give as it is seen
+                size = opened.tag_v2[_TIFF_WIDTH], opened.tag_v2[_TIFF_HEIGHT]
+            return ImageHeader(size, orientation if orientation in range(1, 9) else 1)
+    except Exception as error:  # Pillow's plugins raise almost any type on damaged files
+        raise UnreadableImageError(name, failure_reason(error, empty=not data)) from error
+
+
+def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
+    """The image as EXIF orientation 5 to 8, which exchange width and height, wants it to be seen."""
+    return image.transpose(_TURNS[orientation])
+
+
+def turn_point_upright(x: float, y: float, header: ImageHeader) -> tuple[float, float]:
+    """Where turn_upright takes a point of the stored image, both from the upper left corner."""
+    width, height = header.stored_size
+    turned = {5: (y, x), 6: (height - y, x), 7: (height - y, width - x), 8: (y, width - x)}
+    return turned[header.orientation]
