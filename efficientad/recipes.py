@@ -7,7 +7,6 @@ AUTO, FAST, PAPER = "auto", "fast", "paper"
 RECIPES = (FAST, PAPER)
 NONE, DRAWN = "none", "drawn"  # in place of paths of natural images
 MEMORY_PATCHES = 8000
-MOST_MEMORY_PATCHES = 200_000  # 154 MB in model.pt
 FAST_BELOW = 10_000  # steps, of a training that asks for some and for no recipe
 
 

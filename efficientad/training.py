@@ -6,7 +6,6 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -33,23 +32,10 @@ from efficientad.system.runs import STOP_NOTICE, stop_requests
 from efficientad.system.torch_files import write_atomically
 from efficientad.teacher_answers import TeacherAnswers
 from efficientad.training_log import TrainingLog
+from efficientad.training_options import TrainingPlan
 
 NATURAL_GRAY_SHARE = 0.3  # of the penalty images
 LR_DECAY_AT = 0.95  # of the steps; then the learning rate is a tenth
-
-
-@dataclass(frozen=True)
-class TrainingPlan:
-    """What the loop needs to know beside model and images."""
-
-    steps: int
-    batch_size: int  # of each rank
-    lr: float
-    weight_decay: float
-    device: torch.device
-    precision: str  # resolved: fp32, bf16 or fp16
-    seed: int
-    cuda_graph: bool = True  # where one can be used
 
 
 def shuffled_batches(indices: range, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -6,22 +6,20 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from efficientad.recipes import (
     DEFAULT_STEPS,
     FAST,
     FAST_BELOW,
-    MOST_MEMORY_PATCHES,
     NONE,
     choose_memory,
     choose_recipe,
 )
-from efficientad.system.distributed import ranks, say
 from efficientad.system.errors import UserError
-from efficientad.training import TrainingPlan
+
+if TYPE_CHECKING:
+    import torch
 
 FEW_IMAGES_SEEN = 1000
 # Settings that do not change the result, or whose effect is compared itself (images, teacher, steps)
@@ -78,19 +76,31 @@ class TrainingOptions:
     overwrite: bool
 
 
-def settle(options: TrainingOptions, images: int) -> TrainingOptions:
-    """The options with recipe, steps, memory and penalty that follow from so many training images on all ranks.
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What the loop needs to know beside model and images."""
+
+    steps: int
+    batch_size: int  # of each rank
+    lr: float
+    weight_decay: float
+    device: torch.device
+    precision: str  # resolved: fp32, bf16 or fp16
+    seed: int
+    cuda_graph: bool = True  # where one can be used
+
+
+def settle(options: TrainingOptions, images: int, processes: int) -> TrainingOptions:
+    """The options with recipe, steps, memory and penalty that follow from so many training images.
 
     Raises:
         UserError: wishes that exclude each other.
     """
     asked = options.train_steps
     if options.epochs is not None:
-        asked = options.epochs * math.ceil(images / (options.batch_size * ranks()))
+        asked = options.epochs * math.ceil(images / (options.batch_size * processes))
     recipe = choose_recipe(options.recipe, asked)
     memory = choose_memory(options.memory, recipe)
-    if memory > MOST_MEMORY_PATCHES:
-        raise UserError(f"--memory {memory} is more than the {MOST_MEMORY_PATCHES} patches that a model may have")
     sources = options.imagenet_train_path or [Path(NONE)]
     if recipe == FAST:
         if asked is not None and options.recipe == FAST:
@@ -136,21 +146,25 @@ def describe_unused(asked: TrainingOptions, settled: TrainingOptions) -> str:
     )
 
 
-def report_start(name: str, options: TrainingOptions, facts: Mapping[str, Any]) -> None:
-    """Print what is going to happen, and a warning where it will be too little."""
-    say(f"Data set {name}: {facts['train_images']} good images, {facts['validation_images']} more held out")
+def describe_start(name: str, options: TrainingOptions, facts: Mapping[str, Any]) -> list[str]:
+    """Lines about what is going to happen, and a warning where it will be too little."""
+    processes = facts["processes"]
     parts = [f"memory of {options.memory} patches"] if options.memory else []
     if facts["steps"]:
         steps = f"{facts['steps']} steps of batch size {options.batch_size}"
-        if ranks() > 1:
-            steps += f" on each of {ranks()} processes"
+        if processes > 1:
+            steps += f" on each of {processes} processes"
         parts = [steps, f"penalty {facts['penalty']}", *parts]
-    say(f"EfficientAD {options.model_size}, {', '.join(parts)}, recipe {options.recipe}")
-    say(f"Using {facts['machine']}")
-    say(f"Teacher {facts['teacher']}")
-    seen = facts["steps"] * min(options.batch_size * ranks(), facts["train_images"])
+    lines = [
+        f"Data set {name}: {facts['train_images']} good images, {facts['validation_images']} more held out",
+        f"EfficientAD {options.model_size}, {', '.join(parts)}, recipe {options.recipe}",
+        f"Using {facts['machine']}",
+        f"Teacher {facts['teacher']}",
+    ]
+    seen = facts["steps"] * min(options.batch_size * processes, facts["train_images"])
     if 0 < seen < FEW_IMAGES_SEEN:
-        say(
+        lines.append(
             f"Note: only about {seen} images will be seen; below {FEW_IMAGES_SEEN} the maps of student and "
             "autoencoder stay weak: raise --epochs or --train_steps, or take --recipe fast"
         )
+    return lines

@@ -13,7 +13,7 @@ import torch
 
 from efficientad import normalization
 from efficientad.calibration import describe_calibration
-from efficientad.checkpoint import MODEL_FILE, load_teacher_weights, read_training, save_model
+from efficientad.checkpoint import MODEL_FILE, MOST_MEMORY_PATCHES, load_teacher_weights, read_training, save_model
 from efficientad.data.datasets import Dataset, Sample, TrainingSplit, find_training_images
 from efficientad.data.images import SKIPPED_FILE, describe_skipped, find_unreadable, read_image, write_skipped
 from efficientad.image_set import ImageSet
@@ -41,9 +41,9 @@ from efficientad.training_chart import draw_training
 from efficientad.training_options import (
     MAY_DIFFER,
     TrainingOptions,
+    describe_start,
     describe_unused,
     make_plan,
-    report_start,
     settle,
 )
 
@@ -154,7 +154,7 @@ class _Run:
         if len(split.train) < ranks():
             raise UserError(f"{len(split.train)} training images are too few for {ranks()} processes; start fewer")
         unused = options
-        self._options = options = settle(options, len(split.train))
+        self._options = options = settle(options, len(split.train), ranks())
         unused = describe_unused(unused, options)
         self.model, teacher = _start_model(options)
         penalty = find_penalty_images(options.imagenet_train_path)
@@ -171,11 +171,11 @@ class _Run:
             "teacher": str(teacher),
             "processes": ranks(),
         }
-        report_start(dataset.name, options, facts)
-        if unused:
-            say(unused)
-        if samples:
-            say(describe_use(options.evaluate_every, samples))
+        lines = describe_start(dataset.name, options, facts)
+        lines += [unused] if unused else []
+        lines += [describe_use(options.evaluate_every, samples)] if samples else []
+        for line in lines:
+            say(line)
         self.settings = json.loads(json.dumps({**settings, **facts}, default=str))
         self._state = self._read_state() if resuming else None
         self._load_images(dataset, split, penalty, samples)
@@ -313,6 +313,10 @@ class _Run:
 
 def _start_model(options: TrainingOptions) -> tuple[EfficientAD, Path]:
     """A model with its first weights, and the file that its teacher came from."""
+    if options.memory > MOST_MEMORY_PATCHES:
+        raise UserError(
+            f"--memory {options.memory} is more than the {MOST_MEMORY_PATCHES} patches that a model may have"
+        )
     torch.manual_seed(options.seed)
     model = EfficientAD(options.model_size, has_student=options.train_steps > 0)
     if rank() > 0:

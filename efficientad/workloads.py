@@ -24,7 +24,8 @@ from efficientad.recipes import MEMORY_PATCHES, map_weights
 from efficientad.runtimes import TorchDetector
 from efficientad.scoring import score_samples
 from efficientad.system.parallel import parallel_map
-from efficientad.training import Learner, TrainingPlan
+from efficientad.training import Learner
+from efficientad.training_options import TrainingPlan
 
 _THRESHOLD = 40.0
 EXPORTS = (("onnx", "fp32"), ("onnx", "int8"), ("openvino", "fp32"), ("openvino", "int8"))

@@ -12,7 +12,8 @@ from efficientad.networks import EfficientAD
 from efficientad.recipes import map_weights
 from efficientad.system.distributed import own_part, process_group, rank, sum_over_ranks
 from efficientad.teacher_answers import TeacherAnswers
-from efficientad.training import Learner, TrainingPlan
+from efficientad.training import Learner
+from efficientad.training_options import TrainingPlan
 
 CPU = torch.device("cpu")
 MEMORY_PATCHES = 300  # of two rounds of the choice

@@ -18,8 +18,9 @@ from efficientad.networks import EfficientAD
 from efficientad.progress import Progress
 from efficientad.step_graph import GraphedStep
 from efficientad.system.errors import Interrupted
-from efficientad.training import Learner, TrainingPlan
+from efficientad.training import Learner
 from efficientad.training_log import TrainingLog
+from efficientad.training_options import TrainingPlan
 from stubs import HeldImages
 from test_resuming import assert_same_model, folder_of, read_log, stop_at
 

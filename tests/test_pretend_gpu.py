@@ -13,7 +13,8 @@ from efficientad.distillation import DistillationTarget
 from efficientad.muon import Muon
 from efficientad.networks import EfficientAD, anomaly_score
 from efficientad.output_layer import OutputLayerFit
-from efficientad.training import Learner, TrainingPlan
+from efficientad.training import Learner
+from efficientad.training_options import TrainingPlan
 from stubs import random_backbone
 
 GPU = torch.device("cuda", 0)

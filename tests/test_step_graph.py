@@ -8,7 +8,8 @@ from torch import nn
 
 from efficientad.networks import EfficientAD
 from efficientad.step_graph import CudaGraphs, GraphedStep
-from efficientad.training import Learner, TrainingPlan
+from efficientad.training import Learner
+from efficientad.training_options import TrainingPlan
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,8 @@ from efficientad.networks import EfficientAD
 from efficientad.system.devices import autocast
 from efficientad.system.errors import UserError
 from efficientad.teacher_answers import TeacherAnswers
-from efficientad.training import Training, TrainingPlan, shuffled_batches
+from efficientad.training import Training, shuffled_batches
+from efficientad.training_options import TrainingPlan
 from stubs import HeldImages
 
 CPU = torch.device("cpu")
