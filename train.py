@@ -5,9 +5,9 @@ import shlex
 import time
 from pathlib import Path
 
-from efficientad.recipes import AUTO, DEFAULT_STEPS, DRAWN, FAST_BELOW, MEMORY_PATCHES, NONE, RECIPES
 from efficientad.system import arguments
 from efficientad.system.errors import run_command
+from efficientad.training.options import AUTO, DEFAULT_STEPS, DRAWN, FAST_BELOW, MEMORY_PATCHES, NONE, RECIPES
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -180,11 +180,11 @@ def train_category(args: argparse.Namespace, category: str) -> tuple[int, int, f
     """Train one detector; returns the numbers of images and steps and the seconds, or None if it was finished."""
     from dataclasses import fields
 
-    from efficientad.checkpoint import MODEL_FILE
     from efficientad.data.datasets import open_dataset
+    from efficientad.detector.checkpoint import MODEL_FILE
     from efficientad.system.distributed import say
-    from efficientad.training_options import TrainingOptions
-    from efficientad.training_run import train_detector
+    from efficientad.training.options import TrainingOptions
+    from efficientad.training.run import train_detector
 
     start = time.monotonic()
     options = TrainingOptions(**{field.name: getattr(args, field.name) for field in fields(TrainingOptions)})

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from efficientad.backbone_weights import load_weights
-from efficientad.networks import IMAGENET_MEAN, IMAGENET_STD
+from efficientad.detector.networks import IMAGENET_MEAN, IMAGENET_STD
 from efficientad.system.errors import UserError, is_out_of_memory
 
 STRIDES = (8, 16)  # of the layers whose features are taken: fine enough for stride 4 at half the size

@@ -49,8 +49,8 @@ def main(args: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
+    from efficientad.detector.networks import EfficientAD
     from efficientad.measuring import matrix_rate
-    from efficientad.networks import EfficientAD
     from efficientad.system.devices import describe_device, keep_freed_memory, resolve_device, resolve_precision
     from efficientad.workloads import Workloads
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from efficientad.backbones import Backbone
-from efficientad.networks import FEATURE_CHANNELS, PATCH_CENTRE, PATCH_STRIDE, feature_map_size
+from efficientad.detector.networks import FEATURE_CHANNELS, PATCH_CENTRE, PATCH_STRIDE, feature_map_size
 from efficientad.system.devices import autocast
 from efficientad.system.distributed import sum_over_ranks
 

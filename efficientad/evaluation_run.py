@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from efficientad import calibration, html_report, pictures, report
+from efficientad import html_report, pictures, report
 from efficientad.data.datasets import Dataset, find_test_samples
 from efficientad.data.images import (
     SKIPPED_FILE,
@@ -20,6 +20,7 @@ from efficientad.data.images import (
     raise_if_unreadable,
     write_skipped,
 )
+from efficientad.detector import calibration
 from efficientad.localization import Localization
 from efficientad.map_spool import MapSpool, detector_digest
 from efficientad.masks import GROUND_TRUTH, find_masks

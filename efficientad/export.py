@@ -61,7 +61,7 @@ def main(args: argparse.Namespace) -> None:
     import torch
 
     from efficientad import exporting, parity
-    from efficientad.checkpoint import load_model
+    from efficientad.detector.checkpoint import load_model
     from efficientad.exported import SUFFIXES, load_exported
     from efficientad.runtimes import TorchDetector
 
@@ -134,10 +134,10 @@ def find_images(args: argparse.Namespace) -> list:
     Raises:
         UserError: none were given, and those of the training are no longer there.
     """
-    from efficientad.checkpoint import read_training
     from efficientad.data.datasets import find_training_images, open_dataset
     from efficientad.data.image_collections import StoredImage, find_stored_images
     from efficientad.data.images import were_skipped
+    from efficientad.detector.checkpoint import read_training
 
     if args.images:
         return find_stored_images(args.images)

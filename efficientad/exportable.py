@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from efficientad.networks import EfficientAD, anomaly_score
+from efficientad.detector.networks import EfficientAD, anomaly_score
 
 
 class ExportableDetector(nn.Module):

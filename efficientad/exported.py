@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from efficientad.calibration import DEFAULT_THRESHOLD, Calibration
+from efficientad.detector.calibration import DEFAULT_THRESHOLD, Calibration
 from efficientad.system.errors import UserError
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from efficientad.detector.networks import EfficientAD
 from efficientad.exportable import ExportableDetector
 from efficientad.exported import INPUT_NAME, METADATA_FILE, OUTPUT_NAMES, Metadata, import_package
-from efficientad.networks import EfficientAD
 
 # Convolutions that int8 leaves alone. The autoencoder has few multiply-adds, which it needs exactly: its bottleneck
 # sees every pixel. The first convolutions have fewer still, and filters that add up to nearly nothing: what

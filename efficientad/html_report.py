@@ -15,9 +15,9 @@ from typing import Any
 from urllib.parse import quote
 
 import efficientad
-from efficientad.calibration import Calibration, describe_calibration
 from efficientad.data.datasets import GOOD, Dataset, Sample
 from efficientad.data.images import UnreadableImageError
+from efficientad.detector.calibration import Calibration, describe_calibration
 from efficientad.metrics import INTERVAL
 from efficientad.pictures import MAP_FLOOR, MAP_LEVELS, PAGE_BYTES, REPORT_BYTES, TEXT_BYTES
 from efficientad.report import Evaluation, ScoredSample

@@ -15,8 +15,8 @@ from torch import Tensor
 from efficientad.data.datasets import Sample
 from efficientad.data.images import UnreadableImageError, decode_image, raise_if_unreadable, read_bytes
 from efficientad.data.transforms import to_square
+from efficientad.detector.networks import anomaly_score
 from efficientad.map_spool import MapSpool
-from efficientad.networks import anomaly_score
 from efficientad.runtimes import Detector
 from efficientad.system.errors import UserError
 from efficientad.system.parallel import parallel_map

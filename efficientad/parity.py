@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from tabulate import tabulate
 
-from efficientad.networks import MAP_SCALE, anomaly_score
+from efficientad.detector.networks import MAP_SCALE, anomaly_score
 
 _FLOOR = (
     0.1 * MAP_SCALE

@@ -73,7 +73,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
     from efficientad import results
-    from efficientad.calibration import choose_threshold
+    from efficientad.detector.calibration import choose_threshold
     from efficientad.runtimes import load_detector
 
     if args.watch and not args.watch.is_dir():

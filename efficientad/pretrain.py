@@ -193,9 +193,9 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
     from efficientad import backbones
     from efficientad.data.image_collections import ImageCache, find_stored_images
     from efficientad.data.transforms import to_square
+    from efficientad.detector.initialization import start_teacher
+    from efficientad.detector.networks import IMAGE_SIZE
     from efficientad.distillation import DistillationTarget
-    from efficientad.initialization import start_teacher
-    from efficientad.networks import IMAGE_SIZE
     from efficientad.pretraining import Distillation
     from efficientad.pretraining_data import Batches, DistillationPlan, hold_out
     from efficientad.system.devices import describe_device, keep_freed_memory, resolve_device, resolve_precision

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from efficientad.detector.initialization import OutputLayerFit
+from efficientad.detector.networks import FEATURE_CHANNELS
 from efficientad.distillation import DistillationTarget
 from efficientad.muon import Muon
-from efficientad.networks import FEATURE_CHANNELS
-from efficientad.output_layer import OutputLayerFit
 from efficientad.pretraining_data import Batches, DistillationPlan, random_windows
 from efficientad.system.devices import autocast
 from efficientad.system.distributed import from_first_rank, largest_over_ranks, sum_over_ranks, wait_for_ranks

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from efficientad.data.image_collections import ImageCache
 from efficientad.data.transforms import augment, draw_light, random_crops, where_gray
-from efficientad.networks import IMAGENET_MEAN, IMAGENET_STD, PATCH_SIZE, PATCH_STRIDE
+from efficientad.detector.networks import IMAGENET_MEAN, IMAGENET_STD, PATCH_SIZE, PATCH_STRIDE
 from efficientad.system.parallel import parallel_map
 
 MOST_HELD_OUT = 64

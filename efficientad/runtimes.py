@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from efficientad.calibration import Calibration
-from efficientad.checkpoint import load_model
 from efficientad.data.transforms import to_unit_range
+from efficientad.detector.calibration import Calibration
+from efficientad.detector.checkpoint import load_model
+from efficientad.detector.networks import EfficientAD
 from efficientad.exported import SUFFIXES, load_exported
-from efficientad.networks import EfficientAD
 from efficientad.system.devices import (
     autocast,
     describe_device,

@@ -11,8 +11,8 @@ from torch import nn
 
 from browser import Browser, find_programs
 from commands import train
-from efficientad import networks
-from efficientad.networks import EfficientAD
+from efficientad.detector import networks
+from efficientad.detector.networks import EfficientAD
 from efficientad.system.errors import run_command
 from reports import ROWS, make_report
 

@@ -6,14 +6,12 @@ from pathlib import Path
 import torch
 
 import stubs
-from efficientad import normalization
-from efficientad.memory import fit_memory
-from efficientad.networks import EfficientAD
-from efficientad.recipes import map_weights
+from efficientad.detector.networks import EfficientAD
 from efficientad.system.distributed import own_part, process_group, rank, sum_over_ranks
-from efficientad.teacher_answers import TeacherAnswers
-from efficientad.training import Learner
-from efficientad.training_options import TrainingPlan
+from efficientad.training.cache import TeacherAnswers
+from efficientad.training.loop import Learner, fitting
+from efficientad.training.memory import fit_memory
+from efficientad.training.options import TrainingPlan, map_weights
 
 CPU = torch.device("cpu")
 MEMORY_PATCHES = 300  # of two rounds of the choice
@@ -30,7 +28,7 @@ def joined_work(image_size=64, batches=(5, 4, 1), seen=7):
     natural = torch.rand(max(batches), 3, image_size, image_size)
     images, indices = stubs.HeldImages(pixels), range(seen)
     answers = TeacherAnswers(model, 1e9, CPU, "fp32")
-    normalization.fit_teacher_statistics(model, images, indices, answers)
+    fitting.fit_teacher_statistics(model, images, indices, answers)
     if rank() > 0:
         torch.manual_seed(rank())
     plan = TrainingPlan(100, 1, 1e-3, 0.0, CPU, "fp32", seed=1)
@@ -44,8 +42,8 @@ def joined_work(image_size=64, batches=(5, 4, 1), seen=7):
         gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
     fit_memory(model, images, indices[: seen - 1], answers, MEMORY_PATCHES, seed=2)
     model.map_weights.copy_(torch.tensor(map_weights(has_student=True, has_memory=True)))
-    normalization.fit_map_quantiles(model, images, indices, "fp32")
-    scores = torch.tensor(normalization.score_images(model, images, indices, "fp32", "Scoring"))
+    fitting.fit_map_quantiles(model, images, indices, "fp32")
+    scores = torch.tensor(fitting.score_images(model, images, indices, "fp32", "Scoring"))
     return {"losses": losses, "gradients": gradients, "state": model.state_dict(), "scores": scores}
 
 

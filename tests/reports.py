@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from efficientad.calibration import calibrate
 from efficientad.data.datasets import Sample
+from efficientad.detector.calibration import calibrate
 from efficientad.html_report import REPORT_FILE, Run, write_report
 from efficientad.pictures import Picture, encode_map, encode_thumbnail, plan_pictures
 from efficientad.report import ScoredSample, evaluate_scores

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from efficientad.calibration import (
+from efficientad.detector.calibration import (
     DEFAULT_THRESHOLD,
     Calibration,
     calibrate,

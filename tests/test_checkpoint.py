@@ -8,10 +8,10 @@ from torch import nn
 
 import plain
 from conftest import write_six_files
-from efficientad import checkpoint
-from efficientad.calibration import Calibration
-from efficientad.checkpoint import load_model, load_teacher_weights, save_model
-from efficientad.networks import EfficientAD
+from efficientad.detector import checkpoint
+from efficientad.detector.calibration import Calibration
+from efficientad.detector.checkpoint import load_model, load_teacher_weights, save_model
+from efficientad.detector.networks import EfficientAD
 from efficientad.system.errors import UserError
 
 CPU = torch.device("cpu")

@@ -13,8 +13,8 @@ from sklearn.metrics import roc_auc_score
 import eval as eval_script
 from commands import evaluate
 from conftest import fail, fill_folder, make_dataset, write_six_files
-from efficientad.checkpoint import load_teacher_weights, save_model
-from efficientad.networks import EfficientAD
+from efficientad.detector.checkpoint import load_teacher_weights, save_model
+from efficientad.detector.networks import EfficientAD
 from reports import Page
 
 

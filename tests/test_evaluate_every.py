@@ -12,15 +12,16 @@ from PIL import Image
 import train as train_script
 from commands import evaluate, train
 from conftest import draw_part, fail, fill_folder, make_dataset
-from efficientad import training, training_run
-from efficientad.losses import Losses
-from efficientad.networks import EfficientAD
-from efficientad.progress import Progress
-from efficientad.step_graph import GraphedStep
+from efficientad.detector.networks import EfficientAD
 from efficientad.system.errors import Interrupted
-from efficientad.training import Learner
-from efficientad.training_log import TrainingLog
-from efficientad.training_options import TrainingPlan
+from efficientad.training import loop as training_loop
+from efficientad.training import run as training_run
+from efficientad.training.cuda_graph import GraphedStep
+from efficientad.training.log import TrainingLog
+from efficientad.training.loop import Learner
+from efficientad.training.losses import Losses
+from efficientad.training.options import TrainingPlan
+from efficientad.training.progress import Progress
 from stubs import HeldImages
 from test_resuming import assert_same_model, folder_of, read_log, stop_at
 
@@ -56,7 +57,7 @@ def aurocs(output):
 
 def test_it_tells_what_eval_finds_after_that_many_steps(words, dataset, tmp_path, monkeypatch, capsys):
     """With a learning rate that does not depend on the number of steps to come."""
-    monkeypatch.setattr(training, "learning_rate", lambda lr, *_: lr)
+    monkeypatch.setattr(training_loop, "learning_rate", lambda lr, *_: lr)
     words += ["--lr", 3e-3]
     train(*words, "--train_steps", 7, "--evaluate_every", 5)
     printed = capsys.readouterr()

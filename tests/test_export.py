@@ -15,16 +15,16 @@ import eval as eval_script
 import plain
 from conftest import draw_part, fail, fill_folder, make_dataset
 from efficientad import export, parity, predict
-from efficientad.calibration import calibrate
-from efficientad.checkpoint import load_teacher_weights, save_model
 from efficientad.data import images
 from efficientad.data.images import UnreadableImageError, read_image
 from efficientad.data.transforms import to_square
+from efficientad.detector.calibration import calibrate
+from efficientad.detector.checkpoint import load_teacher_weights, save_model
+from efficientad.detector.networks import EfficientAD
 from efficientad.exportable import ExportableDetector
 from efficientad.exported import load_exported
-from efficientad.networks import EfficientAD
-from efficientad.normalization import map_quantiles
 from efficientad.runtimes import TorchDetector
+from efficientad.training.fitting import map_quantiles
 
 CPU = torch.device("cpu")
 NEEDS = {

@@ -12,12 +12,13 @@ import torch
 import train as train_script
 from commands import evaluate, train
 from conftest import fail, make_dataset
-from efficientad import export, predict, training_run
-from efficientad.checkpoint import load_model, save_model
+from efficientad import export, predict
+from efficientad.detector.checkpoint import load_model, save_model
+from efficientad.detector.networks import EfficientAD
 from efficientad.exported import load_exported
-from efficientad.networks import EfficientAD
 from efficientad.runtimes import TorchDetector
 from efficientad.system.errors import Interrupted
+from efficientad.training import run as training_run
 from test_export import SUFFIXES, VARIANTS, random_pixels, skip_without
 from test_resuming import assert_same_model, folder_of, stop_at
 
@@ -224,7 +225,7 @@ def test_an_interrupted_replacement_is_not_taken_for_done(words, tmp_path, capsy
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("efficientad.training_run.fit_memory", interrupt)
+        patched.setattr("efficientad.training.run.fit_memory", interrupt)
         train(*words, "--memory", 30, "--seed", 7, "--overwrite")
     assert (folder_of(tmp_path / "out") / "model.pt").read_bytes() == before
     train(*words, "--memory", 30, "--seed", 7, "--resume")

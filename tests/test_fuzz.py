@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import draw_part
-from efficientad.checkpoint import load_model, load_teacher_weights, save_model
 from efficientad.data.images import UnreadableImageError, check_image, decode_image
-from efficientad.networks import EfficientAD
+from efficientad.detector.checkpoint import load_model, load_teacher_weights, save_model
+from efficientad.detector.networks import EfficientAD
 from efficientad.preparation.orientation import read_header
 from efficientad.system.errors import UserError
 from originals import Originals, prepare

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from conftest import fill_folder
-from efficientad.image_set import ImageSet
 from efficientad.system.errors import UserError
+from efficientad.training.cache import ImageSet
 
 CPU = torch.device("cpu")
 ONE_IMAGE = 3 * 32 * 32

@@ -9,7 +9,7 @@ from PIL import Image
 import eval as eval_script
 from conftest import fail
 from efficientad import inference, scoring
-from efficientad.checkpoint import save_model
+from efficientad.detector.checkpoint import save_model
 from efficientad.map_spool import MapSpool, detector_digest
 from efficientad.runtimes import TorchDetector
 from efficientad.system.errors import UserError

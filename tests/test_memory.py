@@ -4,15 +4,15 @@ import pytest
 import torch
 
 import plain
-from efficientad import memory as memory_module
-from efficientad import networks
-from efficientad.checkpoint import load_model, save_model
 from efficientad.data.transforms import to_unit_range
-from efficientad.memory import choose_coreset, fit_memory, weigh_patches
-from efficientad.networks import EfficientAD, memory_map, pool_features
-from efficientad.normalization import fit_map_quantiles, fit_teacher_statistics
+from efficientad.detector import networks
+from efficientad.detector.checkpoint import load_model, save_model
+from efficientad.detector.networks import EfficientAD, memory_map, pool_features
 from efficientad.runtimes import TorchDetector
-from efficientad.teacher_answers import TeacherAnswers
+from efficientad.training import memory as memory_module
+from efficientad.training.cache import TeacherAnswers
+from efficientad.training.fitting import fit_map_quantiles, fit_teacher_statistics
+from efficientad.training.memory import choose_coreset, fit_memory, weigh_patches
 from stubs import HeldImages
 
 CPU = torch.device("cpu")

@@ -7,9 +7,14 @@ from PIL import Image
 
 from conftest import fill_folder
 from efficientad.data.image_collections import find_stored_images
-from efficientad.drawn import SIDE, DrawnImage
-from efficientad.natural import crop_centre_half, find_penalty_images, penalty_batches
 from efficientad.system.errors import UserError
+from efficientad.training.penalty_images import (
+    SIDE,
+    DrawnImage,
+    crop_centre_half,
+    find_penalty_images,
+    penalty_batches,
+)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import plain
-from efficientad.networks import (
+from efficientad.detector.networks import (
     EfficientAD,
     RawMaps,
     anomaly_score,
@@ -11,7 +11,7 @@ from efficientad.networks import (
     build_pdn,
     feature_map_size,
 )
-from efficientad.recipes import map_weights
+from efficientad.training.options import map_weights
 
 PARAMETERS = {"small": (2_694_144, 4_267_392), "medium": (8_026_624, 11_615_488)}
 GIGA_MULTIPLY_ADDS = {"small": (15.31, 20.24), "medium": (52.03, 63.28)}

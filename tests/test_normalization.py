@@ -4,10 +4,10 @@ import torch
 
 import plain
 from efficientad.data.transforms import to_unit_range
-from efficientad.networks import EfficientAD, RawMaps
-from efficientad.normalization import fit_map_quantiles, fit_teacher_statistics, map_quantiles
+from efficientad.detector.networks import EfficientAD, RawMaps
 from efficientad.system.errors import UserError
-from efficientad.teacher_answers import TeacherAnswers
+from efficientad.training.cache import TeacherAnswers
+from efficientad.training.fitting import fit_map_quantiles, fit_teacher_statistics, map_quantiles
 from stubs import HeldImages
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from efficientad.output_layer import OutputLayerFit
+from efficientad.detector.initialization import OutputLayerFit
 
 
 def test_ridge_regression_equals_the_textbook():

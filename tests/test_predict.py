@@ -12,8 +12,8 @@ from pycocotools.coco import COCO
 
 from conftest import draw_part, fail, fill_folder
 from efficientad import predict
-from efficientad.calibration import calibrate
-from efficientad.checkpoint import save_model
+from efficientad.detector.calibration import calibrate
+from efficientad.detector.checkpoint import save_model
 from efficientad.regions import find_regions
 from efficientad.system.errors import run_command
 

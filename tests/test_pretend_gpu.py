@@ -9,12 +9,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from efficientad.data.transforms import to_unit_range
+from efficientad.detector.initialization import OutputLayerFit
+from efficientad.detector.networks import EfficientAD, anomaly_score
 from efficientad.distillation import DistillationTarget
 from efficientad.muon import Muon
-from efficientad.networks import EfficientAD, anomaly_score
-from efficientad.output_layer import OutputLayerFit
-from efficientad.training import Learner
-from efficientad.training_options import TrainingPlan
+from efficientad.training.loop import Learner
+from efficientad.training.options import TrainingPlan
 from stubs import random_backbone
 
 GPU = torch.device("cuda", 0)

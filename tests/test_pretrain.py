@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from conftest import fail, fill_folder
-from efficientad import backbones, checkpoint, pretrain, pretraining
-from efficientad.networks import EfficientAD, build_pdn
+from efficientad import backbones, pretrain, pretraining
+from efficientad.detector import checkpoint
+from efficientad.detector.networks import EfficientAD, build_pdn
 from efficientad.system.errors import UserError
 from stubs import random_backbone
 

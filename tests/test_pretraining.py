@@ -17,9 +17,9 @@ from conftest import fill_folder, tiny_pdn
 from efficientad import pretraining
 from efficientad.data.image_collections import ImageCache, find_stored_images
 from efficientad.data.transforms import augment, draw_light, random_crops, to_square
+from efficientad.detector.initialization import initialize_network, widen_pdn
+from efficientad.detector.networks import build_pdn
 from efficientad.distillation import DistillationTarget
-from efficientad.initialization import initialize_network, widen_pdn
-from efficientad.networks import build_pdn
 from efficientad.pretraining import Distillation, explained_variance, solve_output_layer
 from efficientad.pretraining_data import Batches, DistillationPlan, patches_within, random_windows
 from efficientad.system.errors import UserError

@@ -16,7 +16,7 @@ import eval as eval_script
 import joined_worker
 import train as train_script
 from conftest import fail, make_dataset
-from efficientad.checkpoint import save_model
+from efficientad.detector.checkpoint import save_model
 
 TESTS = Path(__file__).parent
 

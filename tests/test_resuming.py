@@ -17,11 +17,12 @@ import torch
 
 import train as train_script
 from conftest import draw_part, fail, fill_folder
-from efficientad import training, training_run
-from efficientad.networks import EfficientAD
+from efficientad.detector.networks import EfficientAD
 from efficientad.system import runs
 from efficientad.system.errors import Interrupted
 from efficientad.system.runs import LOCK_FILE, lock_folder, stop_requests
+from efficientad.training import loop as training_loop
+from efficientad.training import run as training_run
 
 TESTS = Path(__file__).parent
 
@@ -67,14 +68,14 @@ def read_log(output):
 
 def stop_at(monkeypatch, step):
     """The training gets a SIGTERM in its step number `step`."""
-    learn = training.Learner.step
+    learn = training_loop.Learner.step
 
     def learn_and_signal(self, *args):
         if self.steps_done == step:
             os.kill(os.getpid(), signal.SIGTERM)
         return learn(self, *args)
 
-    monkeypatch.setattr(training.Learner, "step", learn_and_signal)
+    monkeypatch.setattr(training_loop.Learner, "step", learn_and_signal)
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path, dataset_folder, tiny_teacher):
@@ -212,14 +213,14 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_good(tiny_training, tmp_pat
 
 
 def test_an_output_folder_that_is_removed_meanwhile_comes_back(tiny_training, tmp_path, monkeypatch):
-    learn = training.Learner.step
+    learn = training_loop.Learner.step
 
     def learn_and_remove(self, *args):
         if self.steps_done == 5:
             shutil.rmtree(tmp_path / "out")
         return learn(self, *args)
 
-    monkeypatch.setattr(training.Learner, "step", learn_and_remove)
+    monkeypatch.setattr(training_loop.Learner, "step", learn_and_remove)
     train(tiny_training)
     assert (folder_of(tmp_path / "out") / "model.pt").is_file()
     assert [row["step"] for row in read_log(tmp_path / "out")] == ["1", "10", "12"]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from efficientad.networks import EfficientAD
-from efficientad.step_graph import CudaGraphs, GraphedStep
-from efficientad.training import Learner
-from efficientad.training_options import TrainingPlan
+from efficientad.detector.networks import EfficientAD
+from efficientad.training.cuda_graph import CudaGraphs, GraphedStep
+from efficientad.training.loop import Learner
+from efficientad.training.options import TrainingPlan
 
 CPU = torch.device("cpu")
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from efficientad.networks import EfficientAD
-from efficientad.teacher_answers import TeacherAnswers
+from efficientad.detector.networks import EfficientAD
+from efficientad.training.cache import TeacherAnswers
 
 CPU = torch.device("cpu")
 ONE_ANSWER = 2 * 384 * 56 * 56

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from efficientad import checkpoint
-from efficientad.checkpoint import load_teacher_weights
-from efficientad.networks import EfficientAD, build_pdn
+from efficientad.detector import checkpoint
+from efficientad.detector.checkpoint import load_teacher_weights
+from efficientad.detector.networks import EfficientAD, build_pdn
 from efficientad.system.errors import UserError
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 import train as train_script
 from commands import evaluate, train
 from conftest import fail, fill_folder, make_dataset
-from efficientad.recipes import RECIPES, choose_recipe
+from efficientad.training.options import RECIPES, choose_recipe
 
 
 def test_training_says_what_it_does_and_what_to_do_next(tmp_path, dataset_folder, tiny_teacher, capsys):

@@ -7,15 +7,15 @@ import torch
 from torchvision.transforms import functional as tv
 
 import plain
-from efficientad import training_log
 from efficientad.data.transforms import augment, draw_changes, where_gray
-from efficientad.losses import compute_losses, hard_feature_count, hard_feature_loss
-from efficientad.networks import EfficientAD
+from efficientad.detector.networks import EfficientAD
 from efficientad.system.devices import autocast
 from efficientad.system.errors import UserError
-from efficientad.teacher_answers import TeacherAnswers
-from efficientad.training import Training, shuffled_batches
-from efficientad.training_options import TrainingPlan
+from efficientad.training import log
+from efficientad.training.cache import TeacherAnswers
+from efficientad.training.loop import Training, shuffled_batches
+from efficientad.training.losses import compute_losses, hard_feature_count, hard_feature_loss
+from efficientad.training.options import TrainingPlan
 from stubs import HeldImages
 
 CPU = torch.device("cpu")
@@ -147,7 +147,7 @@ def test_natural_images_turn_gray_one_by_one():
 
 def test_learning_rate_falls_by_steps(tiny_model, tmp_path, monkeypatch):
     """Within a single epoch too: 40 images, 20 steps, the last of them at a tenth."""
-    monkeypatch.setattr(training_log, "LOG_EVERY", 1)
+    monkeypatch.setattr(log, "LOG_EVERY", 1)
     train(tiny_model, random_pixels(40), None, make_plan(steps=20, batch_size=1), tmp_path / "log.csv")
     rates = [float(row["lr"]) for row in read_log(tmp_path / "log.csv")]
     assert rates == pytest.approx([1e-3] * 19 + [1e-4])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientad.training_chart import draw_training
+from efficientad.training.log import draw_training
 
 HEADER = "step,hard,penalty,ae,stae,loss,lr,images_per_s\n"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from conftest import draw_part, fill_folder
-from efficientad.checkpoint import save_model
+from efficientad.detector.checkpoint import save_model
 from efficientad.watching import FolderWatcher, LatencyLog
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,9 +7,10 @@ import time
 
 import stubs
 import train
-from efficientad import training, training_run
-from efficientad.networks import EfficientAD
+from efficientad.detector.networks import EfficientAD
 from efficientad.system.errors import run_command
+from efficientad.training import loop as training_loop
+from efficientad.training import run as training_run
 
 
 def use_tiny_detector():
@@ -19,19 +20,19 @@ def use_tiny_detector():
 
 def die_in_step(step):
     """The second process is killed when it begins that step."""
-    learn = training.Learner.step
+    learn = training_loop.Learner.step
 
     def learn_or_die(self, *args):
         if self.steps_done == step and os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGKILL)
         return learn(self, *args)
 
-    training.Learner.step = learn_or_die
+    training_loop.Learner.step = learn_or_die
 
 
 def stop_in_step(step):
     """The first process is told to end when it begins that step, and saves slowly."""
-    learn, write = training.Learner.step, training.write_atomically
+    learn, write = training_loop.Learner.step, training_loop.write_atomically
 
     def learn_when_told(self, *args):
         if self.steps_done == step and os.environ["RANK"] == "0":
@@ -42,7 +43,7 @@ def stop_in_step(step):
         time.sleep(1)
         write(*args)
 
-    training.Learner.step, training.write_atomically = learn_when_told, write_slowly
+    training_loop.Learner.step, training_loop.write_atomically = learn_when_told, write_slowly
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from efficientad.networks import FEATURE_CHANNELS, EfficientAD
+from efficientad.detector.networks import FEATURE_CHANNELS, EfficientAD
 from efficientad.system.distributed import gather_rows, ranks
 
 HARD_QUANTILE = 0.999  # section 3.2

@@ -10,7 +10,6 @@ import numpy as np
 DEFAULT_THRESHOLD = 80.0  # for a detector without calibration: a habit of this method's users
 FEWEST_SCORES = 4
 RATE_INTERVAL = 0.9  # probability that the true rate lies within Calibration.rate_interval
-
 _LEFT_OUT = 0.1  # of the scores, the highest: a defect among the good images must not set the threshold
 _TRIALS = 20_000
 

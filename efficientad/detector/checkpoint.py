@@ -18,8 +18,14 @@ import torch
 from torch import Tensor, nn
 
 import efficientad
-from efficientad.calibration import Calibration
-from efficientad.networks import FEATURE_CHANNELS, IMAGE_SIZE, UNFITTED_QUANTILES, EfficientAD, infer_model_size
+from efficientad.detector.calibration import Calibration
+from efficientad.detector.networks import (
+    FEATURE_CHANNELS,
+    IMAGE_SIZE,
+    UNFITTED_QUANTILES,
+    EfficientAD,
+    infer_model_size,
+)
 from efficientad.system.errors import UserError, require_folder
 from efficientad.system.torch_files import read_torch_file, require_weights, write_atomically
 
@@ -28,7 +34,7 @@ FORMAT = "efficientad-detector"
 FORMAT_VERSION = 3  # 2 had no memory and always a student; 1 had neither map_weights nor a calibration
 _LARGEST_IMAGE_SIZE = 2048  # a file that claims more is damaged, or wants the memory
 MOST_MEMORY_PATCHES = 200_000  # 154 MB in model.pt
-_SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
+_SHIPPED_WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 _NETWORK_FILES = {name: f"{name}_final.pth" for name in ("teacher", "student", "autoencoder")}
 _STATISTICS_FILES = ("teacher_mean.pt", "teacher_std.pt", "quantiles.pt")
 _QUANTILE_KEYS = (("q_st_start", "q_st_end"), ("q_ae_start", "q_ae_end"))

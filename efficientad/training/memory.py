@@ -15,13 +15,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from efficientad.data.transforms import to_unit_range
-from efficientad.image_set import ImageSet
-from efficientad.networks import EfficientAD, pool_features
+from efficientad.detector.networks import EfficientAD, pool_features
 from efficientad.system.distributed import gather_objects, rank, ranks
-from efficientad.teacher_answers import TeacherAnswers
+from efficientad.training.cache import ImageSet, TeacherAnswers
 
 CANDIDATES = 200_000  # patches that the memory is chosen from; 150 MB
-
 _FIRST = 256  # patches to begin with, at random
 _MOST_AT_ONCE = 1024
 _COMPARED_AT_ONCE = 16_384

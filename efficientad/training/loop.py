@@ -12,11 +12,7 @@ import torch
 from torch import Tensor
 
 from efficientad.data.transforms import Changes, augment, draw_changes, to_unit_range, where_gray
-from efficientad.image_set import ImageSet
-from efficientad.losses import Losses, compute_losses
-from efficientad.networks import EfficientAD
-from efficientad.progress import Progress
-from efficientad.step_graph import CudaGraphs, GraphedStep
+from efficientad.detector.networks import EfficientAD
 from efficientad.system.devices import autocast
 from efficientad.system.distributed import (
     gather_objects,
@@ -30,9 +26,12 @@ from efficientad.system.distributed import (
 from efficientad.system.errors import Interrupted
 from efficientad.system.runs import STOP_NOTICE, stop_requests
 from efficientad.system.torch_files import write_atomically
-from efficientad.teacher_answers import TeacherAnswers
-from efficientad.training_log import TrainingLog
-from efficientad.training_options import TrainingPlan
+from efficientad.training.cache import ImageSet, TeacherAnswers
+from efficientad.training.cuda_graph import CudaGraphs, GraphedStep
+from efficientad.training.log import TrainingLog
+from efficientad.training.losses import Losses, compute_losses
+from efficientad.training.options import TrainingPlan
+from efficientad.training.progress import Progress
 
 NATURAL_GRAY_SHARE = 0.3  # of the penalty images
 LR_DECAY_AT = 0.95  # of the steps; then the learning rate is a tenth

@@ -16,11 +16,11 @@ import torch
 
 from efficientad.data.datasets import Dataset, Sample, find_test_samples
 from efficientad.data.images import UnreadableImageError, find_unreadable, read_image
-from efficientad.image_set import ImageSet
-from efficientad.networks import EfficientAD
-from efficientad.normalization import FlatMapsError, fit_map_quantiles, score_images
+from efficientad.detector.networks import EfficientAD
 from efficientad.system.distributed import rank
 from efficientad.system.errors import UserError
+from efficientad.training.cache import ImageSet
+from efficientad.training.fitting import FlatMapsError, fit_map_quantiles, score_images
 
 
 @dataclass(frozen=True)

@@ -13,20 +13,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from efficientad.calibration import FEWEST_SCORES, calibrate
 from efficientad.data.transforms import to_unit_range
-from efficientad.image_set import ImageSet
-from efficientad.networks import (
-    FEATURE_CHANNELS,
-    UNFITTED_QUANTILES,
-    EfficientAD,
-    RawMaps,
-    anomaly_score,
-)
+from efficientad.detector.calibration import FEWEST_SCORES, calibrate
+from efficientad.detector.networks import FEATURE_CHANNELS, UNFITTED_QUANTILES, EfficientAD, RawMaps, anomaly_score
 from efficientad.system.devices import autocast
 from efficientad.system.distributed import gather_objects, rank, ranks, sum_over_ranks
 from efficientad.system.errors import UserError
-from efficientad.teacher_answers import TeacherAnswers
+from efficientad.training.cache import ImageSet, TeacherAnswers
 
 QUANTILES = (0.9, 0.995)  # mapped to 0 and 0.1 (section 3.4)
 _BATCH_SIZE = 16  # only a matter of speed and memory

@@ -11,17 +11,17 @@ from typing import Any
 
 import torch
 
-from efficientad import normalization
-from efficientad.calibration import describe_calibration
-from efficientad.checkpoint import MODEL_FILE, MOST_MEMORY_PATCHES, load_teacher_weights, read_training, save_model
 from efficientad.data.datasets import Dataset, Sample, TrainingSplit, find_training_images
 from efficientad.data.images import SKIPPED_FILE, describe_skipped, find_unreadable, read_image, write_skipped
-from efficientad.image_set import ImageSet
-from efficientad.memory import fit_memory
-from efficientad.natural import PenaltyImages, find_penalty_images, penalty_batches
-from efficientad.networks import EfficientAD
-from efficientad.progress import Progress, describe_use, find_labelled_samples
-from efficientad.recipes import map_weights
+from efficientad.detector.calibration import describe_calibration
+from efficientad.detector.checkpoint import (
+    MODEL_FILE,
+    MOST_MEMORY_PATCHES,
+    load_teacher_weights,
+    read_training,
+    save_model,
+)
+from efficientad.detector.networks import EfficientAD
 from efficientad.system.devices import (
     compute_deterministically,
     describe_device,
@@ -35,17 +35,22 @@ from efficientad.system.errors import UserError
 from efficientad.system.files import write_text_atomically
 from efficientad.system.runs import lock_folder
 from efficientad.system.torch_files import compare_images, read_state
-from efficientad.teacher_answers import TeacherAnswers
-from efficientad.training import Training
-from efficientad.training_chart import draw_training
-from efficientad.training_options import (
+from efficientad.training.cache import ImageSet, TeacherAnswers
+from efficientad.training.fitting import fit_calibration, fit_map_quantiles, fit_teacher_statistics
+from efficientad.training.log import draw_training
+from efficientad.training.loop import Training
+from efficientad.training.memory import fit_memory
+from efficientad.training.options import (
     MAY_DIFFER,
     TrainingOptions,
     describe_start,
     describe_unused,
     make_plan,
+    map_weights,
     settle,
 )
+from efficientad.training.penalty_images import PenaltyImages, find_penalty_images, penalty_batches
+from efficientad.training.progress import Progress, describe_use, find_labelled_samples
 
 STATE_FILE = "checkpoint.pt"
 LOG_FILE = "log.csv"
@@ -256,7 +261,7 @@ class _Run:
             if rank() == 0:
                 self._state_file.unlink(missing_ok=True)  # of a run that is not to be resumed
                 write_text_atomically(self._folder / SETTINGS_FILE, json.dumps(self.settings, indent=2) + "\n")
-            normalization.fit_teacher_statistics(model, images, self._train, answers)
+            fit_teacher_statistics(model, images, self._train, answers)
         if plan.steps:
             self._train_networks(answers)
         if self._options.memory:
@@ -269,8 +274,8 @@ class _Run:
         del answers
         gc.collect()  # the step refers to itself; on a GPU it holds the memory of its graph
         release_freed_memory()  # holes of other sizes than what follows needs
-        normalization.fit_map_quantiles(model, images, self._held_out, precision)
-        normalization.fit_calibration(model, images, self._held_out, precision, self._options.target_fpr)
+        fit_map_quantiles(model, images, self._held_out, precision)
+        fit_calibration(model, images, self._held_out, precision, self._options.target_fpr)
         say(describe_calibration(model.calibration, len(self._held_out)))
 
     def _train_networks(self, answers: TeacherAnswers) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from efficientad.calibration import Calibration
+from efficientad.detector.calibration import Calibration
 
 IMAGE_SIZE = 256  # side of the square network input, in pixels
 FEATURE_CHANNELS = 384  # of the teacher and of the autoencoder; the student has twice as many
@@ -25,7 +25,6 @@ MEMORY_POOLING = 2  # patches are remembered and looked up as averages of so man
 _MEMORY_BLOCK = 1024  # patches that are compared at once: more would not stay in a processor's cache
 SCORED_SHARE = 0.006  # of a map: the score is the mean of so many of its highest values, about 20 x 20 pixels
 MAP_PADDING = 4  # the networks see no border, so their maps are this much smaller on each side
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -113,7 +112,7 @@ class RawMaps(NamedTuple):
 class EfficientAD(nn.Module):
     """Teacher, student, autoencoder, memory and the fitted statistics: the whole detector in one state_dict.
 
-    Buffers, fitted by efficientad.normalization and efficientad.memory:
+    Buffers, fitted by training.fitting and training.memory:
         teacher_mean, teacher_std: 1 x 384 x 1 x 1, of the teacher's output on good training images.
         memory: P x 384, what the teacher says of good parts: normalized, averaged over 2 x 2 patches and thinned
             out; P is 0 without a memory. Not in the paper.

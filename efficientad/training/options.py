@@ -1,4 +1,4 @@
-"""What a user chooses for a training, and what follows from it before the first step."""
+"""What a user chooses for a training, and what follows from it before the first step; imports no torch."""
 
 from __future__ import annotations
 
@@ -8,20 +8,42 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from efficientad.recipes import (
-    DEFAULT_STEPS,
-    FAST,
-    FAST_BELOW,
-    NONE,
-    choose_memory,
-    choose_recipe,
-)
 from efficientad.system.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
+DEFAULT_STEPS = 70_000  # of the networks; the paper's
+AUTO, FAST, PAPER = "auto", "fast", "paper"
+RECIPES = (FAST, PAPER)
+NONE, DRAWN = "none", "drawn"  # in place of paths of natural images
+MEMORY_PATCHES = 8000
+FAST_BELOW = 10_000  # steps, of a training that asks for some and for no recipe
+
+
+def choose_recipe(name: str, steps: int | None) -> str:
+    """FAST or PAPER, of what a user asked for: one of them, or AUTO, which depends on the steps, if any."""
+    if name != AUTO:
+        return name
+    return FAST if steps is None or steps < FAST_BELOW else PAPER
+
+
+def choose_memory(patches: int | None, recipe: str) -> int:
+    """The patches of the memory: as asked for, or the recipe's own."""
+    if patches is not None:
+        return patches
+    return MEMORY_PATCHES if recipe == FAST else 0
+
+
+def map_weights(has_student: bool, has_memory: bool) -> tuple[float, float, float]:
+    """Of the student-teacher, autoencoder-student and memory map: the paper's two count alike (section 3.4)."""
+    if not has_memory:
+        return 0.5, 0.5, 0.0
+    return (0.25, 0.25, 0.5) if has_student else (0.0, 0.0, 1.0)
+
+
 FEW_IMAGES_SEEN = 1000
+
 # Settings that do not change the result, or whose effect is compared itself (images, teacher, steps)
 MAY_DIFFER = {
     "cache_gb",

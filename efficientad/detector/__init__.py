@@ -1,0 +1,1 @@
+"""The method: what is saved in model.pt."""
