@@ -190,14 +190,14 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
     import torch
     from tqdm import tqdm
 
-    from efficientad import backbones
     from efficientad.data.image_collections import ImageCache, find_stored_images
     from efficientad.data.transforms import to_square
     from efficientad.detector.initialization import start_teacher
     from efficientad.detector.networks import IMAGE_SIZE
-    from efficientad.distillation import DistillationTarget
-    from efficientad.pretraining import Distillation
-    from efficientad.pretraining_data import Batches, DistillationPlan, hold_out
+    from efficientad.pretraining import backbones
+    from efficientad.pretraining.batches import Batches, DistillationPlan, hold_out
+    from efficientad.pretraining.loop import Distillation
+    from efficientad.pretraining.targets import DistillationTarget
     from efficientad.system.devices import describe_device, keep_freed_memory, resolve_device, resolve_precision
     from efficientad.system.distributed import wait_for_ranks
     from efficientad.system.torch_files import read_state
@@ -276,7 +276,7 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
 
 def _settings(args: argparse.Namespace, ranks: int, found: int) -> dict[str, str]:
     """What must be the same for --resume; of the backbone's weights it is the content, wherever the file lies."""
-    from efficientad.backbone_weights import file_digest
+    from efficientad.pretraining.backbone_weights import file_digest
 
     settings = {key: str(value) for key, value in vars(args).items() if key not in _MAY_DIFFER}
     if args.backbone_weights:

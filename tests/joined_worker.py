@@ -8,8 +8,9 @@ import torch
 import stubs
 from efficientad.detector.networks import EfficientAD
 from efficientad.system.distributed import own_part, process_group, rank, sum_over_ranks
+from efficientad.training import fitting
 from efficientad.training.cache import TeacherAnswers
-from efficientad.training.loop import Learner, fitting
+from efficientad.training.loop import Learner
 from efficientad.training.memory import fit_memory
 from efficientad.training.options import TrainingPlan, map_weights
 

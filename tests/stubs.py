@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from conftest import tiny_autoencoder, tiny_pdn
-from efficientad.backbones import Backbone
 from efficientad.detector import networks
+from efficientad.pretraining.backbones import Backbone
 
 
 def random_backbone(name="random", layers=None, weights=None):

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torchvision import models
 
-from efficientad.backbone_weights import file_digest, load_weights, read_weights
-from efficientad.backbones import Backbone, load_backbone
+from efficientad.pretraining.backbone_weights import file_digest, load_weights, read_weights
+from efficientad.pretraining.backbones import Backbone, load_backbone
 from efficientad.system.errors import UserError
 
 IMAGES = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(3))

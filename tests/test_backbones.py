@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision import models
 
-from efficientad.backbones import Backbone, find_layers, load_backbone
+from efficientad.pretraining.backbones import Backbone, find_layers, load_backbone
 from efficientad.system.errors import UserError
 from stubs import random_backbone
 

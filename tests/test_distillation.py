@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import plain
-from efficientad.backbones import Backbone
-from efficientad.distillation import DistillationTarget, averaging_matrix, pooling_weights
+from efficientad.pretraining.backbones import Backbone
+from efficientad.pretraining.targets import DistillationTarget, averaging_matrix, pooling_weights
 from stubs import random_backbone
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from efficientad.muon import Muon, orthogonalize
+from efficientad.pretraining.muon import Muon, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(128, 48), (48, 128), (64, 64), (1, 30)])

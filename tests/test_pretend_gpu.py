@@ -11,8 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from efficientad.data.transforms import to_unit_range
 from efficientad.detector.initialization import OutputLayerFit
 from efficientad.detector.networks import EfficientAD, anomaly_score
-from efficientad.distillation import DistillationTarget
-from efficientad.muon import Muon
+from efficientad.pretraining.muon import Muon
+from efficientad.pretraining.targets import DistillationTarget
 from efficientad.training.loop import Learner
 from efficientad.training.options import TrainingPlan
 from stubs import random_backbone

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from conftest import fail, fill_folder
-from efficientad import backbones, pretrain, pretraining
+from efficientad import pretrain
 from efficientad.detector import checkpoint
 from efficientad.detector.networks import EfficientAD, build_pdn
+from efficientad.pretraining import backbones
+from efficientad.pretraining import loop as pretraining_loop
 from efficientad.system.errors import UserError
 from stubs import random_backbone
 
@@ -45,7 +47,7 @@ def run(monkeypatch, capsys, tiny_networks, natural, tmp_path):
 
 
 def test_the_result_is_a_teacher_for_train(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(pretraining, "_FEWEST_IMAGES", 20)
+    monkeypatch.setattr(pretraining_loop, "_FEWEST_IMAGES", 20)
     said = run("--solve_output", "--projection", "pca")
     teacher = tmp_path / "new" / "teacher.pth"
     assert "5 natural images, 1 more held out" in said and "At most 2 steps of batch size 2" in said
@@ -69,7 +71,7 @@ def test_nothing_is_replaced_unasked(run, tmp_path, natural, monkeypatch, capsys
 
 
 def stop_after_one_step(monkeypatch, run, *words):
-    learn = pretraining.Distillation._train_on
+    learn = pretraining_loop.Distillation._train_on
 
     def learn_once(self, *args):
         if self.step == 1:
@@ -77,7 +79,7 @@ def stop_after_one_step(monkeypatch, run, *words):
         return learn(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretraining.Distillation, "_train_on", learn_once)
+        patch.setattr(pretraining_loop.Distillation, "_train_on", learn_once)
         with pytest.raises(KeyboardInterrupt):
             run(*words)
 
@@ -113,7 +115,9 @@ def test_a_state_is_not_resumed_by_another_run(run, tmp_path, natural, monkeypat
     state = tmp_path / "new" / "teacher.pth.state"
     assert state.exists()
     with monkeypatch.context() as patch:
-        patch.setattr(pretraining.Distillation, "_save_state", lambda self: None)  # killed before it came to that
+        patch.setattr(
+            pretraining_loop.Distillation, "_save_state", lambda self: None
+        )  # killed before it came to that
         stop_after_one_step(patch, run, "--overwrite")
     assert not state.exists()
 
@@ -128,8 +132,8 @@ def test_a_state_without_finite_weights_is_not_saved(run, tmp_path, monkeypatch)
             self.pdn[-1].weight.fill_(float("nan"))
         return torch.zeros(())
 
-    monkeypatch.setattr(pretraining.Distillation, "_train_on", diverge)
-    monkeypatch.setattr(pretraining.Distillation, "_evaluate", lambda *args: None)
+    monkeypatch.setattr(pretraining_loop.Distillation, "_train_on", diverge)
+    monkeypatch.setattr(pretraining_loop.Distillation, "_evaluate", lambda *args: None)
     with pytest.raises(UserError, match="not finite; try a smaller --lr"):
         run("--resume")
     assert state.read_bytes() == before

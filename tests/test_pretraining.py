@@ -14,14 +14,14 @@ from PIL import Image
 from torch import nn
 
 from conftest import fill_folder, tiny_pdn
-from efficientad import pretraining
 from efficientad.data.image_collections import ImageCache, find_stored_images
 from efficientad.data.transforms import augment, draw_light, random_crops, to_square
 from efficientad.detector.initialization import initialize_network, widen_pdn
 from efficientad.detector.networks import build_pdn
-from efficientad.distillation import DistillationTarget
-from efficientad.pretraining import Distillation, explained_variance, solve_output_layer
-from efficientad.pretraining_data import Batches, DistillationPlan, patches_within, random_windows
+from efficientad.pretraining import loop as pretraining_loop
+from efficientad.pretraining.batches import Batches, DistillationPlan, patches_within, random_windows
+from efficientad.pretraining.loop import Distillation, explained_variance, solve_output_layer
+from efficientad.pretraining.targets import DistillationTarget
 from efficientad.system.errors import UserError
 from stubs import random_backbone
 
@@ -165,7 +165,7 @@ def test_explained_variance_is_that_of_all_channels():
 
 
 def test_solving_finds_the_output_layer_that_exists(stored, monkeypatch):
-    monkeypatch.setattr(pretraining, "_FEWEST_IMAGES", 40)
+    monkeypatch.setattr(pretraining_loop, "_FEWEST_IMAGES", 40)
     torch.manual_seed(0)
     pdn, wanted = tiny_pdn("small", 384), tiny_pdn("small", 384)
     wanted[:-1].load_state_dict(pdn[:-1].state_dict())
@@ -276,7 +276,7 @@ def test_minutes_anneal_the_schedule(stored, tmp_path):
 def test_answers_that_are_not_finite_end_the_run(stored, tmp_path, monkeypatch):
     run, held_out = make_run(stored, tmp_path / "teacher.pth")
     monkeypatch.setattr(
-        pretraining.F, "mse_loss", lambda answers, targets: (answers - targets).sum() * float("nan")
+        pretraining_loop.F, "mse_loss", lambda answers, targets: (answers - targets).sum() * float("nan")
     )
     with pytest.raises(UserError, match="not finite; try a smaller --lr"):
         run.run(held_out, solve=False)

@@ -16,13 +16,12 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
-from efficientad.backbone_weights import load_weights
 from efficientad.detector.networks import IMAGENET_MEAN, IMAGENET_STD
+from efficientad.pretraining.backbone_weights import load_weights
 from efficientad.system.errors import UserError, is_out_of_memory
 
 STRIDES = (8, 16)  # of the layers whose features are taken: fine enough for stride 4 at half the size
 INPUT = ":input"  # behind a module's name: what it is given, not what it returns
-
 _PROBE_SIZE = 512
 _TIMM = "timm:"
 _LITE = "efficientnet_lite"

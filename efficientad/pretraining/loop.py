@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from efficientad.detector.initialization import OutputLayerFit
 from efficientad.detector.networks import FEATURE_CHANNELS
-from efficientad.distillation import DistillationTarget
-from efficientad.muon import Muon
-from efficientad.pretraining_data import Batches, DistillationPlan, random_windows
+from efficientad.pretraining.batches import Batches, DistillationPlan, random_windows
+from efficientad.pretraining.muon import Muon
+from efficientad.pretraining.targets import DistillationTarget
 from efficientad.system.devices import autocast
 from efficientad.system.distributed import from_first_rank, largest_over_ranks, sum_over_ranks, wait_for_ranks
 from efficientad.system.errors import Interrupted, UserError

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from efficientad.backbones import Backbone
 from efficientad.detector.networks import FEATURE_CHANNELS, PATCH_CENTRE, PATCH_STRIDE, feature_map_size
+from efficientad.pretraining.backbones import Backbone
 from efficientad.system.devices import autocast
 from efficientad.system.distributed import sum_over_ranks
 

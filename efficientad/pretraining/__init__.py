@@ -1,0 +1,1 @@
+"""From natural images and a backbone to a teacher."""
