@@ -56,12 +56,6 @@ def get_parser() -> argparse.ArgumentParser:
         help="results go to DIR/anomaly_maps/<data set>/test (default: %(default)s)",
     )
     group.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue an interrupted evaluation: what the detector has computed is not computed again; a finished "
-        "one is done anew",
-    )
-    group.add_argument(
         "--no_report",
         action="store_true",
         help="do without report.html, the page with pictures, charts and a threshold to move (default: write it)",

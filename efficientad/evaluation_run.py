@@ -22,14 +22,13 @@ from efficientad.data.images import (
 )
 from efficientad.detector import calibration
 from efficientad.localization import Localization
-from efficientad.map_spool import MapSpool, detector_digest
 from efficientad.masks import GROUND_TRUTH, find_masks
 from efficientad.outputs import map_names
 from efficientad.report import Evaluation, ScoredSample
 from efficientad.runtimes import load_detector
 from efficientad.scoring import score_samples
 from efficientad.system.distributed import gather_objects, rank, ranks, wait_for_ranks
-from efficientad.system.errors import Interrupted, UserError
+from efficientad.system.errors import UserError
 from efficientad.system.files import claim_files, release_files
 from efficientad.system.runs import lock_folder
 
@@ -50,7 +49,6 @@ class EvaluationOptions:
     map_format: str
     on_error: str
     no_report: bool
-    resume: bool
 
 
 def evaluate_detector(
@@ -68,8 +66,7 @@ def evaluate_detector(
         the evaluation on the first rank, None on the others.
 
     Raises:
-        UserError: data or detector cannot be used, files that no evaluation wrote are in the way, or what is to be
-            resumed is of another detector.
+        UserError: data or detector cannot be used, or files that no evaluation wrote are in the way.
     """
     with lock_folder(folder) if rank() == 0 else nullcontext():
         wait_for_ranks()  # so that the first one has the lock, or fails alone
@@ -113,8 +110,6 @@ class _Run:
             self._names.append(html_report.REPORT_FILE)
         self._stale = claim_files(folder, self._names) if rank() == 0 else set()
         wait_for_ranks()
-        digest = detector_digest(weights_dir, f"{options.device} {options.precision}")
-        self._spool = MapSpool(folder, digest, self._detector.image_size, options.resume)
         if rank() == 0:
             self._tell_start()
 
@@ -132,13 +127,8 @@ class _Run:
             localization=self._localization,
             sizes=self._pictures,
             masks=self._masks,
-            spool=self._spool,
         )
-        try:
-            scored = list(tqdm(scoring, desc="Evaluating", total=len(own), unit="image", disable=rank() > 0))
-        except KeyboardInterrupt:
-            raise Interrupted("interrupted; continue with --resume") from None
-        self._spool.close()
+        scored = list(tqdm(scoring, desc="Evaluating", total=len(own), unit="image", disable=rank() > 0))
         everywhere = {item.sample: item for part in gather_objects(scored) for item in part}
         self._scored = [everywhere[sample] for sample in self._samples if sample in everywhere]
         self._skipped = [error for part in gather_objects(self._skipped) for error in part]
@@ -175,7 +165,6 @@ class _Run:
             write_skipped(folder, self._skipped)
         unreadable = {error.name for error in self._skipped}
         lost = {name for sample, name in self._maps.items() if str(sample.path) in unreadable}
-        self._spool.discard()
         release_files(folder, self._stale | lost, [name for name in self._names if name not in lost])
 
     def tell(self, evaluation: Evaluation) -> None:
@@ -197,8 +186,6 @@ class _Run:
         count, threshold = len(self._samples), self._threshold
         print(f"Data set {self._dataset.name}: {count} test images, threshold {threshold:g} ({self._origin})")
         print(f"Model {self._weights_dir} ({self._detector.model_size}), {self._detector.description}", flush=True)
-        if self._options.resume:
-            print(f"Resuming with {len(self._spool)} maps that are computed already", flush=True)
         ground_truth = self._dataset.root / GROUND_TRUTH
         if not self._masks and ground_truth.is_dir():
             print(f"Note: no file in {ground_truth} is the mask of a test image; see dataset/README.md")

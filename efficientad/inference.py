@@ -16,12 +16,9 @@ from efficientad.data.datasets import Sample
 from efficientad.data.images import UnreadableImageError, decode_image, raise_if_unreadable, read_bytes
 from efficientad.data.transforms import to_square
 from efficientad.detector.networks import anomaly_score
-from efficientad.map_spool import MapSpool
 from efficientad.runtimes import Detector
 from efficientad.system.errors import UserError
 from efficientad.system.parallel import parallel_map
-
-_WORTH_KEEPING = 0.02  # seconds that a map takes; a faster detector does better to compute it again
 
 
 @dataclass(frozen=True)
@@ -61,8 +58,7 @@ class _Started:
     """A batch that the detector works on, or has worked on."""
 
     batch: list[_Loaded]
-    known: dict[int, np.ndarray]  # by the place in the batch: maps that an earlier run computed
-    anomaly_maps: Tensor | None  # of the others
+    anomaly_maps: Tensor  # N x 1 x S x S
     seconds: float  # so far
 
 
@@ -74,7 +70,6 @@ def predict(
     keep_data: bool = False,
     pass_over: Callable[[UnreadableImageError], None] | None = None,
     make_thumbnail: Callable[[Image.Image], bytes] | None = None,
-    spool: MapSpool | None = None,
 ) -> Iterator[Prediction]:
     """Predictions in the order of the samples; at most a few batches are in memory at once.
 
@@ -83,7 +78,6 @@ def predict(
         keep_data: give the predictions what they decode their images from.
         pass_over: is told of each unreadable image, which then has no prediction; None: they are an error.
         make_thumbnail: what remains of an image otherwise; called in the threads that read.
-        spool: has maps that need not be computed again, and takes in those that take long.
 
     Raises:
         UserError: images are unreadable, and pass_over is None. From the first one on nothing more is predicted,
@@ -104,12 +98,12 @@ def predict(
 
     pending: _Started | None = None
     for batch in _batches(parallel_map(load, samples, workers), batch_size, pass_over):
-        started = _start(detector, batch, spool)
+        started = _start(detector, batch)
         if pending:
-            yield from _finish(pending, spool)  # a GPU is at work on the next batch meanwhile
+            yield from _finish(pending)  # a GPU is at work on the next batch meanwhile
         pending = started
     if pending:
-        yield from _finish(pending, spool)
+        yield from _finish(pending)
 
 
 def _batches(
@@ -132,28 +126,22 @@ def _batches(
         yield batch
 
 
-def _start(detector: Detector, batch: list[_Loaded], spool: MapSpool | None) -> _Started:
+def _start(detector: Detector, batch: list[_Loaded]) -> _Started:
     start = time.perf_counter()
-    found = [spool.get(loaded.digest) if spool is not None else None for loaded in batch]
-    known = {place: anomaly_map for place, anomaly_map in enumerate(found) if anomaly_map is not None}
-    new = [loaded.pixels for place, loaded in enumerate(batch) if place not in known]
-    anomaly_maps = detector(torch.stack(new)) if new else None
-    return _Started(batch, known, anomaly_maps, time.perf_counter() - start)
+    anomaly_maps = detector(torch.stack([loaded.pixels for loaded in batch]))
+    return _Started(batch, anomaly_maps, time.perf_counter() - start)
 
 
-def _finish(started: _Started, spool: MapSpool | None) -> Iterator[Prediction]:
+def _finish(started: _Started) -> Iterator[Prediction]:
     start = time.perf_counter()
-    anomaly_maps = _whole_batch(started)
+    anomaly_maps = started.anomaly_maps.cpu()
     scores = anomaly_score(anomaly_maps).tolist()
     share = (started.seconds + time.perf_counter() - start) / len(started.batch)
-    in_order = zip(started.batch, scores, anomaly_maps[:, 0].numpy(), strict=True)
-    for place, (loaded, score, anomaly_map) in enumerate(in_order):
+    for loaded, score, anomaly_map in zip(started.batch, scores, anomaly_maps[:, 0].numpy(), strict=True):
         if not np.isfinite(score):
             raise UserError(
                 f"the score of {loaded.sample.path} is not finite; try --precision fp32, or train again"
             )
-        if spool is not None and place not in started.known and share > _WORTH_KEEPING:
-            spool.add(loaded.digest, anomaly_map)
         milliseconds = 1000 * (loaded.seconds + share)
         yield Prediction(
             loaded.sample,
@@ -165,17 +153,3 @@ def _finish(started: _Started, spool: MapSpool | None) -> Iterator[Prediction]:
             anomaly_map,
             milliseconds,
         )
-
-
-def _whole_batch(started: _Started) -> Tensor:
-    """The maps of a batch on the host, N x 1 x S x S, those that were known among them."""
-    computed = [] if started.anomaly_maps is None else started.anomaly_maps.cpu()
-    if not started.known:
-        return computed
-    others = iter(computed)
-    return torch.stack(
-        [
-            torch.from_numpy(started.known[place])[None] if place in started.known else next(others)
-            for place in range(len(started.batch))
-        ]
-    )

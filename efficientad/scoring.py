@@ -10,7 +10,6 @@ from efficientad.data.datasets import Sample
 from efficientad.data.images import UnreadableImageError
 from efficientad.inference import Prediction, predict
 from efficientad.localization import Localization, LocatedSample
-from efficientad.map_spool import MapSpool
 from efficientad.maps import resize_map, write_side_by_side, write_tiff
 from efficientad.masks import MaskSet, read_mask
 from efficientad.pictures import Picture, PictureSizes, encode_map, encode_mask, encode_thumbnail
@@ -30,7 +29,6 @@ def score_samples(
     localization: Localization | None = None,
     sizes: PictureSizes | None = None,
     masks: MaskSet | None = None,
-    spool: MapSpool | None = None,
 ) -> Iterator[ScoredSample]:
     """Scores in the order of the samples; when one is there, its map is written and compared with its masks.
 
@@ -42,7 +40,6 @@ def score_samples(
         localization: takes in every sample.
         sizes: of the pictures to make for a report, or None for none.
         masks: those that the pictures show.
-        spool: see predict.
 
     Raises:
         UserError: see predict, and Localization.count.
@@ -63,7 +60,7 @@ def score_samples(
         return ScoredSample(sample, prediction.digest, prediction.score, picture), located
 
     make_thumbnail = partial(encode_thumbnail, sizes=sizes) if sizes else None
-    predictions = predict(detector, samples, batch_size, workers, pictures, pass_over, make_thumbnail, spool)
+    predictions = predict(detector, samples, batch_size, workers, pictures, pass_over, make_thumbnail)
     for scored, located in parallel_map(finish, predictions, workers):
         if localization:
             localization.add(scored.sample, located)  # here and not in the threads: sums in a fixed order

@@ -15,6 +15,7 @@ from commands import evaluate
 from conftest import fail, fill_folder, make_dataset, write_six_files
 from efficientad.detector.checkpoint import load_teacher_weights, save_model
 from efficientad.detector.networks import EfficientAD
+from efficientad.system.runs import lock_folder
 from reports import Page
 
 
@@ -211,3 +212,10 @@ def test_wrong_evaluation_commands(output, dataset_folder, monkeypatch, capsys):
     assert "cannot read 1 image" in error(*custom)
     shutil.rmtree(dataset_folder / "test")
     assert "no test folder" in error(*custom)
+
+
+def test_a_folder_in_use_is_one_line(output, dataset_folder, monkeypatch, capsys):
+    words = ["-d", "custom", "-c", dataset_folder, "-o", output]
+    with lock_folder(output / "anomaly_maps/custom/test"):
+        error = fail(monkeypatch, capsys, eval_script, *words)
+    assert "test is in use by another run (process " in error
