@@ -65,8 +65,8 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
-    from efficientad.category_summary import CSV_FILE, JSON_FILE, format_summary, write_summary
     from efficientad.data.datasets import ALL_CATEGORIES, find_categories
+    from efficientad.evaluation.summary import CSV_FILE, JSON_FILE, format_summary, write_summary
     from efficientad.system.distributed import each_category, process_group, raise_if_failed
 
     with process_group(args.device) as (rank, _):
@@ -90,7 +90,7 @@ def evaluate_category(args: argparse.Namespace, category: str):
     from dataclasses import fields
 
     from efficientad.data.datasets import open_dataset
-    from efficientad.evaluation_run import EvaluationOptions, evaluate_detector
+    from efficientad.evaluation.run import EvaluationOptions, evaluate_detector
 
     options = EvaluationOptions(**{field.name: getattr(args, field.name) for field in fields(EvaluationOptions)})
     dataset = open_dataset(args.dataset, arguments.dataset_path(args), category)

@@ -60,10 +60,9 @@ def main(args: argparse.Namespace) -> None:
 
     import torch
 
-    from efficientad import exporting, parity
     from efficientad.detector.checkpoint import load_model
-    from efficientad.exported import SUFFIXES, load_exported
-    from efficientad.runtimes import TorchDetector
+    from efficientad.inference import export_check, exporting
+    from efficientad.inference.detectors import SUFFIXES, TorchDetector, load_exported
 
     if args.precision not in PRECISIONS[args.format]:
         offered = ", ".join(PRECISIONS[args.format])
@@ -80,9 +79,11 @@ def main(args: argparse.Namespace) -> None:
         images = calibration.permute(0, 2, 3, 1).contiguous().numpy()
         exporting.write_export(args.format, model, metadata, part, images)
         exported = load_exported(part, "cpu", "auto")
-        found = parity.compare(TorchDetector(model, cpu, "fp32"), exported, check, BATCH_SIZE, metadata.threshold)
+        found = export_check.compare(
+            TorchDetector(model, cpu, "fp32"), exported, check, BATCH_SIZE, metadata.threshold
+        )
         print(found.format(args.precision, metadata.threshold))
-        if not found.keeps(parity.BOUNDS[args.precision]):
+        if not found.keeps(export_check.BOUNDS[args.precision]):
             raise UserError(
                 f"{output} is not written: it would differ too much from torch; take another --precision"
             )
@@ -166,7 +167,7 @@ def describe(model, precision: str):
     import torch
 
     import efficientad
-    from efficientad.exported import Metadata
+    from efficientad.inference.detectors import Metadata
 
     versions = {"efficientad": efficientad.__version__, "torch": str(torch.__version__)}
     return Metadata(model.model_size, model.image_size, precision, model.calibration, versions)

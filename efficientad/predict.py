@@ -72,9 +72,9 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
-    from efficientad import results
     from efficientad.detector.calibration import choose_threshold
-    from efficientad.runtimes import load_detector
+    from efficientad.inference import results
+    from efficientad.inference.detectors import load_detector
 
     if args.watch and not args.watch.is_dir():
         raise UserError(f"--watch {args.watch}: there is no such folder")
@@ -108,7 +108,7 @@ def find_inputs(words: list[str], output_dir: Path) -> list:
 
     from efficientad.data.datasets import Sample
     from efficientad.data.images import find_images, is_image_name, leave_out_below
-    from efficientad.results import MAP_FOLDER
+    from efficientad.inference.results import MAP_FOLDER
 
     found: dict[str, Path] = {}  # by the whole path
     bases = []
@@ -136,8 +136,8 @@ def score(args: argparse.Namespace, detector, writer, samples: list) -> int:
     """Score the images; returns the exit status."""
     from tqdm import tqdm
 
-    from efficientad import results
-    from efficientad.inference import predict
+    from efficientad.inference import results
+    from efficientad.inference.prediction import predict
     from efficientad.system.errors import list_files
     from efficientad.system.files import claim_files, release_files
     from efficientad.system.parallel import parallel_map
@@ -177,9 +177,9 @@ def watch(args: argparse.Namespace, detector, writer) -> None:
     import sys
     import time
 
-    from efficientad import results, watching
     from efficientad.data.datasets import Sample
-    from efficientad.inference import predict
+    from efficientad.inference import results, run
+    from efficientad.inference.prediction import predict
     from efficientad.system.runs import stop_requests
 
     def warn(problem: Exception) -> None:
@@ -190,8 +190,8 @@ def watch(args: argparse.Namespace, detector, writer) -> None:
 
     folder = args.watch.absolute()
     scores = results.ScoresFile(args.output_dir / results.SCORES_FILE, go_on=True)
-    watcher = watching.FolderWatcher(folder, args.output_dir / results.MAP_FOLDER, scores.done, warn_of_folder)
-    latencies = watching.LatencyLog(LOG_SECONDS, lambda line: print(line, flush=True))
+    watcher = run.FolderWatcher(folder, args.output_dir / results.MAP_FOLDER, scores.done, warn_of_folder)
+    latencies = run.LatencyLog(LOG_SECONDS, lambda line: print(line, flush=True))
     count = 0
     with stop_requests("") as asked_to_stop:
         print(f"Watching {folder}, {len(scores.done)} images are done already; Ctrl-C stops", flush=True)

@@ -16,12 +16,11 @@ from efficientad.data.datasets import Sample
 from efficientad.data.images import read_image
 from efficientad.data.transforms import augment, draw_changes, to_square, to_unit_range
 from efficientad.detector.networks import FEATURE_CHANNELS, EfficientAD, anomaly_score
-from efficientad.exported import SUFFIXES, Metadata, MissingPackageError, load_exported
-from efficientad.exporting import write_export
-from efficientad.maps import write_side_by_side, write_tiff
+from efficientad.evaluation.run import score_samples
+from efficientad.inference.detectors import SUFFIXES, Metadata, MissingPackageError, TorchDetector, load_exported
+from efficientad.inference.exporting import write_export
+from efficientad.inference.maps import write_side_by_side, write_tiff
 from efficientad.measuring import count_flops
-from efficientad.runtimes import TorchDetector
-from efficientad.scoring import score_samples
 from efficientad.system.parallel import parallel_map
 from efficientad.training.loop import Learner
 from efficientad.training.options import MEMORY_PATCHES, TrainingPlan, map_weights

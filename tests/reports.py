@@ -11,9 +11,9 @@ from PIL import Image
 
 from efficientad.data.datasets import Sample
 from efficientad.detector.calibration import calibrate
-from efficientad.html_report import REPORT_FILE, Run, write_report
-from efficientad.pictures import Picture, encode_map, encode_thumbnail, plan_pictures
-from efficientad.report import ScoredSample, evaluate_scores
+from efficientad.evaluation.report import ScoredSample, evaluate_scores
+from efficientad.evaluation.report_page import REPORT_FILE, Run, write_report
+from efficientad.evaluation.thumbnails import Picture, encode_map, encode_thumbnail, plan_pictures
 
 THRESHOLD = 80.0
 

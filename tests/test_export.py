@@ -14,16 +14,16 @@ import torch
 import eval as eval_script
 import plain
 from conftest import draw_part, fail, fill_folder, make_dataset
-from efficientad import export, parity, predict
+from efficientad import export, predict
 from efficientad.data import images
 from efficientad.data.images import UnreadableImageError, read_image
 from efficientad.data.transforms import to_square
 from efficientad.detector.calibration import calibrate
 from efficientad.detector.checkpoint import load_teacher_weights, save_model
 from efficientad.detector.networks import EfficientAD
-from efficientad.exportable import ExportableDetector
-from efficientad.exported import load_exported
-from efficientad.runtimes import TorchDetector
+from efficientad.inference import export_check
+from efficientad.inference.detectors import TorchDetector, load_exported
+from efficientad.inference.exporting import ExportableDetector
 from efficientad.training.fitting import map_quantiles
 
 CPU = torch.device("cpu")
@@ -152,17 +152,17 @@ def test_eval_and_predict_take_an_export(weights, detector_file, tmp_path, capsy
 
 def test_too_great_a_difference_leaves_no_file(weights, tmp_path, monkeypatch, capsys):
     skip_without("torch")
-    monkeypatch.setitem(parity.BOUNDS, "fp32", parity.Bound(0.0, -1.0))
+    monkeypatch.setitem(export_check.BOUNDS, "fp32", export_check.Bound(0.0, -1.0))
     words = ["-w", weights, "--format", "torch", "-o", tmp_path / "d.pt2"]
     assert "is not written" in fail(monkeypatch, capsys, export, *words)
     assert not [path for path in tmp_path.iterdir() if "d.pt2" in path.name]
 
 
 def test_parity_of_values_that_are_not_finite_fails():
-    differences = parity.Differences(0.0, 0.0, 0.0, 0.0)
-    broken = parity.Differences(*[float("nan")] * 4)
-    assert parity.Parity(differences, differences, 1, 1).keeps(parity.BOUNDS["fp32"])
-    assert not parity.Parity(broken, differences, 1, 1).keeps(parity.BOUNDS["int8"])
+    differences = export_check.Differences(0.0, 0.0, 0.0, 0.0)
+    broken = export_check.Differences(*[float("nan")] * 4)
+    assert export_check.Parity(differences, differences, 1, 1).keeps(export_check.BOUNDS["fp32"])
+    assert not export_check.Parity(broken, differences, 1, 1).keeps(export_check.BOUNDS["int8"])
 
 
 def test_images_of_the_training_or_others(weights, tmp_path, monkeypatch, capsys):
@@ -229,17 +229,17 @@ def test_wishes_that_a_file_cannot_fulfil(detector_file, tmp_path, monkeypatch, 
 def test_the_real_networks_export(tmp_path):
     """Every layer of the autoencoder and of both sizes has its counterpart in ONNX."""
     skip_without("onnx")
-    from efficientad.exporting import write_export
+    from efficientad.inference.exporting import write_export
 
     model = EfficientAD().eval()
     load_teacher_weights(model, None)
     metadata = export.describe(model, "fp32")
     write_export("onnx", model, metadata, tmp_path / "d.onnx", np.zeros(0))
     pixels = random_pixels(1)
-    found = parity.compare(
+    found = export_check.compare(
         TorchDetector(model, CPU, "fp32"), load_exported(tmp_path / "d.onnx", "cpu", "auto"), pixels, 1, 80.0
     )
-    assert found.keeps(parity.BOUNDS["fp32"]) and found.same_decisions == 1
+    assert found.keeps(export_check.BOUNDS["fp32"]) and found.same_decisions == 1
 
 
 def test_int8_sees_what_the_exact_detector_sees(tmp_path):
@@ -248,7 +248,7 @@ def test_int8_sees_what_the_exact_detector_sees(tmp_path):
     The first convolutions are left exact for that.
     """
     skip_without("onnx")
-    from efficientad.exporting import write_export
+    from efficientad.inference.exporting import write_export
 
     pixels = torch.stack([to_square(draw_part(seed, seed % 2 == 1), 256) for seed in range(4)])
     model = EfficientAD().eval()
@@ -266,7 +266,7 @@ def test_int8_sees_what_the_exact_detector_sees(tmp_path):
     write_export(
         "onnx", model, export.describe(model, "int8"), tmp_path / "d.onnx", pixels.permute(0, 2, 3, 1).numpy()
     )
-    found = parity.compare(
+    found = export_check.compare(
         TorchDetector(model, CPU, "fp32"), load_exported(tmp_path / "d.onnx", "cpu", "auto"), pixels, 3, 80.0
     )
     assert found.maps.relative_mean < 0.008 and found.scores.relative_largest < 0.06  # with those rounded 0.46, 1.4

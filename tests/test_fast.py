@@ -15,8 +15,7 @@ from conftest import fail, make_dataset
 from efficientad import export, predict
 from efficientad.detector.checkpoint import load_model, save_model
 from efficientad.detector.networks import EfficientAD
-from efficientad.exported import load_exported
-from efficientad.runtimes import TorchDetector
+from efficientad.inference.detectors import TorchDetector, load_exported
 from efficientad.system.errors import Interrupted
 from efficientad.training import run as training_run
 from test_export import SUFFIXES, VARIANTS, random_pixels, skip_without

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from conftest import draw_part
-from efficientad import html_report
-from efficientad.html_report import visible
-from efficientad.pictures import (
+from efficientad.evaluation import report_page
+from efficientad.evaluation.report_page import visible
+from efficientad.evaluation.thumbnails import (
     MAP_FLOOR,
     MAP_LEVELS,
     REPORT_BYTES,
@@ -126,8 +126,8 @@ def test_a_page_that_would_be_too_large_drops_the_least_suspicious_pictures(tmp_
     rows = [("good", f"{index}.png", float(index)) for index in range(100)]
     folder = tmp_path / "set"
     size = len(scored_images(rows[:1], folder)[0].picture.anomaly_map)
-    room = html_report.PAGE_BYTES + 100 * html_report.TEXT_BYTES + 10 * size
-    monkeypatch.setattr(html_report, "REPORT_BYTES", room)
+    room = report_page.PAGE_BYTES + 100 * report_page.TEXT_BYTES + 10 * size
+    monkeypatch.setattr(report_page, "REPORT_BYTES", room)
     data = Page(make_report(tmp_path, rows, threshold=50.0)).data
     illustrated = [index for index, row in enumerate(data["images"]) if len(row) > 5]
     assert 5 <= len(illustrated) < 10 and illustrated == list(range(100 - len(illustrated), 100))
@@ -138,5 +138,5 @@ def test_ten_thousand_images_stay_within_the_promise():
     """The largest pictures that the plan allows, counted without writing them."""
     for count in (10, 600, 1500, 3000, 10_000):
         sizes = plan_pictures(count)
-        each = 4 * ((sizes.thumbnail_bytes + 2) // 3) + sizes.map_side**2 + html_report.TEXT_BYTES
-        assert count * each + html_report.PAGE_BYTES <= REPORT_BYTES
+        each = 4 * ((sizes.thumbnail_bytes + 2) // 3) + sizes.map_side**2 + report_page.TEXT_BYTES
+        assert count * each + report_page.PAGE_BYTES <= REPORT_BYTES

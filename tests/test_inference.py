@@ -9,8 +9,8 @@ from conftest import make_dataset
 from efficientad.data.datasets import find_test_samples, open_dataset
 from efficientad.data.images import read_image
 from efficientad.data.transforms import to_square
-from efficientad.inference import predict
-from efficientad.runtimes import TorchDetector
+from efficientad.inference.detectors import TorchDetector
+from efficientad.inference.prediction import predict
 from efficientad.system.errors import UserError
 
 CPU = torch.device("cpu")

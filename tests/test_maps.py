@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientad import maps
-from efficientad.maps import heat_levels, jet, resize_map, write_overlay, write_side_by_side, write_tiff
+from efficientad.inference import maps
+from efficientad.inference.maps import heat_levels, jet, resize_map, write_overlay, write_side_by_side, write_tiff
 
 
 def test_sigmoid_is_centred_on_the_threshold():

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from efficientad.data.datasets import Dataset, Sample, find_test_samples
-from efficientad.localization import Localization
-from efficientad.masks import Saturation, connected_regions, find_masks, read_defects
-from efficientad.pixel_metrics import Defect, PixelHistograms, count_pixels
+from efficientad.evaluation.localization import Localization
+from efficientad.evaluation.masks import Saturation, connected_regions, find_masks, read_defects
+from efficientad.evaluation.pixel_metrics import Defect, PixelHistograms, count_pixels
 from efficientad.system.errors import UserError
 
 SIZE = (12, 10)  # width, height

@@ -8,7 +8,7 @@ from efficientad.data.transforms import to_unit_range
 from efficientad.detector import networks
 from efficientad.detector.checkpoint import load_model, save_model
 from efficientad.detector.networks import EfficientAD, memory_map, pool_features
-from efficientad.runtimes import TorchDetector
+from efficientad.inference.detectors import TorchDetector
 from efficientad.training import memory as memory_module
 from efficientad.training.cache import TeacherAnswers
 from efficientad.training.fitting import fit_map_quantiles, fit_teacher_statistics

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from efficientad import curves, metrics, pixel_metrics
-from efficientad.metrics import (
+from efficientad.evaluation import curves, pixel_metrics
+from efficientad.evaluation import image_metrics as metrics
+from efficientad.evaluation.image_metrics import (
     class_rows,
     decision_row,
     image_auroc,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from efficientad.pixel_metrics import BINS, Defect, PixelHistograms, bin_edge, count_pixels, score_bins
+from efficientad.evaluation.pixel_metrics import BINS, Defect, PixelHistograms, bin_edge, count_pixels, score_bins
 
 
 def histograms(maps, regions, ignored=None):

@@ -14,7 +14,7 @@ from conftest import draw_part, fail, fill_folder
 from efficientad import predict
 from efficientad.detector.calibration import calibrate
 from efficientad.detector.checkpoint import save_model
-from efficientad.regions import find_regions
+from efficientad.inference.results import find_regions
 from efficientad.system.errors import run_command
 
 
@@ -44,8 +44,8 @@ def parts(tmp_path):
 
 
 def test_scores_are_those_of_eval(weights, parts, tmp_path, tiny_model):
-    from efficientad.inference import predict as predict_samples
-    from efficientad.runtimes import TorchDetector
+    from efficientad.inference.detectors import TorchDetector
+    from efficientad.inference.prediction import predict as predict_samples
 
     run("-w", weights, "-i", parts, "-o", tmp_path / "out", "-T", 20, "--precision", "fp32")
     rows = read_scores(tmp_path / "out")
@@ -155,7 +155,7 @@ def test_maps_and_running_again(weights, parts, tmp_path):
 
 
 def test_overlay_shows_the_image_where_nothing_is(tmp_path):
-    from efficientad.maps import write_overlay
+    from efficientad.inference.maps import write_overlay
 
     anomaly_map = np.full((40, 60), -1e6, dtype=np.float32)
     anomaly_map[:, 30:] = 1e6

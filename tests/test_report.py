@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from efficientad.data.datasets import Sample
-from efficientad.pixel_metrics import PixelMetrics, PixelRow
-from efficientad.report import (
+from efficientad.evaluation.pixel_metrics import PixelMetrics, PixelRow
+from efficientad.evaluation.report import (
     ScoredSample,
     evaluate_scores,
     format_metrics,

@@ -10,7 +10,7 @@ from PIL import Image
 
 import make_sample
 import prepare_dataset
-from efficientad.metrics import image_auroc
+from efficientad.evaluation.image_metrics import image_auroc
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from efficientad.sweep import sweep_thresholds
+from efficientad.evaluation.image_metrics import sweep_thresholds
 
 
 def noted(rows, note):

@@ -14,7 +14,7 @@ import pytest
 
 from conftest import draw_part, fill_folder
 from efficientad.detector.checkpoint import save_model
-from efficientad.watching import FolderWatcher, LatencyLog
+from efficientad.inference.run import FolderWatcher, LatencyLog
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -110,7 +110,7 @@ def test_a_clock_that_is_ahead_delays_a_file_but_does_not_lose_it(tmp_path, cloc
 
 
 def test_latencies_are_told_at_intervals(clock):
-    from efficientad.watching import Arrival
+    from efficientad.inference.run import Arrival
 
     lines = []
     log = LatencyLog(60, lines.append)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from efficientad.report import Evaluation
+from efficientad.evaluation.report import Evaluation
 from efficientad.system.files import claim_files, release_files, write_csv, write_text_atomically
 
 CSV_FILE = "summary.csv"

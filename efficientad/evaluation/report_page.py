@@ -18,15 +18,14 @@ import efficientad
 from efficientad.data.datasets import GOOD, Dataset, Sample
 from efficientad.data.images import UnreadableImageError
 from efficientad.detector.calibration import Calibration, describe_calibration
-from efficientad.metrics import INTERVAL
-from efficientad.pictures import MAP_FLOOR, MAP_LEVELS, PAGE_BYTES, REPORT_BYTES, TEXT_BYTES
-from efficientad.report import Evaluation, ScoredSample
-from efficientad.runtimes import Detector
+from efficientad.evaluation.image_metrics import INTERVAL
+from efficientad.evaluation.report import Evaluation, ScoredSample
+from efficientad.evaluation.thumbnails import MAP_FLOOR, MAP_LEVELS, PAGE_BYTES, REPORT_BYTES, TEXT_BYTES
+from efficientad.inference.detectors import Detector
 from efficientad.system.arguments import path_argument
 from efficientad.system.files import write_text_atomically
 
 REPORT_FILE = "report.html"
-
 _TEMPLATES = Path(__file__).parent / "templates"
 _SCRIPTS = ("pictures.js", "charts.js", "report.js")
 _KEPT_FORMAT_LETTERS = "\u200c\u200d"  # Persian and Indic words and emoji need these joiners

@@ -12,17 +12,25 @@ import numpy as np
 from tabulate import tabulate
 
 from efficientad.data.datasets import Sample
-from efficientad.metrics import ImageMetrics, ImageRow, Row, class_rows, image_metrics, merge_copies, overall_row
-from efficientad.pictures import Picture
-from efficientad.pixel_metrics import PixelMetrics
-from efficientad.sweep import SweepRow, sweep_thresholds
+from efficientad.evaluation.image_metrics import (
+    ImageMetrics,
+    ImageRow,
+    Row,
+    SweepRow,
+    class_rows,
+    image_metrics,
+    merge_copies,
+    overall_row,
+    sweep_thresholds,
+)
+from efficientad.evaluation.pixel_metrics import PixelMetrics
+from efficientad.evaluation.thumbnails import Picture
 from efficientad.system.errors import printable
 from efficientad.system.files import write_csv, write_text_atomically
 
 SCORES_FILE = "scores.csv"
 MISMATCH_FILE = "mismatch_samples.csv"
 METRICS_FILE = "metrics.json"
-
 _FORMATS = ("", ".4f", "", ".4f", ".4f", ".2f", ".4f", ".4f")
 
 

@@ -16,7 +16,7 @@ from efficientad.data.datasets import Sample
 from efficientad.data.images import UnreadableImageError, decode_image, raise_if_unreadable, read_bytes
 from efficientad.data.transforms import to_square
 from efficientad.detector.networks import anomaly_score
-from efficientad.runtimes import Detector
+from efficientad.inference.detectors import Detector
 from efficientad.system.errors import UserError
 from efficientad.system.parallel import parallel_map
 

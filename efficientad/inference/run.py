@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from efficientad.data.images import find_images, leave_out_below
-from efficientad.results import Signature, signature_of
+from efficientad.inference.results import Signature, signature_of
 from efficientad.system.files import csv_cell
 
 SETTLING_SECONDS = 0.5  # a file that has not changed for so long is complete

@@ -21,12 +21,11 @@ from PIL import Image
 
 from efficientad.data.datasets import Dataset, Sample
 from efficientad.data.images import UnreadableImageError, check_file, find_images, read_bytes
-from efficientad.pixel_metrics import Defect
+from efficientad.evaluation.pixel_metrics import Defect
 from efficientad.system.errors import UserError, list_some
 
 GROUND_TRUTH = "ground_truth"
 SATURATION_FILE = "defects_config.json"
-
 _LOSSY = frozenset({".jpg", ".jpeg", ".webp"})
 
 

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from efficientad import curves
+from efficientad.evaluation import curves
 
 PRO_LIMITS = (0.05, 0.30)
-
 _MANTISSA_BITS = 23  # of a float32
 _BITS = 12  # of them that make bins, within each power of two
 _OCTAVES = 20

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from efficientad.data.datasets import GOOD, Sample
-from efficientad.masks import MaskSet, SampleMasks, connected_regions, read_defects
-from efficientad.pixel_metrics import Defect, ImageCounts, PixelHistograms, PixelMetrics, count_pixels
+from efficientad.evaluation.masks import MaskSet, SampleMasks, connected_regions, read_defects
+from efficientad.evaluation.pixel_metrics import Defect, ImageCounts, PixelHistograms, PixelMetrics, count_pixels
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,17 @@
-"""The evaluation of one detector on one data set: all that is found, written and told."""
+"""The evaluation of one detector on one data set."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from efficientad import html_report, pictures, report
-from efficientad.data.datasets import Dataset, find_test_samples
+from efficientad.data.datasets import Dataset, Sample, find_test_samples
 from efficientad.data.images import (
     SKIPPED_FILE,
     UnreadableImageError,
@@ -21,16 +22,42 @@ from efficientad.data.images import (
     write_skipped,
 )
 from efficientad.detector import calibration
-from efficientad.localization import Localization
-from efficientad.masks import GROUND_TRUTH, find_masks
-from efficientad.outputs import map_names
-from efficientad.report import Evaluation, ScoredSample
-from efficientad.runtimes import load_detector
-from efficientad.scoring import score_samples
+from efficientad.evaluation import report, thumbnails
+from efficientad.evaluation.localization import Localization, LocatedSample
+from efficientad.evaluation.masks import GROUND_TRUTH, MaskSet, find_masks, read_mask
+from efficientad.evaluation.report import Evaluation, ScoredSample
+from efficientad.evaluation.report_page import REPORT_FILE, describe_run, write_report
+from efficientad.evaluation.thumbnails import Picture, PictureSizes, encode_map, encode_mask, encode_thumbnail
+from efficientad.inference.detectors import Detector, load_detector
+from efficientad.inference.maps import resize_map, write_side_by_side, write_tiff
+from efficientad.inference.prediction import Prediction, predict
 from efficientad.system.distributed import gather_objects, rank, ranks, wait_for_ranks
 from efficientad.system.errors import UserError
 from efficientad.system.files import claim_files, release_files
+from efficientad.system.parallel import parallel_map
 from efficientad.system.runs import lock_folder
+
+
+def map_names(samples: Sequence[Sample], suffix: str) -> list[str]:
+    """The file below the output folder for each sample's map: <class>/<image without its suffix><suffix>.
+
+    A class with two images that differ only in the suffix (a.jpg, a.png) keeps all suffixes (a.jpg.tiff).
+    """
+    stems: dict[str, list[str]] = defaultdict(list)
+    for sample in samples:
+        stems[sample.class_name].append(_stem(sample).casefold())
+    keeps_suffix = {name for name, inside in stems.items() if len(set(inside)) < len(inside)}
+    return [
+        f"{sample.class_name}/"
+        + (sample.image_name if sample.class_name in keeps_suffix else _stem(sample))
+        + suffix
+        for sample in samples
+    ]
+
+
+def _stem(sample: Sample) -> str:
+    return PurePosixPath(sample.image_name).with_suffix("").as_posix()
+
 
 _MAP_SUFFIXES = {"tiff": ".tiff", "jpg": ".jpg", "none": None}
 
@@ -97,7 +124,7 @@ class _Run:
             raise_if_unreadable(unreadable)
         self._masks = find_masks(dataset, self._samples)
         self._localization = Localization(self._masks) if self._masks else None
-        self._pictures = None if options.no_report else pictures.plan_pictures(len(self._samples))
+        self._pictures = None if options.no_report else thumbnails.plan_pictures(len(self._samples))
         self._scored: Sequence[ScoredSample] = ()
         self._skipped: list[UnreadableImageError] = []
         suffix = _MAP_SUFFIXES[options.map_format]
@@ -107,7 +134,7 @@ class _Run:
         if options.on_error == "skip":
             self._names.append(SKIPPED_FILE)
         if self._pictures:
-            self._names.append(html_report.REPORT_FILE)
+            self._names.append(REPORT_FILE)
         self._stale = claim_files(folder, self._names) if rank() == 0 else set()
         wait_for_ranks()
         if rank() == 0:
@@ -157,10 +184,10 @@ class _Run:
         report.write_mismatches(folder / report.MISMATCH_FILE, self._scored, self._threshold)
         report.write_metrics(folder / report.METRICS_FILE, evaluation, facts)
         if self._pictures:
-            run = html_report.describe_run(
+            run = describe_run(
                 self._dataset, self._detector, self._weights_dir, self._origin, command, evaluation, self._skipped
             )
-            html_report.write_report(folder / html_report.REPORT_FILE, self._scored, self._maps, evaluation, run)
+            write_report(folder / REPORT_FILE, self._scored, self._maps, evaluation, run)
         if self._options.on_error == "skip":
             write_skipped(folder, self._skipped)
         unreadable = {error.name for error in self._skipped}
@@ -180,7 +207,7 @@ class _Run:
             print(describe_skipped(self._folder, self._skipped))
         print(f"{'Maps, scores' if self._maps else 'Scores'} and metrics are in {self._folder}")
         if self._pictures:
-            print(f"All of it to look at, in a browser: {self._folder / html_report.REPORT_FILE}")
+            print(f"All of it to look at, in a browser: {self._folder / REPORT_FILE}")
 
     def _tell_start(self) -> None:
         count, threshold = len(self._samples), self._threshold
@@ -189,3 +216,63 @@ class _Run:
         ground_truth = self._dataset.root / GROUND_TRUTH
         if not self._masks and ground_truth.is_dir():
             print(f"Note: no file in {ground_truth} is the mask of a test image; see dataset/README.md")
+
+
+def score_samples(
+    detector: Detector,
+    samples: Sequence[Sample],
+    map_files: Mapping[Sample, Path],
+    threshold: float,
+    batch_size: int,
+    workers: int,
+    pass_over: Callable[[UnreadableImageError], None] | None = None,
+    localization: Localization | None = None,
+    sizes: PictureSizes | None = None,
+    masks: MaskSet | None = None,
+) -> Iterator[ScoredSample]:
+    """Scores in the order of the samples; when one is there, its map is written and compared with its masks.
+
+    Args:
+        map_files: for every sample the .tiff or .jpg file of its map, or nothing at all.
+        threshold: only for the colours of a .jpg.
+        workers: threads that read ahead, and as many that write.
+        pass_over: see predict.
+        localization: takes in every sample.
+        sizes: of the pictures to make for a report, or None for none.
+        masks: those that the pictures show.
+
+    Raises:
+        UserError: see predict, and Localization.count.
+    """
+    shows_image = any(file.suffix == ".jpg" for file in map_files.values())
+
+    def finish(prediction: Prediction) -> tuple[ScoredSample, LocatedSample | None]:
+        sample = prediction.sample
+        if map_files or localization:
+            anomaly_map = resize_map(prediction.anomaly_map, *prediction.image_size)
+        if map_files:
+            if shows_image:
+                write_side_by_side(map_files[sample], prediction.decode(), anomaly_map, threshold)
+            else:
+                write_tiff(map_files[sample], anomaly_map)
+        located = localization.count(sample, anomaly_map) if localization else None
+        picture = _picture(prediction, sizes, masks) if sizes else None
+        return ScoredSample(sample, prediction.digest, prediction.score, picture), located
+
+    make_thumbnail = partial(encode_thumbnail, sizes=sizes) if sizes else None
+    predictions = predict(detector, samples, batch_size, workers, shows_image, pass_over, make_thumbnail)
+    for scored, located in parallel_map(finish, predictions, workers):
+        if localization:
+            localization.add(scored.sample, located)  # here and not in the threads: sums in a fixed order
+        yield scored
+
+
+def _picture(prediction: Prediction, sizes: PictureSizes, masks: MaskSet | None) -> Picture:
+    files = masks.files(prediction.sample) if masks else ()
+    return Picture(
+        prediction.image_size,
+        prediction.thumbnail,
+        encode_map(prediction.anomaly_map, sizes.map_side),
+        encode_mask([read_mask(file) for file in files], sizes.thumbnail_side // 2),
+        float(prediction.anomaly_map.max()),
+    )

@@ -1,0 +1,1 @@
+"""The detector against the labels of a test set."""

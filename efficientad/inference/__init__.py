@@ -1,0 +1,1 @@
+"""A trained detector, and what is made of its answers."""
