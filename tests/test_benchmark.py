@@ -9,16 +9,17 @@ import torch
 from torch import nn
 
 from conftest import fail
-from efficientad import benchmark, workloads
-from efficientad.measuring import count_flops, matrix_rate, peak_memory_of, time_side_by_side
+from efficientad import benchmark
+from efficientad.benchmarking import measuring, reference, workloads
+from efficientad.benchmarking.measuring import count_flops, matrix_rate, peak_memory_of, time_side_by_side
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def quick(tiny_networks, monkeypatch):
-    monkeypatch.setattr(benchmark, "TRAINING_BATCHES", (1, 2))
-    monkeypatch.setattr(benchmark, "PHOTO_SIZE", (40, 30))
+    monkeypatch.setattr(measuring, "TRAINING_BATCHES", (1, 2))
+    monkeypatch.setattr(measuring, "PHOTO_SIZE", (40, 30))
     monkeypatch.setattr(workloads, "EXPORTS", ())
 
 
@@ -58,17 +59,17 @@ def test_profile_names_the_convolutions(quick, capsys):
 
 
 def test_a_plain_step_that_would_take_too_long_is_left_out(quick, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "LONGEST_PLAIN_STEP", 1e-9)
+    monkeypatch.setattr(measuring, "LONGEST_PLAIN_STEP", 1e-9)
     run("--json", tmp_path / "b.json")
     first, second = json.loads((tmp_path / "b.json").read_text())["rows"][:2]
     assert first["plain"] and second["plain"] is None and second["ratio"] is None and second["value"] > 0
 
 
 def test_exports_are_measured_where_their_packages_are(tiny_networks, monkeypatch):
-    loads = workloads.Workloads(workloads.EfficientAD(), benchmark.load_plain_version(), CPU, "fp32", 0)
+    loads = workloads.Workloads(workloads.EfficientAD(), CPU, "fp32", 0)
     monkeypatch.setattr(workloads, "EXPORTS", (("torch", "fp32"), ("onnx", "fp32")))
     monkeypatch.setitem(sys.modules, "onnx", None)
-    (row,) = benchmark.measure_exports(loads, 1, 0.01, 1e9)
+    (row,) = measuring.measure_exports(loads, 1, 0.01, 1e9)
     assert row["task"] == "latency, torch fp32 on the CPU" and row["unit"] == "ms"
     assert row["plain"] / row["value"] == pytest.approx(row["ratio"])
 
@@ -77,7 +78,7 @@ def test_both_steps_learn(tiny_networks):
     """The benchmark would be worthless if one of the two did not do its work."""
     torch.manual_seed(0)
     model = workloads.EfficientAD()
-    loads = workloads.Workloads(model, benchmark.load_plain_version(), CPU, "fp32", 0)
+    loads = workloads.Workloads(model, CPU, "fp32", 0)
     for model, step in zip((loads._model, loads._plain_model), loads.training_steps(2), strict=True):
         before = {name: tensor.clone() for name, tensor in model.named_parameters()}
         step()
@@ -91,14 +92,14 @@ def test_both_steps_learn(tiny_networks):
 def test_both_inferences_answer_alike(tiny_networks, monkeypatch, with_student):
     """And the default one is of a memory alone."""
     torch.manual_seed(0)
-    loads = workloads.Workloads(workloads.EfficientAD(), benchmark.load_plain_version(), CPU, "fp32", 0)
+    loads = workloads.Workloads(workloads.EfficientAD(), CPU, "fp32", 0)
     assert (loads._alone.student is None) and len(loads._alone.memory) == 8000 and not len(loads._model.memory)
     scores = []
     monkeypatch.setattr(
-        workloads, "anomaly_score", lambda maps: scores.append(loads.plain.scores(maps)) or scores[-1]
+        workloads, "anomaly_score", lambda maps: scores.append(reference.scores(maps)) or scores[-1]
     )
-    plain_scores = loads.plain.scores
-    monkeypatch.setattr(loads.plain, "scores", lambda maps: scores.append(plain_scores(maps)) or scores[-1])
+    plain_scores = reference.scores
+    monkeypatch.setattr(reference, "scores", lambda maps: scores.append(plain_scores(maps)) or scores[-1])
     for run in loads.inference_runs(2, with_student):
         run()
     torch.testing.assert_close(scores[0], scores[-1], rtol=1e-3, atol=0.02)

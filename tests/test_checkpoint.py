@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-import plain
 from conftest import write_six_files
+from efficientad.benchmarking import reference
 from efficientad.detector import checkpoint
 from efficientad.detector.calibration import Calibration
 from efficientad.detector.checkpoint import load_model, load_teacher_weights, save_model
@@ -280,7 +280,7 @@ def test_a_model_file_of_an_older_version_answers_as_before(fitted, tmp_path, ve
     fitted.map_weights.copy_(torch.tensor(weights))
     image = torch.rand(1, 3, 256, 256)
     with torch.inference_mode():
-        torch.testing.assert_close(loaded(image)[:, 0], plain.anomaly_maps(fitted, image), rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(loaded(image)[:, 0], reference.anomaly_maps(fitted, image), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import plain
+from efficientad.benchmarking import reference
 from efficientad.pretraining.backbones import Backbone
 from efficientad.pretraining.targets import DistillationTarget, averaging_matrix, pooling_weights
 from stubs import random_backbone
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 def test_one_convolution_does_what_the_papers_two_averages_do(channels):
     layers = [torch.randn(2, count, 7, 7) for count in channels]
     ours = sum(F.conv2d(x, w, padding=1) for x, w in zip(layers, pooling_weights(channels, CPU), strict=True))
-    torch.testing.assert_close(ours, plain.paper_target(layers), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours, reference.paper_target(layers), atol=1e-5, rtol=1e-4)
 
 
 def test_averaging_matrix_is_adaptive_average_pooling():

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import eval as eval_script
-import plain
 from conftest import draw_part, fail, fill_folder, make_dataset
 from efficientad import export, predict
+from efficientad.benchmarking import reference
 from efficientad.data import images
 from efficientad.data.images import UnreadableImageError, read_image
 from efficientad.data.transforms import to_square
@@ -89,7 +89,7 @@ def test_normalization_is_folded_exactly(weights, tiny_model):
         maps, scores = ExportableDetector(tiny_model)(pixels.permute(0, 2, 3, 1))
         assert torch.equal(tiny_model(pixels / 255), expected)
     np.testing.assert_allclose(maps, expected[:, 0], rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(scores, plain.scores(maps))
+    torch.testing.assert_close(scores, reference.scores(maps))
 
 
 @pytest.mark.parametrize(("name", "precision"), VARIANTS)
@@ -114,7 +114,7 @@ def test_exports_answer_as_torch_does(weights, tiny_model, tmp_path, name, preci
         assert maps.shape == (len(batch), 1, 256, 256) and maps.dtype == torch.float32
         np.testing.assert_allclose(maps, expected[: len(batch)], rtol=tolerance, atol=25 * tolerance)
         _, scores = detector.answer(batch.permute(0, 2, 3, 1).contiguous().numpy())
-        np.testing.assert_allclose(scores, plain.scores(maps), rtol=1e-5)
+        np.testing.assert_allclose(scores, reference.scores(maps), rtol=1e-5)
 
 
 def test_onnx_metadata_and_contents(detector_file):
@@ -287,6 +287,6 @@ def test_the_consumer_in_the_readme(detector_file, tmp_path, tiny_model):
         assert done.returncode == 0, done.stderr
         decision, score = done.stdout.split()
         pixels = to_square(read_image(path), 256)[None]
-        expected = float(plain.scores(TorchDetector(tiny_model, CPU, "fp32")(pixels)))
+        expected = float(reference.scores(TorchDetector(tiny_model, CPU, "fp32")(pixels)))
         assert float(score) == pytest.approx(expected, rel=1e-3)
         assert decision == ("anomalous" if expected > tiny_model.calibration.threshold else "good")

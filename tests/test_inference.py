@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-import plain
 from conftest import make_dataset
+from efficientad.benchmarking import reference
 from efficientad.data.datasets import find_test_samples, open_dataset
 from efficientad.data.images import read_image
 from efficientad.data.transforms import to_square
@@ -32,9 +32,11 @@ def test_predictions_equal_the_plain_version(tiny_model, samples):
         image = read_image(path)
         pixels = to_square(image, 256)[None] / 255
         with torch.inference_mode():
-            expected = plain.anomaly_maps(tiny_model, pixels)[0].numpy()
+            expected = reference.anomaly_maps(tiny_model, pixels)[0].numpy()
         np.testing.assert_allclose(prediction.anomaly_map, expected, rtol=1e-3, atol=1e-2)
-        assert prediction.score == pytest.approx(plain.scores(torch.from_numpy(expected)[None]).item(), rel=1e-3)
+        assert prediction.score == pytest.approx(
+            reference.scores(torch.from_numpy(expected)[None]).item(), rel=1e-3
+        )
         assert prediction.anomaly_map.dtype == np.float32
         assert prediction.digest == hashlib.sha256(path.read_bytes()).hexdigest()
         assert prediction.image_size == image.size

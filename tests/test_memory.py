@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import plain
+from efficientad.benchmarking import reference
 from efficientad.data.transforms import to_unit_range
 from efficientad.detector import networks
 from efficientad.detector.checkpoint import load_model, save_model
@@ -154,7 +154,7 @@ def test_the_map_equals_the_plain_version(monkeypatch, patches):
     weights = 0.5 + torch.arange(patches) / patches
     found = memory_map(features, memory, weights)
     assert found.shape == (2, 1, 56, 56) and found.dtype == torch.float32
-    torch.testing.assert_close(found, plain.memory_map(features, memory, weights), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, reference.memory_map(features, memory, weights), rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(params=["alone", "beside a student"])
@@ -176,7 +176,7 @@ def test_a_detector_equals_the_plain_version(detector):
     images[2:] //= torch.tensor([2, 3, 7]).view(3, 1, 1, 1)
     found = TorchDetector(detector, CPU, "fp32")(images)
     with torch.inference_mode():
-        expected = plain.anomaly_maps(detector, images / 255)
+        expected = reference.anomaly_maps(detector, images / 255)
     torch.testing.assert_close(found[:, 0], expected, rtol=1e-3, atol=0.02)
     singles = [TorchDetector(detector, CPU, "fp32")(image[None]) for image in images]
     torch.testing.assert_close(torch.cat(singles), found, rtol=1e-3, atol=0.02)
@@ -185,7 +185,7 @@ def test_a_detector_equals_the_plain_version(detector):
 def test_bf16_is_close_to_fp32(detector):
     images = random_pixels(3, seed=1, size=256) // torch.tensor([1, 2, 3], dtype=torch.uint8).view(3, 1, 1, 1)
     exact, rounded = (
-        plain.scores(TorchDetector(detector, CPU, precision)(images)) for precision in ("fp32", "bf16")
+        reference.scores(TorchDetector(detector, CPU, precision)(images)) for precision in ("fp32", "bf16")
     )
     assert rounded.dtype == torch.float32 and not torch.equal(rounded, exact)
     torch.testing.assert_close(rounded, exact, rtol=0.03, atol=0.5)

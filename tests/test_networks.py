@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import plain
+from efficientad.benchmarking import reference
 from efficientad.detector.networks import (
     EfficientAD,
     RawMaps,
@@ -92,10 +92,10 @@ def test_maps_equal_the_plain_version(tiny_model):
     images = torch.rand(3, 3, 256, 256)
     with torch.inference_mode():
         maps = tiny_model(images)
-        expected = plain.anomaly_maps(tiny_model, images)
+        expected = reference.anomaly_maps(tiny_model, images)
     assert maps.shape == (3, 1, 256, 256)
     torch.testing.assert_close(maps[:, 0], expected, rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(anomaly_score(maps), plain.scores(expected), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(anomaly_score(maps), reference.scores(expected), rtol=1e-4, atol=1e-3)
 
 
 def test_quantiles_are_applied_before_the_padding(tiny_model):
@@ -124,7 +124,7 @@ def test_weights_of_the_maps():
 
 def test_the_score_is_the_mean_of_the_highest_values():
     maps = torch.randn(3, 1, 256, 256)
-    torch.testing.assert_close(anomaly_score(maps), plain.scores(maps[:, 0]))
+    torch.testing.assert_close(anomaly_score(maps), reference.scores(maps[:, 0]))
     maps = torch.zeros(1, 1, 256, 256)
     maps.view(-1)[:393] = 10.0
     assert anomaly_score(maps).tolist() == [10.0]
@@ -155,7 +155,7 @@ def test_real_detector_equals_the_plain_version(kinds):
     model.quantiles.copy_(torch.tensor([[0.001, 0.01]] * 3))
     image = torch.rand(1, 3, 256, 256)
     with torch.inference_mode():
-        expected = plain.anomaly_maps(model, image)[0]
+        expected = reference.anomaly_maps(model, image)[0]
         model.to(memory_format=torch.channels_last)
         actual = model(image.contiguous(memory_format=torch.channels_last))[0, 0]
     torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-2)

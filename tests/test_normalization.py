@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-import plain
+from efficientad.benchmarking import reference
 from efficientad.data.transforms import to_unit_range
 from efficientad.detector.networks import EfficientAD, RawMaps
 from efficientad.system.errors import UserError
@@ -68,9 +68,9 @@ def test_map_quantiles_equal_sorting_all_pixels(tiny_model):
     pixels = random_pixels(18)
     fit_quantiles(tiny_model, pixels)
     with torch.no_grad():
-        maps = plain.raw_maps(tiny_model, to_unit_range(pixels))
+        maps = reference.raw_maps(tiny_model, to_unit_range(pixels))
     for fitted, raw in zip(tiny_model.quantiles.tolist(), maps, strict=True):
-        assert fitted == pytest.approx([plain.quantile(raw, 0.9), plain.quantile(raw, 0.995)], rel=1e-5)
+        assert fitted == pytest.approx([reference.quantile(raw, 0.9), reference.quantile(raw, 0.995)], rel=1e-5)
 
 
 @pytest.mark.parametrize("kinds", [(True, False), (False, True)])
@@ -80,9 +80,9 @@ def test_quantiles_of_maps_that_are_not_there_change_nothing(tiny_networks, kind
     pixels = random_pixels(3)
     fit_quantiles(model, pixels)
     with torch.no_grad():
-        maps = plain.raw_maps(model, to_unit_range(pixels))
+        maps = reference.raw_maps(model, to_unit_range(pixels))
     for fitted, raw in zip(model.quantiles.tolist(), maps, strict=True):
-        expected = (0.0, 0.1) if raw is None else (plain.quantile(raw, 0.9), plain.quantile(raw, 0.995))
+        expected = (0.0, 0.1) if raw is None else (reference.quantile(raw, 0.9), reference.quantile(raw, 0.995))
         assert fitted == pytest.approx(expected, rel=1e-4)
 
 

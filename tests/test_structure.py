@@ -51,6 +51,12 @@ def imported_wings(path):
             yield node.module.split(".")[1]
 
 
+def test_every_module_is_in_a_wing():
+    folders = {path.parent.name for path in PACKAGE.glob("*/*.py")}
+    assert folders == set(WINGS)
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", *COMMANDS} - set(SCRIPTS)
+
+
 @pytest.mark.parametrize("wing", WINGS)
 def test_wings_import_only_what_they_may(wing):
     for path in (PACKAGE / wing).glob("*.py"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.transforms import functional as tv
 
-import plain
+from efficientad.benchmarking import reference
 from efficientad.data.transforms import augment, draw_changes, where_gray
 from efficientad.detector.networks import EfficientAD
 from efficientad.system.devices import autocast
@@ -59,7 +59,7 @@ def read_log(path):
 def test_hard_loss_equals_sorting(shape):
     teacher, student = torch.randn(shape), torch.randn(shape)
     assert hard_feature_loss(teacher, student, shape[0]).item() == pytest.approx(
-        plain.hard_loss(teacher, student).item(), rel=1e-5
+        reference.hard_loss(teacher, student).item(), rel=1e-5
     )
 
 
@@ -89,7 +89,7 @@ def test_losses_and_gradients_equal_the_plain_version(with_penalty):
     images = torch.rand(1, 3, 256, 256)
     augmented = (0.9 * images).clamp(0, 1)
     natural = torch.rand(1, 3, 256, 256) if with_penalty else None
-    expected = plain.losses(model, images, augmented, natural)
+    expected = reference.losses(model, images, augmented, natural)
     names, parameters = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
     expected_gradients = torch.autograd.grad(sum(expected), parameters)
     model.to(memory_format=torch.channels_last)

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from efficientad.benchmarking import reference
+from efficientad.benchmarking.measuring import count_flops
 from efficientad.data.datasets import Sample
 from efficientad.data.images import read_image
 from efficientad.data.transforms import augment, draw_changes, to_square, to_unit_range
@@ -20,7 +22,6 @@ from efficientad.evaluation.run import score_samples
 from efficientad.inference.detectors import SUFFIXES, Metadata, MissingPackageError, TorchDetector, load_exported
 from efficientad.inference.exporting import write_export
 from efficientad.inference.maps import write_side_by_side, write_tiff
-from efficientad.measuring import count_flops
 from efficientad.system.parallel import parallel_map
 from efficientad.training.loop import Learner
 from efficientad.training.options import MEMORY_PATCHES, TrainingPlan, map_weights
@@ -33,12 +34,8 @@ Work = Callable[[], object]
 class Workloads:
     """One model on one machine, beside a copy of it that the plain version works with."""
 
-    def __init__(self, model: EfficientAD, plain, device: torch.device, precision: str, workers: int) -> None:
-        """
-        Args:
-            plain: tests/plain.py as a module.
-        """
-        self.plain, self.device, self.precision, self.workers = plain, device, precision, workers
+    def __init__(self, model: EfficientAD, device: torch.device, precision: str, workers: int) -> None:
+        self.device, self.precision, self.workers = device, precision, workers
         self.plain_seconds_per_image = 0.0  # of a training step, as far as known
         self._alone = _with_memory_alone(model)  # as train.py leaves it by default
         self._plain_alone = copy.deepcopy(self._alone).to(device)
@@ -81,7 +78,7 @@ class Workloads:
         def plain_step() -> None:
             self._plain_model.train()
             changed = augment(plain_images, draw_changes(batch_size, generator))
-            losses = self.plain.losses(self._plain_model, plain_images, changed, None)
+            losses = reference.losses(self._plain_model, plain_images, changed, None)
             self._plain_optimizer.zero_grad()
             sum(losses).backward()
             self._plain_optimizer.step()
@@ -104,8 +101,8 @@ class Workloads:
 
         @torch.no_grad()
         def plain_run() -> None:
-            maps = self.plain.anomaly_maps(plain_model.eval(), pixels.to(self.device) / 255)
-            self.plain.scores(maps).tolist()
+            maps = reference.anomaly_maps(plain_model.eval(), pixels.to(self.device) / 255)
+            reference.scores(maps).tolist()
             maps.cpu()
 
         return run, plain_run

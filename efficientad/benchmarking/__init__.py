@@ -1,0 +1,1 @@
+"""Speed, measured against a plain implementation of the method."""

@@ -1,0 +1,220 @@
+"""What is measured, and how: time side by side, peak memory, operations, and the rows of the table."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tabulate import tabulate
+from torch.utils.flop_counter import FlopCounterMode
+
+from efficientad.system.devices import release_freed_memory
+
+LONG_RUN = 3  # times the seconds of a measurement
+_MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
+_MATRIX_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_MOST_RUNS = 1000
+
+
+def time_side_by_side(works: list[Callable[[], object]], seconds: float, device: torch.device) -> list[float]:
+    """Median seconds of each work; they take turns, so that whatever else the machine does slows all alike.
+
+    Each runs once to warm up and then at least once more, until about `seconds` have passed for it. Where the
+    first runs took much longer than that, they are taken as they are: a warm-up matters little to them.
+    """
+    times = [[_time(work, device)] for work in works]
+    if sum(map(sum, times)) > LONG_RUN * seconds * len(works):
+        return [statistics.median(took) for took in times]
+    times = [[] for _ in works]
+    end = time.perf_counter() + seconds * len(works)
+    for _ in range(_MOST_RUNS):
+        for work, took in zip(works, times, strict=True):
+            took.append(_time(work, device))
+        if time.perf_counter() > end:
+            break
+    return [statistics.median(took) for took in times]
+
+
+def _time(work: Callable[[], object], device: torch.device) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def count_flops(work: Callable[[], object]) -> int:
+    """Floating-point operations of the convolutions and matrix products of one run, a multiply-add being two."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def matrix_rate(device: torch.device, precision: str, seconds: float) -> float:
+    """FLOP/s of a large square matrix product in this precision: what the machine can be brought to do."""
+    side = _MATRIX_SIDE[device.type]
+    left, right = (torch.randn(side, side, device=device).to(_MATRIX_DTYPES[precision]) for _ in range(2))
+    (took,) = time_side_by_side([lambda: left @ right], seconds, device)
+    return 2 * side**3 / took
+
+
+def peak_memory_of(work: Callable[[], object], device: torch.device) -> float | None:
+    """Most gigabytes in use during one run: of the GPU, or of this process; None where the system does not tell."""
+    clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    try:
+        release_freed_memory()
+        clear.write_text("5")  # forgets the peak so far
+    except OSError:
+        work()
+        return None
+    work()
+    (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024 / 1e9
+
+
+TRAINING_BATCHES = (1, 4, 10, 16, 32)
+INFERENCE_BATCHES = (1, 16)
+LONGEST_PLAIN_STEP = 40.0  # seconds; a batch that would take longer is not tried in the plain version
+PHOTO_SIZE = (1024, 768)  # of the images that are read and written
+FEWEST_PHOTOS, MOST_PHOTOS = 16, 512
+
+
+def list_tasks() -> list[tuple[Callable[..., list[dict]], int]]:
+    """What the benchmark measures: functions of workloads, batch size, seconds and matrix rate, and a batch size."""
+    return [
+        *((measure_training, size) for size in TRAINING_BATCHES),
+        *((measure_inference, size) for size in INFERENCE_BATCHES),
+        *((measure_student_inference, size) for size in INFERENCE_BATCHES),
+        (measure_exports, 1),
+        (measure_files, 16),
+    ]
+
+
+def measure_training(loads, batch_size: int, seconds: float, rate: float) -> list[dict]:
+    """A training step without penalty, the teacher's plain answers kept; against two passes of both networks."""
+
+    step, plain_step = loads.training_steps(batch_size)
+    memory = peak_memory_of(step, loads.device)
+    steps = [step]
+    if loads.plain_seconds_per_image * batch_size < LONGEST_PLAIN_STEP:
+        steps.append(plain_step)
+    took = time_side_by_side(steps, seconds, loads.device)
+    if len(took) == 2:
+        loads.plain_seconds_per_image = took[1] / batch_size
+    ideal = batch_size * loads.training_flops / rate
+    return [make_row(f"training, batch {batch_size}", "images/s", batch_size, took, ideal, memory)]
+
+
+def measure_inference(loads, batch_size: int, seconds: float, rate: float) -> list[dict]:
+    """From uint8 images on the host to maps and scores on the host, with the memory alone: train.py's default."""
+
+    run, plain_run = loads.inference_runs(batch_size)
+    memory = peak_memory_of(run, loads.device)
+    took = time_side_by_side([run, plain_run], seconds, loads.device)
+    ideal = batch_size * loads.inference_flops / rate
+    rows = [make_row(f"inference, batch {batch_size}", "images/s", batch_size, took, ideal, memory)]
+    if batch_size == 1:
+        milliseconds = [1000 * value for value in took]
+        rows.append({**rows[0], "task": "latency, batch 1", "unit": "ms"})
+        rows[-1] |= {"value": milliseconds[0], "plain": milliseconds[1]}
+    return rows
+
+
+def measure_student_inference(loads, batch_size: int, seconds: float, rate: float) -> list[dict]:
+    """The same of the paper's detector, with student and autoencoder."""
+
+    run, plain_run = loads.inference_runs(batch_size, with_student=True)
+    memory = peak_memory_of(run, loads.device)
+    took = time_side_by_side([run, plain_run], seconds, loads.device)
+    ideal = batch_size * loads.student_inference_flops / rate
+    task = f"inference with student and autoencoder, batch {batch_size}"
+    return [make_row(task, "images/s", batch_size, took, ideal, memory)]
+
+
+def measure_exports(loads, batch_size: int, seconds: float, rate: float) -> list[dict]:
+    """Latency of the exports whose packages are installed; they take turns with the plain version."""
+    with tempfile.TemporaryDirectory() as folder:
+        runs = loads.exported_runs(Path(folder), batch_size)
+        _, plain_run = loads.inference_runs(batch_size)
+        *times, plain = time_side_by_side([*runs.values(), plain_run], seconds, loads.device)
+    rows = []
+    for name, took in zip(runs, times, strict=True):
+        row = make_row(f"latency, {name} on the CPU", "ms", batch_size, [took, plain], None, None)
+        rows.append({**row, "value": 1000 * took, "plain": 1000 * plain})
+    return rows
+
+
+def measure_files(loads, batch_size: int, seconds: float, rate: float) -> list[dict]:
+    """Reading, writing and the whole of eval.py's work on JPEG photographs, and its share of the network's rate."""
+    run, _ = loads.inference_runs(batch_size)
+    (network,) = time_side_by_side([run], seconds, loads.device)
+    count = round(min(MOST_PHOTOS, max(FEWEST_PHOTOS, seconds * batch_size / network)))
+    count = -(-count // batch_size) * batch_size
+    width, height = PHOTO_SIZE
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        works = loads.file_works(Path(folder), count, PHOTO_SIZE, batch_size)
+        for task, work in works.items():
+            (took,) = time_side_by_side([work], seconds, loads.device)
+            rows.append(make_row(f"{task}, {width}x{height}", "images/s", count, [took], None, None))
+            if task.startswith("eval"):
+                rows[-1]["task"] += f", {rows[-1]['value'] * network / batch_size:.0%} of the network's rate"
+    return rows
+
+
+def make_row(
+    task: str, unit: str, count: int, took: list[float], ideal: float | None, memory: float | None
+) -> dict:
+    """A line of the table.
+
+    Args:
+        count: images in one run.
+        took: seconds of a run, and of the plain version's where that was measured.
+        ideal: seconds that its arithmetic takes at the matrix rate.
+        memory: gigabytes.
+    """
+    return {
+        "task": task,
+        "unit": unit,
+        "value": count / took[0],
+        "plain": count / took[1] if len(took) > 1 else None,
+        "ratio": took[1] / took[0] if len(took) > 1 else None,
+        "share_of_matrix_rate": ideal / took[0] if ideal else None,
+        "peak_memory_gb": memory,
+    }
+
+
+def format_rows(rows: list[dict]) -> str:
+    """The table for the terminal."""
+
+    def cell(value: float | None, pattern: str) -> str:
+        return "" if value is None else pattern.format(value)
+
+    lines = [
+        [
+            row["task"],
+            cell(row["value"], "{:.3g}"),
+            row["unit"],
+            cell(row["plain"], "{:.3g}"),
+            cell(row["ratio"], "{:.2f}x"),
+            cell(row["share_of_matrix_rate"], "{:.0%}"),
+            cell(row["peak_memory_gb"], "{:.1f} GB"),
+        ]
+        for row in rows
+    ]
+    headers = ["", "here", "", "plain", "faster", "of matrix rate", "peak memory"]
+    align = ("left", "right", "left", "right", "right", "right", "right")
+    return tabulate(lines, headers=headers, colalign=align, disable_numparse=True)
