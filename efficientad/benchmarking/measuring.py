@@ -93,7 +93,7 @@ FEWEST_PHOTOS, MOST_PHOTOS = 16, 512
 
 
 def list_tasks() -> list[tuple[Callable[..., list[dict]], int]]:
-    """What the benchmark measures: functions of workloads, batch size, seconds and matrix rate, and a batch size."""
+    """What the benchmark measures: functions of (workloads, batch size, seconds, matrix rate) and batch sizes."""
     return [
         *((measure_training, size) for size in TRAINING_BATCHES),
         *((measure_inference, size) for size in INFERENCE_BATCHES),

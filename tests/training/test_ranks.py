@@ -18,7 +18,7 @@ import train as train_script
 from conftest import fail, make_dataset
 from efficientad.detector.checkpoint import save_model
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).resolve().parents[1]
 
 
 def environment(**variables):

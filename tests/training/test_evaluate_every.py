@@ -23,7 +23,7 @@ from efficientad.training.losses import Losses
 from efficientad.training.options import TrainingPlan
 from efficientad.training.progress import Progress
 from stubs import HeldImages
-from test_resuming import assert_same_model, folder_of, read_log, stop_at
+from trainings import assert_same_model, folder_of, read_log, stop_at
 
 
 @pytest.fixture

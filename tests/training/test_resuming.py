@@ -1,6 +1,5 @@
 """Trainings that are killed, stopped or fail, and go on as if nothing had happened."""
 
-import csv
 import functools
 import os
 import random
@@ -23,8 +22,9 @@ from efficientad.system.errors import Interrupted
 from efficientad.system.runs import LOCK_FILE, lock_folder, stop_requests
 from efficientad.training import loop as training_loop
 from efficientad.training import run as training_run
+from trainings import assert_same_model, folder_of, read_log, stop_at
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -43,39 +43,11 @@ def train(words):
     train_script.main(train_script.get_parser().parse_args([str(word) for word in words]))
 
 
-def folder_of(output):
-    return output / "trainings" / "custom"
-
-
 def start_worker(words, **more):
     environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(TESTS / "train_worker.py"), *map(str, words)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=environment, **pipes, **more)
-
-
-def assert_same_model(one, other):
-    one, other = (torch.load(folder_of(out) / "model.pt", weights_only=True)["state_dict"] for out in (one, other))
-    assert one.keys() == other.keys()
-    for key, tensor in one.items():
-        assert torch.equal(tensor, other[key]), key
-
-
-def read_log(output):
-    with (folder_of(output) / "log.csv").open(newline="") as file:
-        return [{key: row[key] for key in row if key != "images_per_s"} for row in csv.DictReader(file)]
-
-
-def stop_at(monkeypatch, step):
-    """The training gets a SIGTERM in its step number `step`."""
-    learn = training_loop.Learner.step
-
-    def learn_and_signal(self, *args):
-        if self.steps_done == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return learn(self, *args)
-
-    monkeypatch.setattr(training_loop.Learner, "step", learn_and_signal)
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path, dataset_folder, tiny_teacher):

@@ -25,20 +25,9 @@ from efficientad.inference import export_check
 from efficientad.inference.detectors import TorchDetector, load_exported
 from efficientad.inference.exporting import ExportableDetector
 from efficientad.training.fitting import map_quantiles
+from exports import SUFFIXES, VARIANTS, random_pixels, skip_without
 
 CPU = torch.device("cpu")
-NEEDS = {
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "openvino": ("onnx", "onnxscript", "onnxruntime", "openvino"),
-    "torch": (),
-}
-VARIANTS = [(name, precision) for name, precisions in export.PRECISIONS.items() for precision in precisions]
-SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
-
-
-def skip_without(name):
-    for package in NEEDS[name]:
-        pytest.importorskip(package)
 
 
 def run(*words):
@@ -73,12 +62,6 @@ def detector_file(weights, tmp_path):
         _written["onnx"] = path.read_bytes()
     path.write_bytes(_written["onnx"])
     return path
-
-
-def random_pixels(count):
-    return torch.randint(
-        0, 256, (count, 3, 256, 256), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
 
 
 def test_normalization_is_folded_exactly(weights, tiny_model):

@@ -283,7 +283,7 @@ def test_answers_that_are_not_finite_end_the_run(stored, tmp_path, monkeypatch):
 
 
 def run_worker(folder, output, *launcher, batch_size):
-    tests = Path(__file__).parent
+    tests = Path(__file__).resolve().parents[1]
     environment = {**os.environ, "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, str(tests / "distill_worker.py"), "--images", str(folder)]
     flags = ["--device", "cpu", "--num_workers", "0", "--window", "256", "--lr", "1e-2", "--projection", "pca"]

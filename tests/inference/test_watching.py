@@ -16,7 +16,7 @@ from conftest import draw_part, fill_folder
 from efficientad.detector.checkpoint import save_model
 from efficientad.inference.run import FolderWatcher, LatencyLog
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def png_bytes(seed):

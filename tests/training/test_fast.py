@@ -18,8 +18,8 @@ from efficientad.detector.networks import EfficientAD
 from efficientad.inference.detectors import TorchDetector, load_exported
 from efficientad.system.errors import Interrupted
 from efficientad.training import run as training_run
-from test_export import SUFFIXES, VARIANTS, random_pixels, skip_without
-from test_resuming import assert_same_model, folder_of, stop_at
+from exports import SUFFIXES, VARIANTS, random_pixels, skip_without
+from trainings import assert_same_model, folder_of, stop_at
 
 CPU = torch.device("cpu")
 

@@ -16,7 +16,7 @@ from efficientad.preparation.plan import distinct_names
 from efficientad.preparation.sources import find_normal_categories, name_class_folders
 from originals import BOX, prepare, read_csv, tree
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_images_go_to_a_folder_for_each_kind_of_defect(originals, capsys):
