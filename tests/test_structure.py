@@ -1,8 +1,6 @@
 """The order of the modules, and start-up without heavy imports."""
 
 import ast
-import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -96,21 +94,3 @@ def test_help_and_flag_errors_import_nothing_heavy(script):
         assert done.returncode == status, done.stderr
         name = script if "/" not in script else f"python -m efficientad.{Path(script).stem}"
         assert "usage: " + name in done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("page", ["README.md", "dataset/README.md"])
-def test_commands_in_the_readme_are_understood(page):
-    text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
-    commands = re.findall(r"^    python (?:-m efficientad\.)?(\w+)(?:\.py)? +(.+)$", text, flags=re.MULTILINE)
-    assert {"train", "eval"} <= {name for name, _ in commands} <= set(COMMANDS)
-    for name, words in commands:
-        COMMANDS[name].get_parser().parse_args(shlex.split(words))
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_flags_that_the_readme_explains_exist(command):
-    name = f"{command}.py" if command in SCRIPTS else command
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split(f"### The flags of {name} ")[1]
-    flags = set(re.findall(r"`(--?[a-z_A-Z]+)`", section.split("\n## ")[0].split("\n### ")[0].split("`--help`")[0]))
-    known = {option for action in COMMANDS[command].get_parser()._actions for option in action.option_strings}
-    assert flags and flags <= known

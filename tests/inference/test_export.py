@@ -257,7 +257,7 @@ def test_int8_sees_what_the_exact_detector_sees(tmp_path):
 
 def test_the_consumer_in_the_readme(detector_file, tmp_path, tiny_model):
     """Its ten lines, as printed, decide as predict does."""
-    readme = (Path(export.__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(export.__file__).resolve().with_name("README.md")).read_text(encoding="utf-8")
     (block,) = re.findall(r"(?:^    .*\n)*^    import onnxruntime\n(?:^    .*\n)*", readme, flags=re.MULTILINE)
     code = textwrap.dedent(block)
     assert len(code.splitlines()) == 10
