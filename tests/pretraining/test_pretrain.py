@@ -167,7 +167,7 @@ def test_bad_arguments_are_one_line(natural, tmp_path, monkeypatch, capsys):
 
 def test_light_only_gets_stronger(natural, tmp_path, monkeypatch, capsys):
     words = ["--images", natural, "--output", tmp_path / "teacher.pth", "--relight", 0.5]
-    assert "--relight: must be at least 1, not 0.5" in fail(monkeypatch, capsys, pretrain, *words)
+    assert "--relight: expects a number >= 1, not '0.5'" in fail(monkeypatch, capsys, pretrain, *words)
 
 
 def test_a_medium_teacher_does_not_start_a_small_one(natural, tmp_path, monkeypatch, capsys):

@@ -130,7 +130,7 @@ def test_a_learner_with_a_graph_learns_the_same(tiny_model, natural):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("natural", [False, True])
 def test_a_cuda_graph_learns_the_same(precision, natural):
-    plan = replace(PLAN, device=torch.device("cuda"), precision=precision)
+    plan = replace(PLAN, device=torch.device("cuda"), precision=precision, cuda_graph=True)
     torch.manual_seed(0)
     model = without_dropout(EfficientAD().to("cuda", memory_format=torch.channels_last))
     state = {key: value.clone() for key, value in model.state_dict().items()}
