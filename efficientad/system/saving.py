@@ -35,11 +35,11 @@ class StateSaver:
         """
         self._path, self._network, self._seconds = path, network, seconds
         self._collect, self._not_finite = collect, not_finite
-        self._saved = time.monotonic()
 
     def __enter__(self) -> StateSaver:
         self._requests = stop_requests("" if rank() else STOP_NOTICE)
         self._asked_to_stop = self._requests.__enter__()
+        self._saved = time.monotonic()
         return self
 
     def __exit__(self, *error: object) -> None:
