@@ -24,6 +24,7 @@ STREAMS = (
     "light",
     "output layer",  # for each time that it is solved
 )
+VERSION = 1  # of all this: a run is not resumed with other numbers than it began with
 _WORDS = 624  # of the Mersenne Twister's state
 _HEADER = 24  # bytes before them in the state of a torch.Generator
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from efficientad.system.distributed import largest_over_ranks, rank, wait_for_ranks
 from efficientad.system.errors import Interrupted, UserError
+from efficientad.system.random_streams import VERSION
 from efficientad.system.runs import STOP_NOTICE, stop_requests
 from efficientad.system.torch_files import write_atomically
 
@@ -53,7 +54,7 @@ class StateSaver:
         """
         if not all(parameter.isfinite().all() for parameter in self._network.parameters()):
             raise self._not_finite()
-        state = self._collect()
+        state = {**self._collect(), "streams": VERSION}
         if rank() == 0:
             self._path.parent.mkdir(parents=True, exist_ok=True)  # removed meanwhile: nothing else is lost
             write_atomically(state, self._path)

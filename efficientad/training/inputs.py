@@ -17,7 +17,7 @@ from efficientad.training.options import TrainingOptions, TrainingPlan
 from efficientad.training.penalty_images import PenaltyImages, penalty_batches
 from efficientad.training.progress import Progress, find_labelled_samples
 
-NATURAL_CACHE_SHARE = 0.25  # of what the training images leave; the teacher's answers save more and get the rest
+NATURAL_CACHE_SHARE = 0.25  # of what the training images leave; the teacher's features save more and get the rest
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class TrainingImages:
     digests: dict[str, str]  # by their names below the data set's folder
     progress: Progress | None
     penalty_batches: Iterator[Tensor] | None
-    answers_budget: float  # bytes that are left for the teacher's answers
+    features_budget: float  # bytes that are left for the teacher's features
 
 
 def find_images(dataset: Dataset, options: TrainingOptions) -> FoundImages:
@@ -71,7 +71,7 @@ def load_images(
     plan: TrainingPlan,
     start: int,
 ) -> TrainingImages:
-    """Decode the images, and divide the memory of --cache_gb between them and the teacher's answers.
+    """Decode the images, and divide the memory of --cache_gb between them and the teacher's features.
 
     Args:
         options: settled.

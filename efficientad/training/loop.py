@@ -16,7 +16,7 @@ from efficientad.system.devices import autocast
 from efficientad.system.distributed import gather_objects, own_part, rank, ranks, sum_over_ranks
 from efficientad.system.random_streams import random_stream
 from efficientad.system.saving import StateSaver
-from efficientad.training.cache import ImageSet, TeacherAnswers
+from efficientad.training.cache import ImageSet, TeacherFeatures
 from efficientad.training.cuda_graph import CudaGraphs, GraphedStep
 from efficientad.training.log import TrainingLog
 from efficientad.training.losses import Losses, compute_losses
@@ -152,7 +152,7 @@ class Training:
         model: EfficientAD,
         images: ImageSet,
         indices: range,
-        answers: TeacherAnswers,
+        teacher_features: TeacherFeatures,
         plan: TrainingPlan,
         log_file: Path,
         state_file: Path,
@@ -164,12 +164,12 @@ class Training:
         Args:
             model: with teacher weights and statistics, on plan.device.
             indices: of the training images in `images`.
-            answers: of the model's teacher.
+            teacher_features: of the model's teacher.
             about: added to the state, for whoever resumes.
             save_every: seconds; the state is also saved at the beginning, at the end and on a signal.
             progress: of this model, reported on the way; changes nothing.
         """
-        self._model, self._images, self._indices, self._answers = model, images, indices, answers
+        self._model, self._images, self._indices, self._teacher_features = model, images, indices, teacher_features
         self._plan, self._about, self._progress = plan, about or {}, progress
         self._learner = Learner(model, plan)
         self._log = TrainingLog(log_file, plan.steps)
@@ -206,7 +206,7 @@ class Training:
         natural = None
         if penalty_batches is not None:
             natural = to_unit_range(next(penalty_batches)[: len(plain)].to(device, non_blocking=True))
-        teacher_plain = self._model.normalize_features(self._answers(indices, plain))
+        teacher_plain = self._model.normalize_features(self._teacher_features(indices, plain))
         lr, batch = self._learner.learning_rate(), self._images_of_step()
         losses = self._learner.step(plain, teacher_plain, natural, batch)
         self._log.add(losses, lr, batch, read=self._progress_is_due())
@@ -224,7 +224,7 @@ class Training:
         return {
             **self._about,
             "model": self._model.state_dict(),
-            "answers": self._answers.state(),
+            "teacher_features": self._teacher_features.state(),
             "log": self._log.state(),
             **self._learner.state(),
         }
@@ -232,6 +232,6 @@ class Training:
     def restore(self, state: dict) -> None:
         """Continue from a saved state."""
         self._model.load_state_dict(state["model"])
-        self._answers.restore(state["answers"])
+        self._teacher_features.restore(state["teacher_features"])
         self._learner.restore(state)
         self._log.restore(state["log"], state["step"], self._plan.device)

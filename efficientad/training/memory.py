@@ -18,7 +18,7 @@ from efficientad.data.transforms import to_unit_range
 from efficientad.detector.networks import EfficientAD, pool_features
 from efficientad.system.distributed import gather_objects, rank, ranks
 from efficientad.system.random_streams import random_stream
-from efficientad.training.cache import ImageSet, TeacherAnswers
+from efficientad.training.cache import ImageSet, TeacherFeatures
 
 CANDIDATES = 200_000  # patches to choose from; 150 MB
 _FIRST = 256  # patches of the first round, random
@@ -31,14 +31,14 @@ _ROUNDING = 1e-5  # of a patch's squared norm: a squared distance up to that may
 
 @torch.no_grad()
 def fit_memory(
-    model: EfficientAD, images: ImageSet, indices: range, answers: TeacherAnswers, patches: int, seed: int
+    model: EfficientAD, images: ImageSet, indices: range, teacher_features: TeacherFeatures, patches: int, seed: int
 ) -> None:
     """Set model.memory to at most `patches` patches of good training images, the same on every process.
 
     Args:
         model: with the teacher's statistics.
         indices: of the training images in `images`.
-        answers: of the model's teacher.
+        teacher_features: of the model's teacher.
         seed: decides the candidates and the first patches.
     """
     device = model.memory.device
@@ -48,7 +48,7 @@ def fit_memory(
     collected: dict[int, Tensor] = {}
     bar = tqdm(images.batches(order), "Collecting patches", len(order), unit="image", disable=rank() > 0)
     for batch, pixels in bar:
-        features = model.normalize_features(answers(batch, to_unit_range(pixels.to(device))))
+        features = model.normalize_features(teacher_features(batch, to_unit_range(pixels.to(device))))
         found = pool_features(features)[0]
         generator = random_stream(seed, "memory candidates", int(batch))
         some = torch.randperm(len(found), generator=generator)[:candidates_each]

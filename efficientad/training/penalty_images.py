@@ -53,7 +53,7 @@ class DrawnImage:
         image = textures[0].copy()
         smallest, largest = rng.uniform(*SMALLEST_RADIUS), rng.uniform(*LARGEST_RADIUS)
         for _ in range(rng.integers(2, MOST_SHAPES + 1)):
-            # Density of radii falls as their cube: then no scale stands out, as in photographs
+            # The density of radii falls with their cube: no scale stands out, as in photographs
             radius = 1 / math.sqrt(1 / smallest**2 + rng.random() * (1 / largest**2 - 1 / smallest**2))
             texture = textures[rng.integers(TEXTURES)].transpose(Image.Transpose(int(rng.integers(7))))
             if rng.random() < 0.6:

@@ -109,7 +109,7 @@ def find_labelled_samples(
 
 
 def describe_use(every: int | None, samples: Sequence[Sample]) -> list[str]:
-    """A warning if test images are going to be scored every so many steps."""
+    """A warning if test images are going to be scored; `every` is the number of steps between, or None."""
     if every is None:
         return []
     defective = sum(sample.is_anomalous for sample in samples)

@@ -76,7 +76,7 @@ def read_training_state(
                 f"{state_file} was made with another teacher than {settings['teacher']}; give that one with "
                 "--weights, or begin anew with --overwrite"
             )
-    if state.get("penalty") != penalty.digest:
+    if state["penalty"] != penalty.digest:
         raise UserError(
             f"{state_file} was made with other images for the penalty; give the same ones with "
             "--imagenet_train_path, or begin anew with --overwrite"

@@ -36,7 +36,7 @@ from efficientad.system.files import write_text_atomically
 from efficientad.system.random_streams import seed_torch
 from efficientad.system.runs import lock_folder
 from efficientad.system.torch_files import compare_images
-from efficientad.training.cache import TeacherAnswers
+from efficientad.training.cache import TeacherFeatures
 from efficientad.training.fitting import fit_calibration, fit_map_quantiles, fit_teacher_statistics
 from efficientad.training.inputs import TrainingImages, find_images, load_images
 from efficientad.training.log import draw_training
@@ -178,17 +178,17 @@ def fit_detector(
         about: kept in the state.
     """
     model.to(plan.device, memory_format=torch.channels_last)
-    answers = TeacherAnswers(model, images.answers_budget, plan.device, plan.precision)
+    teacher_features = TeacherFeatures(model, images.features_budget, plan.device, plan.precision)
     if not state:
-        fit_teacher_statistics(model, images.images, images.train, answers)
+        fit_teacher_statistics(model, images.images, images.train, teacher_features)
     if plan.steps:
-        train_networks(model, images, answers, plan, folder, state, about, 60 * options.checkpoint_minutes)
+        train_networks(model, images, teacher_features, plan, folder, state, about, 60 * options.checkpoint_minutes)
     if options.memory:
-        fit_memory(model, images.images, images.train, answers, options.memory, plan.seed)
+        fit_memory(model, images.images, images.train, teacher_features, options.memory, plan.seed)
         if len(model.memory) < options.memory:
             say(f"Note: the memory holds {len(model.memory)} patches: the candidates have no more different ones")
     model.map_weights.copy_(torch.tensor(map_weights(bool(plan.steps), bool(options.memory))))
-    del answers
+    del teacher_features
     gc.collect()  # the step refers to itself; on a GPU it holds the memory of its graph
     release_freed_memory()  # holes of other sizes than needed next
     fit_map_quantiles(model, images.images, images.held_out, plan.precision)
@@ -199,7 +199,7 @@ def fit_detector(
 def train_networks(
     model: EfficientAD,
     images: TrainingImages,
-    answers: TeacherAnswers,
+    teacher_features: TeacherFeatures,
     plan: TrainingPlan,
     folder: Path,
     state: dict | None,
@@ -209,12 +209,12 @@ def train_networks(
     """Train student and autoencoder, from the beginning or from the state; see Training."""
     log, file = folder / LOG_FILE, folder / STATE_FILE
     training = Training(
-        model, images.images, images.train, answers, plan, log, file, about, save_every, images.progress
+        model, images.images, images.train, teacher_features, plan, log, file, about, save_every, images.progress
     )
     if state:
         training.restore(state)
         say(f"Resuming after {state['step']} of {plan.steps} steps")
-    # Not before: the answers to keep and the memory of the passes before would leave holes in each other's place.
+    # Not before: kept features and the memory of the passes over them would leave holes between each other.
     keep_freed_memory(plan.device)
     training.run(images.penalty_batches)
 
@@ -235,5 +235,5 @@ def save_training(
         say(describe_skipped(folder, skipped))
     of_the_replaced = [] if options.train_steps else [LOG_FILE, CHART_FILE]
     of_the_replaced += [] if options.on_error == "skip" else [SKIPPED_FILE]
-    for name in [*of_the_replaced, STATE_FILE]:  # the state last: until then all that is missing can be made again
+    for name in [*of_the_replaced, STATE_FILE]:  # the state last: until then everything can be made again
         (folder / name).unlink(missing_ok=True)

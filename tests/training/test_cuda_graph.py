@@ -80,9 +80,7 @@ def test_what_cannot_be_recorded_runs_on_as_it_is(capsys):
         inputs = torch.randn(2, 3), torch.randn(2, 3)
         assert torch.equal(graphed(*inputs), add(*inputs))
     said = capsys.readouterr().out
-    assert said == (
-        "Note: no CUDA graph, so that steps take longer: operation not permitted when stream is capturing\n"
-    )
+    assert said == ("Note: no CUDA graph, so steps take longer: operation not permitted when stream is capturing\n")
 
 
 PLAN = TrainingPlan(14, 2, 1e-3, 1e-5, CPU, "fp32", seed=1)

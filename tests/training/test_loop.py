@@ -12,7 +12,7 @@ from efficientad.detector.networks import EfficientAD
 from efficientad.system.devices import autocast
 from efficientad.system.errors import UserError
 from efficientad.training import log, loop
-from efficientad.training.cache import TeacherAnswers
+from efficientad.training.cache import TeacherFeatures
 from efficientad.training.loop import Learner, Training, shuffled_batches
 from efficientad.training.losses import compute_losses, hard_feature_count, hard_feature_loss
 from efficientad.training.options import TrainingPlan
@@ -33,14 +33,14 @@ def make_plan(**changes):
 
 
 def train(model, pixels, natural_batches, plan, log_file, budget=1e9):
-    answers = TeacherAnswers(model, budget, plan.device, plan.precision)
+    teacher_features = TeacherFeatures(model, budget, plan.device, plan.precision)
     state_file = log_file.with_name("checkpoint.pt")
     images, indices = HeldImages(pixels), range(len(pixels))
-    Training(model, images, indices, answers, plan, log_file, state_file).run(natural_batches)
+    Training(model, images, indices, teacher_features, plan, log_file, state_file).run(natural_batches)
 
 
 def losses_of(model, images, augmented, natural):
-    """compute_losses with the teacher's answers computed here."""
+    """compute_losses with the teacher's features computed here."""
     with torch.no_grad():
         teacher_plain = model.teacher_features(model.normalize(images))
     return compute_losses(model, images, augmented, teacher_plain, natural)

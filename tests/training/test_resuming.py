@@ -177,6 +177,9 @@ def test_damaged_state_is_one_line(tiny_training, tmp_path, monkeypatch, capsys)
     state_file = folder_of(tmp_path / "out") / "checkpoint.pt"
     torch.save([1], state_file)
     assert "is not the state of a training" in fail(monkeypatch, capsys, train_script, *tiny_training, "--resume")
+    torch.save({"settings": {}, "augmentation": None}, state_file)
+    error = fail(monkeypatch, capsys, train_script, *tiny_training, "--resume")
+    assert "was saved by another version of this toolkit, which draws other random numbers" in error
     state_file.write_text("text")
     assert "is not a torch file, or damaged" in fail(monkeypatch, capsys, train_script, *tiny_training, "--resume")
 
