@@ -19,11 +19,8 @@ def get_parser() -> argparse.ArgumentParser:
         help="folder of the training, or a file of efficientad.export (default: where train.py puts it for this "
         "--output_dir and data set)",
     )
-    group.add_argument(
-        "-m",
-        "--model_size",
-        choices=arguments.MODEL_SIZES,
-        help="only to make sure; the model knows its size (default: not checked)",
+    arguments.add_model_size_argument(
+        group, "refuse a model of another size; the model knows its own (default: not checked)", None
     )
     group = parser.add_argument_group("evaluation")
     arguments.add_threshold_argument(group)
@@ -35,7 +32,7 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="X",
         help="also print the tables for each of these (default: none)",
     )
-    arguments.add_batch_argument(group)
+    arguments.add_scoring_batch_size_argument(group)
     arguments.add_machine_arguments(parser)
     group = parser.add_argument_group("output")
     group.add_argument(
@@ -47,14 +44,7 @@ def get_parser() -> argparse.ArgumentParser:
         "tables (default: %(default)s)",
     )
     arguments.add_on_error_argument(group)
-    group.add_argument(
-        "-o",
-        "--output_dir",
-        type=Path,
-        default=Path("output/1"),
-        metavar="DIR",
-        help="results go to DIR/anomaly_maps/<data set>/test (default: %(default)s)",
-    )
+    arguments.add_output_dir_argument(group, "results go to DIR/anomaly_maps/<data set>/test")
     group.add_argument(
         "--no_report",
         action="store_true",
@@ -66,23 +56,28 @@ def get_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
     from efficientad.data.datasets import ALL_CATEGORIES, find_categories
-    from efficientad.evaluation.summary import CSV_FILE, JSON_FILE, format_summary, write_summary
-    from efficientad.system.distributed import each_category, process_group, raise_if_failed
+    from efficientad.system.distributed import each_category, process_group
 
-    with process_group(args.device) as (rank, _):
+    with process_group(args.device):
         if args.subdataset != ALL_CATEGORIES or args.dataset == "custom":
             evaluate_category(args, args.subdataset)
             return
         if args.weights_dir:
             raise UserError("--weights_dir names one detector, but --subdataset all has one each; leave it out")
         names = find_categories(args.dataset, arguments.dataset_path(args))
-        evaluations = each_category(names, lambda name: evaluate_category(args, name))
-        if rank == 0:
-            folder = args.output_dir / "anomaly_maps" / args.dataset
-            write_summary(folder, evaluations)
-            print(f"\n{format_summary(evaluations)}\n")
-            print(f"The same as files: {folder / CSV_FILE} and {JSON_FILE}")
-            raise_if_failed(names, evaluations)
+        folder = args.output_dir / "anomaly_maps" / args.dataset
+        each_category(
+            names, lambda name: evaluate_category(args, name), lambda results: print_summary(folder, results)
+        )
+
+
+def print_summary(folder: Path, evaluations: dict) -> None:
+    """Print the table of all categories, and write it to the folder."""
+    from efficientad.evaluation.summary import CSV_FILE, JSON_FILE, format_summary, write_summary
+
+    write_summary(folder, evaluations)
+    print(f"\n{format_summary(evaluations)}\n")
+    print(f"The same as files: {folder / CSV_FILE} and {JSON_FILE}")
 
 
 def evaluate_category(args: argparse.Namespace, category: str):

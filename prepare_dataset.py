@@ -72,13 +72,7 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="X",
         help="share of the good images for training, above 0, at most 1 (default: %(default)s)",
     )
-    group.add_argument(
-        "--seed",
-        type=arguments.seed,
-        default=42,
-        metavar="N",
-        help="of the split of the good images (default: %(default)s)",
-    )
+    arguments.add_seed_argument(group, "the split of the good images")
     group.add_argument(
         "--folder_names",
         choices=("id", "name"),
@@ -87,14 +81,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--link", action="store_true", help="hard-link the images instead of copying them")
     group = parser.add_argument_group("output")
-    group.add_argument(
-        "-o",
-        "--output_dir",
-        type=Path,
-        default=Path("dataset/leddd"),
-        metavar="DIR",
-        help="the data set, a new or empty folder (default: %(default)s)",
-    )
+    arguments.add_output_dir_argument(group, "the data set, a new or empty folder", "dataset/leddd")
     group.add_argument(
         "--preview",
         type=Path,

@@ -7,146 +7,66 @@ from pathlib import Path
 
 from efficientad.system import arguments
 from efficientad.system.errors import run_command
-from efficientad.training.options import AUTO, DEFAULT_STEPS, DRAWN, FAST_BELOW, MEMORY_PATCHES, NONE, RECIPES
+from efficientad.training.options import (
+    AUTO,
+    BATCH_SIZE,
+    CHECKPOINT_MINUTES,
+    DEFAULT_STEPS,
+    DRAWN,
+    FAST_BELOW,
+    LR,
+    MEMORY_PATCHES,
+    NONE,
+    RECIPES,
+    WEIGHT_DECAY,
+)
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="train.py",
         description=__doc__,
-        epilog="Annotations are not needed. eval.py evaluates the result. On several GPUs: "
+        epilog="Annotations are not needed. 10 % of the good images, or the set's own validation/good, are held "
+        "out: they normalize the maps and set the threshold. eval.py evaluates the result. On several GPUs: "
         "torchrun --nproc_per_node=N train.py ...",
     )
     arguments.add_dataset_arguments(parser)
-    group = parser.add_argument_group("training")
-    length = group.add_mutually_exclusive_group()
-    length.add_argument(
-        "-e",
-        "--epochs",
-        type=arguments.positive_int,
-        metavar="N",
-        help="of student and autoencoder: passes over the training images",
-    )
-    length.add_argument(
-        "--train_steps",
-        type=arguments.positive_int,
-        metavar="N",
-        help=f"optimizer steps, instead of --epochs (default of --recipe paper: {DEFAULT_STEPS}, as published)",
-    )
-    group.add_argument(
-        "-b",
-        "--batch_size",
-        type=arguments.positive_int,
-        default=1,
-        metavar="N",
-        help="images per step (default: %(default)s)",
-    )
-    group.add_argument(
-        "-m",
-        "--model_size",
-        choices=arguments.MODEL_SIZES,
-        default="small",
-        help="small: EfficientAD-S; medium: EfficientAD-M, 3 times the work (default: %(default)s)",
-    )
-    group.add_argument(
-        "-w",
-        "--weights",
-        type=Path,
-        metavar="FILE",
-        help="pretrained teacher, a state_dict (default: the teacher of that size in efficientad/weights)",
-    )
-    group.add_argument(
-        "-i",
-        "--imagenet_train_path",
-        type=Path,
-        nargs="+",
-        metavar="PATH",
-        help=f"folders or tar files of natural images for the penalty term; {DRAWN}: images drawn by a program; "
-        f"{NONE}: no penalty (default: {NONE})",
-    )
-    group.add_argument(
-        "--recipe",
-        choices=(AUTO, *RECIPES),
-        default=AUTO,
-        help="fast: no steps at all, a memory of what the teacher says of good parts; paper: student and "
-        f"autoencoder as published, which want tens of thousands of steps; {AUTO}: paper if at least {FAST_BELOW} "
-        "steps are asked for, else fast (default: %(default)s)",
-    )
-    group.add_argument(
-        "--memory",
-        type=arguments.non_negative_int,
-        metavar="PATCHES",
-        help="size of the memory; 0: none; with --recipe paper it stands beside the networks (default: "
-        f"{MEMORY_PATCHES} with --recipe fast, 0 with paper)",
-    )
-    group.add_argument(
-        "--lr",
-        type=arguments.positive_float,
-        default=1e-4,
-        metavar="X",
-        help="learning rate of Adam, a tenth of it for the last 5%% of the steps (default: %(default)s)",
-    )
-    group.add_argument(
-        "--weight_decay",
-        type=arguments.non_negative_float,
-        default=1e-5,
-        metavar="X",
-        help="of Adam; 0: off (default: %(default)s)",
-    )
-    group.add_argument(
-        "--target_fpr",
-        type=arguments.rate,
-        default=0.01,
-        metavar="X",
-        help="share of good images above the threshold that eval.py will take (default: %(default)s)",
-    )
-    group.add_argument(
-        "--evaluate_every",
-        type=arguments.positive_int,
-        metavar="STEPS",
-        help="every so many steps, and after the last one, tell the AUROC on the test images, in log.csv and "
-        "training.png, too; it looks at their labels: for studying a training, not for choosing when to stop. The "
-        "model does not depend on it (default: never)",
-    )
-    group.add_argument(
-        "--seed",
-        type=arguments.seed,
-        default=42,
-        metavar="N",
-        help="of the split, the initial weights, the order and the augmentation (default: %(default)s)",
-    )
+    add_training_arguments(parser.add_argument_group("training"))
     group = arguments.add_machine_arguments(parser)
-    arguments.add_cache_argument(group, 2.0, "decoded images and the teacher's answers")
+    arguments.add_cache_argument(
+        group,
+        2.0,
+        "decoded images (0.2 MB each), the teacher's features of them (2.4 MB each) and penalty images (on a GPU: "
+        "of its memory, but for the penalty images, which take up to a quarter of that in the machine's)",
+    )
     group.add_argument(
         "--deterministic",
         action="store_true",
-        help="the same result for the same seed on a CUDA GPU, too, slower; on a CPU it always is (default: no)",
+        help="the same bits for the same seed on a CUDA GPU, too, but slower; on a CPU it is always so, with the "
+        "same flags, machine and number of threads (default: no)",
     )
     group.add_argument(
-        "--no_cuda_graph",
+        "--cuda_graph",
         action="store_true",
-        help="launch every operation of a step from Python, if a driver cannot replay them (default: replay)",
+        help="experimental, not verified on every GPU: replay each step as one CUDA graph, which saves launching "
+        "its operations from Python; not with fp16 or several processes (default: no)",
     )
     group = parser.add_argument_group("output")
-    group.add_argument(
-        "-o",
-        "--output_dir",
-        type=Path,
-        default=Path("output/1"),
-        metavar="DIR",
-        help="the model goes to DIR/trainings/<data set> (default: %(default)s)",
-    )
+    arguments.add_output_dir_argument(group, "the model goes to DIR/trainings/<data set>")
     group.add_argument(
         "--checkpoint_minutes",
         type=arguments.positive_float,
-        default=5.0,
         metavar="X",
-        help="how often the state of the training is saved there for --resume (default: %(default)s)",
+        help="time between two saves of the training's state for --resume; --recipe fast saves none "
+        f"(default: {CHECKPOINT_MINUTES:g})",
     )
     arguments.add_on_error_argument(group)
     existing = group.add_mutually_exclusive_group()
     existing.add_argument(
-        "--resume", action="store_true", help="continue an interrupted training there, with the same flags and data"
+        "--resume",
+        action="store_true",
+        help="continue an interrupted training with the same flags and images, at most --checkpoint_minutes back; "
+        "folders may move, and flags that do not change the result may differ; a finished training is left alone",
     )
     existing.add_argument(
         "--overwrite", action="store_true", help="replace a finished model there (default: refuse)"
@@ -154,53 +74,131 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def add_training_arguments(group: argparse._ArgumentGroup) -> None:
+    length = group.add_mutually_exclusive_group()
+    length.add_argument(
+        "-e",
+        "--epochs",
+        type=arguments.positive_int,
+        metavar="N",
+        help="passes of student and autoencoder over the training images",
+    )
+    length.add_argument(
+        "--train_steps",
+        type=arguments.positive_int,
+        metavar="N",
+        help=f"optimizer steps, instead of --epochs (default of --recipe paper: {DEFAULT_STEPS}, as published)",
+    )
+    arguments.add_batch_size_argument(
+        group,
+        f"images per step and process; the last step of an epoch takes the remaining ones (default: {BATCH_SIZE})",
+    )
+    arguments.add_model_size_argument(
+        group, "small: EfficientAD-S; medium: EfficientAD-M, 3 times the work (default: %(default)s)"
+    )
+    group.add_argument(
+        "-w",
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="pretrained teacher, a state_dict; teachers of other EfficientAD tools fit, too (default: the one of "
+        "that size in efficientad/weights)",
+    )
+    group.add_argument(
+        "-i",
+        "--imagenet_train_path",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="folders or tar files of natural images for the penalty term, which keeps the student from predicting "
+        f"the teacher on other images; {DRAWN}: images drawn by a program; {NONE}: no penalty (default: {NONE})",
+    )
+    group.add_argument(
+        "--recipe",
+        choices=(AUTO, *RECIPES),
+        default=AUTO,
+        help="fast: no steps, only a memory of the teacher's features of good parts; paper: student and "
+        f"autoencoder as published, for tens of thousands of steps; {AUTO}: paper if {FAST_BELOW} steps or more "
+        "are asked for, else fast (default: %(default)s)",
+    )
+    group.add_argument(
+        "--memory",
+        type=arguments.non_negative_int,
+        metavar="PATCHES",
+        help="size of the memory; 0: none. With --recipe paper it is added to the networks, and its map counts "
+        f"half (default: {MEMORY_PATCHES} with --recipe fast, 0 with paper)",
+    )
+    arguments.add_lr_argument(
+        group, f"learning rate of Adam, a tenth of it for the last 5%% of the steps (default: {LR:g})"
+    )
+    arguments.add_weight_decay_argument(group, f"weight decay of Adam; 0: off (default: {WEIGHT_DECAY:g})")
+    group.add_argument(
+        "--target_fpr",
+        type=arguments.rate,
+        default=0.01,
+        metavar="X",
+        help="the share of good images above the model's threshold (default: %(default)s)",
+    )
+    group.add_argument(
+        "--evaluate_every",
+        type=arguments.positive_int,
+        metavar="STEPS",
+        help="print the AUROC on the test images every STEPS steps and after the last one, and write it to log.csv "
+        "and training.png. It uses their labels: for studying a training, not for choosing when to stop. The model "
+        "does not depend on it (default: never)",
+    )
+    arguments.add_seed_argument(
+        group, "the split, the first weights, the order of the images, their augmentation and the memory"
+    )
+
+
 def main(args: argparse.Namespace) -> None:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
-    from tabulate import tabulate
-
     from efficientad.data.datasets import ALL_CATEGORIES, find_categories
-    from efficientad.system.distributed import each_category, process_group, raise_if_failed
+    from efficientad.system.distributed import each_category, process_group, say
 
-    with process_group(args.device) as (rank, _):
+    with process_group(args.device):
         if args.subdataset != ALL_CATEGORIES or args.dataset == "custom":
             train_category(args, args.subdataset)
             return
         names = find_categories(args.dataset, arguments.dataset_path(args))
-        trained = each_category(names, lambda name: train_category(args, name))
-        if rank == 0:
-            rows = [[name, *values] for name, values in trained.items() if values]  # without those finished before
-            means = [sum(column) / len(rows) for column in list(zip(*rows, strict=True))[1:]]
-            headers = ["Category", "Images", "Steps", "Seconds"]
-            print(f"\n{tabulate([*rows, ['mean', *means]], headers=headers, floatfmt='.0f')}\n")
-            raise_if_failed(names, trained)
-            print(f"Evaluate them with: {evaluation_command(args, ALL_CATEGORIES)}")
+        each_category(names, lambda name: train_category(args, name), print_trainings)
+        say(f"Evaluate them with: {evaluation_command(args, ALL_CATEGORIES)}")
 
 
 def train_category(args: argparse.Namespace, category: str) -> tuple[int, int, float] | None:
     """Train one detector; returns the numbers of images and steps and the seconds, or None if it was finished."""
-    from dataclasses import fields
-
     from efficientad.data.datasets import open_dataset
-    from efficientad.detector.checkpoint import MODEL_FILE
     from efficientad.system.distributed import say
     from efficientad.training.options import TrainingOptions
     from efficientad.training.run import train_detector
 
     start = time.monotonic()
-    options = TrainingOptions(**{field.name: getattr(args, field.name) for field in fields(TrainingOptions)})
-    dataset = open_dataset(args.dataset, arguments.dataset_path(args), category)
-    folder = args.output_dir / "trainings" / dataset.name
     own = argparse.Namespace(**{**vars(args), "subdataset": category})
     command = arguments.command_line(get_parser(), own)
-    settings = train_detector(dataset, folder, options, {**vars(own), "command": command})
-    if settings is None:
+    dataset = open_dataset(args.dataset, arguments.dataset_path(args), category)
+    trained = train_detector(dataset, arguments.read_options(TrainingOptions, own, command=command))
+    if trained is None:
         return None
     seconds = time.monotonic() - start
     say(
-        f"Trained in {seconds:.0f} s and wrote {folder / MODEL_FILE}; "
+        f"Trained in {seconds:.0f} s and wrote {trained.model_file}; "
         f"evaluate it with: {evaluation_command(args, category)}"
     )
-    return settings["train_images"], settings["steps"], seconds
+    return trained.images, trained.steps, seconds
+
+
+def print_trainings(trained: dict[str, tuple[int, int, float] | None]) -> None:
+    """Print a table of the trained categories, without those that were finished before."""
+    from tabulate import tabulate
+
+    rows = [[name, *values] for name, values in trained.items() if values]
+    if not rows:
+        print("Every category already has a trained model: nothing to do")
+        return
+    means = [sum(column) / len(rows) for column in list(zip(*rows, strict=True))[1:]]
+    headers = ["Category", "Images", "Steps", "Seconds"]
+    print(f"\n{tabulate([*rows, ['mean', *means]], headers=headers, floatfmt='.0f')}\n")
 
 
 def evaluation_command(args: argparse.Namespace, category: str) -> str:

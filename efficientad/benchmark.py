@@ -17,13 +17,7 @@ def get_parser() -> argparse.ArgumentParser:
         "turns, so that their ratio holds on a busy machine, too.",
     )
     group = parser.add_argument_group("benchmark")
-    group.add_argument(
-        "-m",
-        "--model_size",
-        choices=arguments.MODEL_SIZES,
-        default="small",
-        help="of the networks (default: %(default)s)",
-    )
+    arguments.add_model_size_argument(group, "of the networks (default: %(default)s)")
     group.add_argument(
         "--seconds",
         type=arguments.positive_float,

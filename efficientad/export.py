@@ -32,12 +32,8 @@ def get_parser() -> argparse.ArgumentParser:
         default="fp32",
         help=f"of the networks' arithmetic; {offered} (default: %(default)s)",
     )
-    group.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="the file (default: detector.onnx, .xml or .pt2 in the training's folder)",
+    arguments.add_output_file_argument(
+        group, "the file (default: detector.onnx, .xml or .pt2 in the training's folder)"
     )
     group.add_argument("--overwrite", action="store_true", help="replace the file if it is there (default: refuse)")
     group = parser.add_argument_group("check")

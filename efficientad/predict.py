@@ -42,17 +42,10 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="score images as they appear in this folder, until stopped; what scores.csv has is not done again",
     )
-    arguments.add_batch_argument(group)
+    arguments.add_scoring_batch_size_argument(group)
     arguments.add_machine_arguments(parser)
     group = parser.add_argument_group("output")
-    group.add_argument(
-        "-o",
-        "--output_dir",
-        type=Path,
-        default=Path("predictions"),
-        metavar="DIR",
-        help="gets scores.csv, maps/ and regions (default: %(default)s)",
-    )
+    arguments.add_output_dir_argument(group, "gets scores.csv, maps/ and regions", "predictions")
     group.add_argument(
         "-f",
         "--map_format",

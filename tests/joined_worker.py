@@ -9,7 +9,7 @@ import stubs
 from efficientad.detector.networks import EfficientAD
 from efficientad.system.distributed import own_part, process_group, rank, sum_over_ranks
 from efficientad.training import fitting
-from efficientad.training.cache import TeacherAnswers
+from efficientad.training.cache import TeacherFeatures
 from efficientad.training.loop import Learner
 from efficientad.training.memory import fit_memory
 from efficientad.training.options import TrainingPlan, map_weights
@@ -28,8 +28,8 @@ def joined_work(image_size=64, batches=(5, 4, 1), seen=7):
     pixels = torch.randint(0, 256, (seen, 3, image_size, image_size), dtype=torch.uint8)
     natural = torch.rand(max(batches), 3, image_size, image_size)
     images, indices = stubs.HeldImages(pixels), range(seen)
-    answers = TeacherAnswers(model, 1e9, CPU, "fp32")
-    fitting.fit_teacher_statistics(model, images, indices, answers)
+    teacher_features = TeacherFeatures(model, 1e9, CPU, "fp32")
+    fitting.fit_teacher_statistics(model, images, indices, teacher_features)
     if rank() > 0:
         torch.manual_seed(rank())
     plan = TrainingPlan(100, 1, 1e-3, 0.0, CPU, "fp32", seed=1)
@@ -37,11 +37,11 @@ def joined_work(image_size=64, batches=(5, 4, 1), seen=7):
     for batch in batches:
         own = torch.arange(batch)[own_part(batch)]
         plain = pixels[own] / 255
-        teacher_plain = model.normalize_features(answers(own, plain))
+        teacher_plain = model.normalize_features(teacher_features(own, plain))
         share = torch.stack(learner.step(plain, teacher_plain, natural[own], batch)).detach()
         losses.append(sum_over_ranks(share))
         gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
-    fit_memory(model, images, indices[: seen - 1], answers, MEMORY_PATCHES, seed=2)
+    fit_memory(model, images, indices[: seen - 1], teacher_features, MEMORY_PATCHES, seed=2)
     model.map_weights.copy_(torch.tensor(map_weights(has_student=True, has_memory=True)))
     fitting.fit_map_quantiles(model, images, indices, "fp32")
     scores = torch.tensor(fitting.score_images(model, images, indices, "fp32", "Scoring"))

@@ -8,6 +8,7 @@ import time
 import stubs
 import train
 from efficientad.detector.networks import EfficientAD
+from efficientad.system import saving
 from efficientad.system.errors import run_command
 from efficientad.training import loop as training_loop
 from efficientad.training import run as training_run
@@ -31,10 +32,10 @@ def die_in_step(step):
 
 
 def stop_in_step(step):
-    """The first process is told to end when it begins that step, and saves slowly."""
-    learn, write = training_loop.Learner.step, training_loop.write_atomically
+    """The first process gets a SIGTERM when it begins that step, and saves slowly."""
+    learn, write = training_loop.Learner.step, saving.write_atomically
 
-    def learn_when_told(self, *args):
+    def learn_and_signal(self, *args):
         if self.steps_done == step and os.environ["RANK"] == "0":
             os.kill(os.getpid(), signal.SIGTERM)
         return learn(self, *args)
@@ -43,7 +44,7 @@ def stop_in_step(step):
         time.sleep(1)
         write(*args)
 
-    training_loop.Learner.step, training_loop.write_atomically = learn_when_told, write_slowly
+    training_loop.Learner.step, saving.write_atomically = learn_and_signal, write_slowly
 
 
 if __name__ == "__main__":

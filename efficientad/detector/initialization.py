@@ -81,14 +81,13 @@ class OutputLayerFit:
         products: (weights + 1) x outputs, float64.
     """
 
-    def __init__(self, layer: nn.Conv2d, outputs: int, seed: int) -> None:
+    def __init__(self, layer: nn.Conv2d, outputs: int, generator: torch.Generator) -> None:
         """
         Args:
             outputs: the channels that are solved, the first ones of the layer.
-            seed: of the choice of patches.
+            generator: draws the patches.
         """
-        self._layer, self._outputs = layer, outputs
-        self._generator = torch.Generator().manual_seed(seed)
+        self._layer, self._outputs, self._generator = layer, outputs, generator
         inputs, device = layer.weight[0].numel() + 1, layer.weight.device
         self.squares = torch.zeros(inputs, inputs, dtype=torch.float64, device=device)
         self.products = torch.zeros(inputs, outputs, dtype=torch.float64, device=device)

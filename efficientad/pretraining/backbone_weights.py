@@ -1,4 +1,4 @@
-"""A backbone's weights from a file of the user's: no code from it is run, and it must fit the network."""
+"""A backbone's weights from a file: no code from it is run, and it must fit the network."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from torch import Tensor, nn
 from efficientad.system.errors import UserError
 from efficientad.system.torch_files import read_torch_file, require_weights
 
-_WRAPPERS = ("state_dict", "model")  # what training scripts save beside other things
-_PARALLEL = "module."  # before every key, of a network in DataParallel
-# densenet's files name layers as no module can be named any more; torchvision renames them in the same way.
+_WRAPPERS = ("state_dict", "model")  # keys under which training scripts save the weights
+_PARALLEL = "module."  # prefix of every key of a network in DataParallel
+# densenet's files have layer names that modules cannot have any more; torchvision renames them in the same way.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 _CHUNK = 1 << 20  # bytes
 _NAMED = 3
 
 
 def load_weights(network: nn.Module, path: Path, name: str, heads: Sequence[str]) -> None:
-    """Give the network the weights in the file, all but those of a classifier of another number of classes.
+    """Load the weights in the file, except those of a classifier with another number of classes.
 
     Args:
         path: .safetensors, or a state_dict saved by torch; also one below "state_dict" or "model".
-        name: of the backbone, for people.
-        heads: modules that are classifiers. Auxiliary ones (aux1, AuxLogits) count as such, too.
+        name: of the backbone, for messages.
+        heads: modules that are classifiers; auxiliary ones (aux1, AuxLogits) are added.
 
     Raises:
         UserError: the file is missing, damaged or pickled, or keys or shapes are not the network's.
     """
     given = read_weights(path)
-    state = network.state_dict()  # with the versions of its layers, which load_state_dict asks for
+    state = network.state_dict()  # with the layers' versions, which load_state_dict needs
     own = {key: tensor for key, tensor in state.items() if tensor.is_floating_point()}
 
     def is_head(key: str) -> bool:
@@ -57,7 +57,7 @@ def load_weights(network: nn.Module, path: Path, name: str, heads: Sequence[str]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The floating-point tensors of the file in float32, by the names that its network's modules have.
+    """The floating-point tensors of the file in float32, by the names of the network's modules.
 
     Counters and indices are left out: a network makes its own.
 

@@ -21,17 +21,17 @@ from efficientad.pretraining.backbone_weights import load_weights
 from efficientad.system.errors import UserError, is_out_of_memory
 
 STRIDES = (8, 16)  # of the layers whose features are taken: fine enough for stride 4 at half the size
-INPUT = ":input"  # behind a module's name: what it is given, not what it returns
+INPUT = ":input"  # after a module's name: its input, not its output
 _PROBE_SIZE = 512
 _TIMM = "timm:"
 _LITE = "efficientnet_lite"
-# The widest maps at stride 8 and 16: the last expansions, behind their activations.
+# The widest maps at stride 8 and 16: the last expansions, after their activations.
 _LITE_LAYERS = {
     "efficientnet_lite0": ("_blocks.5._depthwise_conv:input", "_blocks.11._depthwise_conv:input"),
     "efficientnet_lite1": ("_blocks.7._depthwise_conv:input", "_blocks.15._depthwise_conv:input"),
     "efficientnet_lite2": ("_blocks.7._depthwise_conv:input", "_blocks.15._depthwise_conv:input"),
 }
-# What torchvision changes of a network only where it fetches the weights itself: these normalize their input anew.
+# Set by torchvision only where it fetches the weights itself: these networks renormalize their input.
 _AS_WITH_WEIGHTS = {
     "googlenet": {"transform_input": True, "init_weights": False},
     "inception_v3": {"transform_input": True, "init_weights": False},
@@ -54,11 +54,11 @@ class Backbone(nn.Module):
     ) -> None:
         """
         Args:
-            layers: names of modules in `network`, in the order in which they run; see INPUT.
+            layers: names of modules in `network`, in the order they run; see INPUT.
             mean, std: of the input normalization.
 
         Raises:
-            UserError: a layer that the network does not have.
+            UserError: the network lacks a layer.
         """
         super().__init__()
         self.network = network.eval().requires_grad_(False)
@@ -80,12 +80,12 @@ class Backbone(nn.Module):
         def hook(module: nn.Module, inputs: tuple, output: Tensor | None = None) -> None:
             self._collected.setdefault(layer, choose(inputs, output))
             if len(self._collected) == len(self.layers):
-                raise _AllCollected  # the rest of the network is of no use
+                raise _AllCollected  # the rest of the network is not needed
 
         return hook
 
     def train(self, mode: bool = True) -> Backbone:
-        """Stays in eval mode: its batch normalization must not move."""
+        """Stay in eval mode: its batch normalization must not change."""
         return super().train(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -166,7 +166,7 @@ def _load_torchvision(name: str, file: Path | None) -> _Network:
         return _Network(network, transform.mean, transform.std)
     try:
         return _Network(models.get_model(name, weights=weights), transform.mean, transform.std)
-    # RuntimeError, EOFError and UnpicklingError: a file there is not whole
+    # RuntimeError, EOFError and UnpicklingError: a cached file is damaged
     except (URLError, OSError, HTTPException, RuntimeError, EOFError, UnpicklingError) as error:
         cache = f"{torch.hub.get_dir()}/checkpoints"
         reason = getattr(error, "reason", None) or error
@@ -188,7 +188,7 @@ def _load_timm(name: str, file: Path | None) -> _Network:
     except ImportError as error:
         raise UserError(f"--backbone {name} needs the package timm; install it: pip install timm") from error
     model = name.removeprefix(_TIMM)
-    tagged = timm.list_pretrained()  # NAME.TAG, for each of the weights that a network has
+    tagged = timm.list_pretrained()  # NAME.TAG for all weights of a network
     if not timm.is_model(model) or ("." in model and model not in tagged):
         nearest = difflib.get_close_matches(model, [*timm.list_models(), *tagged], n=5, cutoff=0.5)
         advice = f"the nearest names are {', '.join(nearest)}" if nearest else "timm.list_models() gives the names"
@@ -206,7 +206,7 @@ def _fetch_timm(name: str, model: str) -> nn.Module:
 
     try:
         return timm.create_model(model, pretrained=True)
-    except Exception as error:  # of whichever client timm fetches with
+    except Exception as error:  # depends on the client that timm downloads with
         if is_out_of_memory(error):
             raise
         config = timm.create_model(model).pretrained_cfg
@@ -229,7 +229,7 @@ def find_layers(network: nn.Module, name: str) -> list[str]:
     Raises:
         UserError: the network has no such maps, as a vision transformer has none.
     """
-    strides: dict[str, float] = {}  # in the order in which modules finish
+    strides: dict[str, float] = {}  # in the order the modules finish
 
     def hook_for(module_name: str):
         def hook(module: nn.Module, inputs: tuple, output: object) -> None:
@@ -245,13 +245,13 @@ def find_layers(network: nn.Module, name: str) -> list[str]:
     try:
         network.eval()(torch.zeros(1, 3, _PROBE_SIZE, _PROBE_SIZE))
     except (RuntimeError, AssertionError, ValueError, IndexError):
-        strides.clear()  # a network of one fixed input size
+        strides.clear()  # a network with a fixed input size
     finally:
         for handle in handles:
             handle.remove()
     found = []
     for stride in STRIDES:
-        # A map is a little smaller or larger where a network pads less or rounds up.
+        # Maps are a little smaller or larger in networks that pad less or round up.
         names = [key for key, value in strides.items() if abs(value / stride - 1) < 0.1]
         if not names:
             raise UserError(

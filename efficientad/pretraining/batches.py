@@ -1,4 +1,4 @@
-"""The images of a distillation, augmented, and the same for the same seed however often a run is resumed."""
+"""The augmented images of a distillation: for the same seed the same, however often a run is resumed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor
 from efficientad.data.image_collections import ImageCache
 from efficientad.data.transforms import augment, draw_light, random_crops, where_gray
 from efficientad.detector.networks import IMAGENET_MEAN, IMAGENET_STD, PATCH_SIZE, PATCH_STRIDE
+from efficientad.system.distributed import rank, ranks
 from efficientad.system.parallel import parallel_map
+from efficientad.system.random_streams import random_stream
 
 MOST_HELD_OUT = 64
 GRAY_SHARE = 0.1  # of the images; shown gray to both networks (algorithm 3)
@@ -35,19 +37,17 @@ class DistillationPlan:
     seed: int
     workers: int
     optimizer: str = "adam"  # or muon
-    rank: int = 0
-    ranks: int = 1
 
 
 def hold_out(count: int, seed: int) -> tuple[list[int], list[int]]:
-    """Indices of `count` images to train on and to hold out: one in fifty, at most MOST_HELD_OUT."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    """Indices of `count` images: those to train on, and one in fifty to hold out, at most MOST_HELD_OUT."""
+    order = torch.randperm(count, generator=random_stream(seed, "held-out images")).tolist()
     held_out = min(MOST_HELD_OUT, max(1, count // 50))
     return order[held_out:], order[:held_out]
 
 
 class Batches:
-    """Augmented batches of a plan's training images, the same for the same seed whenever they are asked for."""
+    """Augmented batches of a plan's training images; those of a step depend on the seed and the step alone."""
 
     def __init__(
         self, images: ImageCache, indices: list[int], plan: DistillationPlan, sizes: tuple[int, int]
@@ -63,14 +63,14 @@ class Batches:
         )
 
     def from_step(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Endless pairs of the same images on the plan's device, float32, this rank's share.
+        """Endless pairs of the same images for both networks, on the plan's device, float32: this process's share.
 
         Each pair: N x 3 x B x B in [0, 1] for the backbone and N x 3 x S x S, ImageNet-normalized, for the teacher.
         """
         plan = self._plan
         read = parallel_map(self._read, self._order(start), plan.workers)
         for step, pixels in enumerate(read, start):
-            generator = torch.Generator().manual_seed((plan.seed * 1_000_003 + step) * plan.ranks + plan.rank)
+            generator = random_stream(plan.seed, "crops", step, rank())
             pixels = pixels.to(plan.device, non_blocking=True)
             large, small = random_crops(pixels, plan.crop_scale, self._sizes, generator)
             gray = torch.rand(len(pixels), generator=generator) < GRAY_SHARE
@@ -79,11 +79,11 @@ class Batches:
     def whole(
         self, indices: list[int], report: Callable[[int], object] = lambda count: None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """As from_step, of given images, once, the same each time: whole and in color, relit for the teacher.
+        """As from_step, of given images, once, the same each time: whole, in colour, relit for the teacher.
 
-        `report` is told how many each time.
+        `report` is called with the number of images of each pair.
         """
-        generator = torch.Generator().manual_seed(self._plan.seed)
+        generator = random_stream(self._plan.seed, "light")
         batches = [indices[i : i + self._plan.batch_size] for i in range(0, len(indices), self._plan.batch_size)]
         for pixels in parallel_map(self._read, batches, self._plan.workers):
             large, small = random_crops(pixels.to(self._plan.device), 1.0, self._sizes, torch.Generator())
@@ -91,7 +91,7 @@ class Batches:
             report(len(pixels))
 
     def _for_teacher(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        if self._plan.relight > 1:  # without it, the same random numbers as ever
+        if self._plan.relight > 1:
             images = augment(images, draw_light(len(images), self._plan.relight, generator))
         return (images - self._mean) / self._std
 
@@ -100,24 +100,24 @@ class Batches:
 
     def _order(self, start: int) -> Iterator[list[int]]:
         plan, count = self._plan, len(self._indices)
-        at = (start * plan.ranks + plan.rank) * plan.batch_size
+        at = (start * ranks() + rank()) * plan.batch_size
         epoch, order = -1, []
         while True:
             batch = []
             for position in range(at, at + plan.batch_size):
                 if position // count != epoch:
                     epoch = position // count
-                    generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + epoch)
+                    generator = random_stream(plan.seed, "epochs", epoch)
                     order = torch.randperm(count, generator=generator).tolist()
                 batch.append(self._indices[order[position % count]])
             yield batch
-            at += plan.ranks * plan.batch_size
+            at += ranks() * plan.batch_size
 
 
 def random_windows(
     images: Tensor, targets: Tensor, window: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """A random square of each image, and the targets of the patches that lie wholly within.
+    """A random square of each image, and the targets of the patches wholly within it.
 
     Args:
         images: N x 3 x S x S.
@@ -137,5 +137,5 @@ def random_windows(
 
 
 def patches_within(window: int) -> int:
-    """How many patches of the PDN lie side by side in `window` pixels."""
+    """The number of the PDN's patches side by side in `window` pixels."""
     return (window - PATCH_SIZE) // PATCH_STRIDE + 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import time
 from collections.abc import Iterator
@@ -19,16 +18,18 @@ from efficientad.detector.networks import FEATURE_CHANNELS
 from efficientad.pretraining.batches import Batches, DistillationPlan, random_windows
 from efficientad.pretraining.muon import Muon
 from efficientad.pretraining.targets import DistillationTarget
+from efficientad.system.csv_log import CsvLog
 from efficientad.system.devices import autocast
-from efficientad.system.distributed import from_first_rank, largest_over_ranks, sum_over_ranks, wait_for_ranks
-from efficientad.system.errors import Interrupted, UserError
-from efficientad.system.runs import STOP_NOTICE, stop_requests
+from efficientad.system.distributed import from_first_rank, rank, ranks, sum_over_ranks
+from efficientad.system.errors import UserError
+from efficientad.system.random_streams import random_stream
+from efficientad.system.saving import StateSaver
 from efficientad.system.torch_files import write_atomically
 
-EVALUATIONS = 20  # in the course of a run; the state is saved after each
+EVALUATIONS = 20  # during a run; the state is saved after each
 STATE_SECONDS = 300  # and at least this often
 _WARM_UP_STEPS = 50  # of the cosine schedule
-_LOG_FIELDS = ("step", "minutes", "images", "loss", "explained_variance", "lr", "images_per_s")
+_LOG_COLUMNS = ("step", "minutes", "images", "loss", "explained_variance", "lr", "images_per_s")
 _RIDGE = 0.05  # when the output layer is solved; see OutputLayerFit.solve
 _PATCHES_PER_IMAGE = 256
 _FEWEST_IMAGES = 256  # patches of one image are alike
@@ -41,7 +42,7 @@ def explained_variance(
     """1 - mean squared error / variance of the targets, over all channels; 1 is perfect, 0 a constant answer.
 
     Args:
-        pairs: (N x 3 x S x S images, N x 384 x P x P targets) of this rank; every rank gets the same answer.
+        pairs: (N x 3 x S x S images, N x 384 x P x P targets) of this process; all return the same.
     """
     error, squares, count = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(3))
     total = torch.zeros(FEATURE_CHANNELS, dtype=torch.float64, device=device)
@@ -66,18 +67,18 @@ def solve_output_layer(
     plan: DistillationPlan,
     trained: bool,
 ) -> None:
-    """Set the last convolution to what ridge regression on the hidden layers gives. Not in the paper.
+    """Set the last convolution by ridge regression on the hidden layers. Not in the paper.
 
     For given hidden layers the best output layer has a closed form, which thousands of steps only approach.
 
     Args:
-        batches: as Batches.from_step gives them; as many are taken as the number of weights needs.
-        trained: the ridge pulls towards the present weights, which have learnt this target, and not towards zero.
+        batches: of Batches.from_step; as many are taken as the number of weights needs.
+        trained: the weights have learnt this target: the ridge pulls towards them, not towards zero.
     """
-    fit = OutputLayerFit(pdn[-1], FEATURE_CHANNELS, plan.seed)
+    fit = OutputLayerFit(pdn[-1], FEATURE_CHANNELS, random_stream(plan.seed, "output layer", int(trained), rank()))
     images = max(_FEWEST_IMAGES, math.ceil(fit.patches_needed / _PATCHES_PER_IMAGE))
-    steps = math.ceil(images / (plan.batch_size * plan.ranks))
-    bar = tqdm(total=steps, desc="Solving the output layer", unit="step", disable=plan.rank > 0)
+    steps = math.ceil(images / (plan.batch_size * ranks()))
+    bar = tqdm(total=steps, desc="Solving the output layer", unit="step", disable=rank() > 0)
     with bar:
         for _, (large, small) in zip(range(steps), batches, strict=False):
             answers = target(large, plan.precision)
@@ -101,7 +102,7 @@ def _not_finite() -> UserError:
 
 
 class Distillation:
-    """One run: the teacher, its optimizer and how far it has come; saved and resumed as a whole."""
+    """One run: the teacher, its optimizer and its progress; saved and resumed as a whole."""
 
     def __init__(
         self,
@@ -110,11 +111,12 @@ class Distillation:
         batches: Batches,
         plan: DistillationPlan,
         output: Path,
+        state_file: Path,
         settings: dict[str, str],
     ) -> None:
         """
         Args:
-            output: file of the best weights; the log and the state go beside it.
+            output: file of the best weights; the log goes beside it.
             settings: kept in the state, for whoever resumes.
         """
         self.settings = settings
@@ -123,20 +125,20 @@ class Distillation:
         self.step = 0
         self.seconds = 0.0
         self.best = -math.inf
-        self.state_file = output.with_name(f"{output.name}.state")
-        self.log_file = output.with_name(f"{output.name}.csv")
+        self.log = CsvLog(output.with_name(f"{output.name}.csv"), _LOG_COLUMNS)
+        self.saver = StateSaver(state_file, pdn, self._state, _not_finite, STATE_SECONDS)
 
     def progress(self) -> float:
-        """From 0 to 1, in steps or in minutes, whichever is further; the same on every rank."""
+        """From 0 to 1, in steps or in minutes, whichever is further; the same on every process."""
         plan = self.plan
         by_steps = self.step / plan.steps if plan.steps else 0.0
         by_time = self.seconds / 60 / plan.minutes if plan.minutes else 0.0
-        if plan.minutes and plan.ranks > 1:
+        if plan.minutes and ranks() > 1:
             by_time = float(from_first_rank(torch.tensor(by_time, dtype=torch.float64)))
         return min(1.0, max(by_steps, by_time))
 
     def learning_rate(self) -> float:
-        """Of the step to come."""
+        """The rate of the next step."""
         if self.plan.schedule == "constant":
             return self.plan.lr
         annealed = 0.5 * (1 + math.cos(math.pi * self.progress()))
@@ -146,47 +148,41 @@ class Distillation:
         """Train to the end of the plan; returns the best explained variance of the held-out images.
 
         Args:
-            held_out: this rank's pairs of images for the teacher and targets.
+            held_out: this process's pairs of images for the teacher and targets.
             solve: begin and end with solve_output_layer.
 
         Raises:
-            UserError: the loss is no longer finite; the best weights so far stay.
+            UserError: the teacher's answers are not finite; the best weights so far stay.
             Interrupted: by a signal; the state is saved.
         """
-        plan = self.plan
-        if solve and self.step == 0:
-            self._solve(trained=False)
-        network = DistributedDataParallel(self.pdn) if plan.ranks > 1 else self.pdn
         if self.step == 0:
+            self.log.write()
+            if solve:
+                self._solve(trained=False)
             self._evaluate(held_out)
+        network = DistributedDataParallel(self.pdn) if ranks() > 1 else self.pdn
         progress = self.progress()
-        loss_sum, since, images = torch.zeros((), device=plan.device), self.step, 0
-        start = last = saved = time.perf_counter()
-        bar = tqdm(total=1000, initial=int(1000 * progress), desc="Distilling", disable=plan.rank > 0)
-        with bar, stop_requests("" if plan.rank else STOP_NOTICE) as asked_to_stop:
+        loss_sum, since, images = torch.zeros((), device=self.plan.device), self.step, 0
+        start = last = time.perf_counter()
+        bar = tqdm(total=1000, initial=int(1000 * progress), desc="Distilling", disable=rank() > 0)
+        with bar, self.saver:
             for large, small in self.batches.from_step(self.step):
                 if progress >= 1:
                     break
                 loss_sum += self._train_on(network, large, small)
                 self.step += 1
-                images += len(small) * plan.ranks
+                images += len(small) * ranks()
                 now = time.perf_counter()
                 self.seconds += now - last
                 last = now
                 before, progress = progress, self.progress()
                 bar.update(int(1000 * progress) - bar.n)
-                if int(EVALUATIONS * before) < int(EVALUATIONS * progress):
+                evaluate = int(EVALUATIONS * before) < int(EVALUATIONS * progress)
+                if evaluate:
                     self._evaluate(held_out, float(loss_sum) / (self.step - since), images / (now - start))
                     loss_sum, since, images = torch.zeros_like(loss_sum), self.step, 0
                     start = last = time.perf_counter()
-                    saved = -math.inf  # now
-                stop = largest_over_ranks(asked_to_stop())
-                if stop or last - saved > STATE_SECONDS:
-                    self._save_state()
-                    saved = last
-                if stop:
-                    wait_for_ranks()  # when the first one ends, torchrun ends the others
-                    raise Interrupted(f"interrupted after step {self.step}; continue with --resume")
+                self.saver.after_step(self.step, save=evaluate)
         if solve:
             self._solve(trained=True)
             self._evaluate(held_out)
@@ -194,7 +190,7 @@ class Distillation:
 
     def _train_on(self, network: nn.Module, large: Tensor, small: Tensor) -> Tensor:
         plan = self.plan
-        generator = torch.Generator().manual_seed((plan.seed * 1_000_003 + self.step) * plan.ranks + plan.rank)
+        generator = random_stream(plan.seed, "windows", self.step, rank())
         images, targets = random_windows(small, self.target(large, plan.precision), plan.window, generator)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
@@ -213,13 +209,13 @@ class Distillation:
         self, held_out: list[tuple[Tensor, Tensor]], loss: float | None = None, speed: float = 0.0
     ) -> None:
         share = explained_variance(self.pdn, held_out, self.plan.device, self.plan.precision)
-        lr = self.learning_rate()  # asked for on every rank, since they agree on the time
-        if self.plan.rank == 0:
-            seen = self.step * self.plan.batch_size * self.plan.ranks
+        lr = self.learning_rate()  # on every process, since they agree on the time
+        if rank() == 0:
+            seen = self.step * self.plan.batch_size * ranks()
             # No steps, no loss: before the first one, and after the output layer was solved.
             loss_text, speed_text = ("", "") if loss is None else (f"{loss:.5f}", f"{speed:.2f}")
-            row = (self.step, f"{self.seconds / 60:.2f}", seen, loss_text, f"{share:.5f}", f"{lr:.3g}", speed_text)
-            self._log(*row)
+            minutes = f"{self.seconds / 60:.2f}"
+            self.log.add([self.step, minutes, seen, loss_text, f"{share:.5f}", f"{lr:.3g}", speed_text])
             shown = f"loss {loss_text}, " if loss_text else ""
             tqdm.write(f"step {self.step}: {shown}explained variance {share:.4f} of held-out images")
             if share > self.best:
@@ -229,20 +225,8 @@ class Distillation:
             raise _not_finite()
         self.best = max(self.best, share)
 
-    def _log(self, *row: object) -> None:
-        new = self.step == 0 or not self.log_file.exists()
-        with self.log_file.open("w" if new else "a", newline="") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(_LOG_FIELDS)
-            writer.writerow(row)
-
-    def _save_state(self) -> None:
-        if not all(parameter.isfinite().all() for parameter in self.pdn.parameters()):
-            raise _not_finite()  # the last state that was, stays
-        if self.plan.rank > 0:
-            return
-        state = {
+    def _state(self) -> dict:
+        return {
             "settings": self.settings,
             "pdn": self.pdn.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -251,11 +235,11 @@ class Distillation:
             "seconds": self.seconds,
             "best": self.best,
         }
-        write_atomically(state, self.state_file)
 
     def resume(self, state: dict) -> None:
-        """Go on from what _save_state wrote."""
+        """Continue from a saved state."""
         self.pdn.load_state_dict(state["pdn"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.target.restore(state["target"])
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        self.log.restore(self.step)

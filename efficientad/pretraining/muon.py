@@ -1,4 +1,4 @@
-"""Muon (Keller Jordan, 2024): momentum whose every step turns all directions of a weight by the same amount."""
+"""Muon (Keller Jordan, 2024): momentum whose steps change all directions of a weight by the same amount."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MOMENTUM = 0.95
 _SQUARES = 0.95  # decay of the mean squares by which biases are scaled
 _ITERATIONS = 5
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # steepest at zero of those that end between 0.7 and 1.2
-_RMS_OF_ADAM = 0.2  # what a step of Adam changes a weight by, in learning rates
+_RMS_OF_ADAM = 0.2  # the change of a weight in a step of Adam, in learning rates
 _TINY = 1e-8
 
 
@@ -23,7 +23,7 @@ def orthogonalize(matrix: Tensor) -> Tensor:
         matrix: R x C, float32.
 
     Returns:
-        R x C; singular values between about 0.7 and 1.2, but for those that were tiny.
+        R x C; singular values between about 0.7 and 1.2, except those that were tiny.
     """
     a, b, c = _COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
@@ -36,22 +36,22 @@ def orthogonalize(matrix: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for weights of two and more dimensions, the rest (biases) scaled by their root mean square.
+    """Muon for weights of two or more dimensions; the rest (biases) are scaled by their root mean square.
 
-    A gradient of a convolution has a few strong directions, which the steps of Adam follow too; here the weak ones
-    are learnt as fast. Steps are as large as Adam's usually are, so learning rates are of the same order.
+    A convolution's gradient has a few strong directions, which Adam's steps follow, too; here the weak ones are
+    learnt as fast. Steps are about as large as Adam's, so learning rates are of the same order.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0) -> None:
         """
         Args:
-            weight_decay: share of the weights that a step of learning rate 1 takes away.
+            weight_decay: share of the weights that a step of learning rate 1 removes.
         """
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """Change the parameters that have gradients."""
+        """Update the parameters that have gradients."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:

@@ -1,4 +1,4 @@
-"""What a teacher learns: 384 channels made from an ImageNet network's features (paper, section 3.1)."""
+"""The targets of a teacher: 384 channels made from an ImageNet network's features (paper, section 3.1)."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class DistillationTarget(nn.Module):
     Two projections, both linear and fixed before the distillation:
 
     pool: the paper's. Each layer's 3x3 neighbourhoods (C * 9 values) are averaged in equal shares to 1024, the
-        layers concatenated and averaged again to 384. The two averages are one 3x3 convolution for each layer here.
+        layers concatenated and averaged again to 384. Both averages are one 3x3 convolution for each layer here.
     pca: each layer averaged over 3x3 and standardized, the layers concatenated; the 384 strongest principal
         components, turned by a random rotation, so that every channel carries an equal share of each.
 
-    The paper resizes the deeper layer to the shallower one's grid. Here every layer is read, bilinearly, at the
-    centre of each patch that the teacher describes, which is the same up to a fraction of a cell.
+    The paper resizes the deeper layer to the shallower one's grid. Here every layer is sampled, bilinearly, at the
+    centre of each of the teacher's patches, which is the same up to a fraction of a cell.
     """
 
     def __init__(self, backbone: Backbone, projection: str, image_size: int, backbone_size: int) -> None:
@@ -52,7 +52,7 @@ class DistillationTarget(nn.Module):
         """Find the projection, if it depends on the features, and the 384 channels' mean and standard deviation.
 
         Args:
-            batches: images for the backbone, N x 3 x B x B, float32 in [0, 1]: this rank's share of them.
+            batches: images for the backbone, N x 3 x B x B, float32 in [0, 1]: this process's share.
         """
         total, squares, count = 0.0, 0.0, 0
         for images in batches:
@@ -68,7 +68,7 @@ class DistillationTarget(nn.Module):
             channels = [layer.shape[1] for layer in features]
         seen = sum_over_ranks(torch.full_like(total[:1], count))
         mean = sum_over_ranks(total) / seen
-        squares = sum_over_ranks(squares) / seen  # in float64: no digits are lost in the difference
+        squares = sum_over_ranks(squares) / seen  # in float64, so the difference keeps its digits
         if self.projection == "pca":
             mean, variance = self._fit_components(mean, squares - torch.outer(mean, mean), channels)
         else:
@@ -79,14 +79,14 @@ class DistillationTarget(nn.Module):
 
     def _fit_components(self, mean: Tensor, covariance: Tensor, channels: Sequence[int]) -> tuple[Tensor, Tensor]:
         variances = covariance.diagonal()
-        # A channel that is silent in nearly every image must not be blown up where it is not.
+        # A channel that is zero in nearly every image must not be blown up in the others.
         scale = variances.clamp_min(max(_LEAST_VARIANCE * float(variances.mean()), _SMALLEST_STD**2)).rsqrt()
         _, components = torch.linalg.eigh(scale[:, None] * covariance * scale)
         components = components[:, -FEATURE_CHANNELS:]
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(len(scale), FEATURE_CHANNELS, generator=generator, dtype=torch.float64)
-        # Of all axes in the components' space the nearest to the noise: machines that disagree on the signs or the
-        # order of components still agree on these, and a teacher that was begun on one can go on on another.
+        # The axes in the components' space nearest to the noise: machines that disagree on the signs or the order
+        # of components still agree on these, so that a run begun on one machine can be resumed on another.
         left, _, right = torch.linalg.svd(components.T @ noise.to(components.device), full_matrices=False)
         projection = scale[:, None] * (components @ (left @ right))  # all channels x 384
         parts = projection.float().T[:, :, None, None].split(list(channels), dim=1)
@@ -103,11 +103,11 @@ class DistillationTarget(nn.Module):
         return (self._project(self._features(images, precision)) - self.mean) / self.std
 
     def fitted(self) -> dict[str, Tensor | list[Tensor]]:
-        """What fit found, to be saved; see restore."""
+        """The result of fit, to be saved; see restore."""
         return {"weights": self.weights, "mean": self.mean, "std": self.std}
 
     def restore(self, fitted: dict[str, Tensor | list[Tensor]]) -> None:
-        """Take over what fitted returned, instead of calling fit."""
+        """Restore what `fitted` returned, instead of calling fit."""
         self.weights = [weight.to(self.mean.device) for weight in fitted["weights"]]
         self.mean.copy_(fitted["mean"])
         self.std.copy_(fitted["std"])
@@ -126,8 +126,8 @@ class DistillationTarget(nn.Module):
         )
 
     def _at_patches(self, layer: Tensor) -> Tensor:
-        """N x C x H x W over the whole image -> N x C x P x P, read at the centres of the teacher's patches."""
-        # A cell of stride s covers s pixels, but its receptive field lies around the first of them.
+        """N x C x H x W over the whole image -> N x C x P x P, sampled at the centres of the teacher's patches."""
+        # A cell of stride s covers s pixels, but its receptive field is centred on the first of them.
         cell_offset = 0.5 / layer.shape[-1] - 0.5 / self.backbone_size  # as a share of the image's side
         patches = torch.arange(feature_map_size(self.image_size), device=layer.device)
         centres = (PATCH_STRIDE * patches + PATCH_CENTRE + 0.5) / self.image_size

@@ -1,4 +1,4 @@
-"""The command-line flags that several commands share. Imports nothing heavy, so that --help is quick."""
+"""The flags that several commands share. Imports nothing heavy, so that --help is quick."""
 
 from __future__ import annotations
 
@@ -6,85 +6,58 @@ import argparse
 import math
 import os
 import shlex
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 DATASETS = ("mvtec_ad", "mvtec_loco", "visa", "custom")
 MODEL_SIZES = ("small", "medium")
+_Options = TypeVar("_Options")
 
 
-def positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
-    return value
+def _number(kind: type, expected: str, fits: Callable[[float], bool]) -> Callable[[str], Any]:
+    """A type for argparse: numbers for which `fits` holds; the error for other text says what is expected."""
+
+    def parse(text: str) -> float:
+        with suppress(ValueError):
+            value = kind(text)
+            if math.isfinite(value) and fits(value):
+                return value
+        raise argparse.ArgumentTypeError(f"expects {expected}, not {text!r}")
+
+    return parse
 
 
-def non_negative_int(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}")
-    return value
-
-
-def seed(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**32:  # streams of random numbers are numbered by multiples of it, below 2**64
-        raise argparse.ArgumentTypeError(f"must be 0 or more and below {2**32}, not {text}")
-    return value
-
-
-def finite_float(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"must be a finite number, not {text}")
-    return value
-
-
-def non_negative_float(text: str) -> float:
-    value = float(text)
-    if not (math.isfinite(value) and value >= 0):
-        raise argparse.ArgumentTypeError(f"must be a number of 0 or more, not {text}")
-    return value
-
-
-def positive_float(text: str) -> float:
-    value = non_negative_float(text)
-    if value == 0:
-        raise argparse.ArgumentTypeError("must be above 0")
-    return value
-
-
-def ratio(text: str) -> float:
-    value = positive_float(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, not {text}")
-    return value
-
-
-def factor(text: str) -> float:
-    value = positive_float(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
-    return value
-
-
-def rate(text: str) -> float:
-    value = positive_float(text)
-    if value >= 1:
-        raise argparse.ArgumentTypeError(f"must be above 0 and below 1, not {text}")
-    return value
+positive_int = _number(int, "a whole number >= 1", lambda value: value >= 1)
+non_negative_int = _number(int, "a whole number >= 0", lambda value: value >= 0)
+seed = _number(int, f"a whole number >= 0 and < {2**32}", lambda value: 0 <= value < 2**32)
+finite_float = _number(float, "a number", lambda value: True)
+non_negative_float = _number(float, "a number >= 0", lambda value: value >= 0)
+positive_float = _number(float, "a number > 0", lambda value: value > 0)
+ratio = _number(float, "a number > 0 and <= 1", lambda value: 0 < value <= 1)
+factor = _number(float, "a number >= 1", lambda value: value >= 1)
+rate = _number(float, "a number > 0 and < 1", lambda value: 0 < value < 1)
+_threshold = _number(float, "a number or auto", lambda value: True)
 
 
 def threshold(text: str) -> float | None:
-    """A number, or None for "auto". Scores are 0 or more, so below 0 every image is anomalous."""
-    return None if text == "auto" else finite_float(text)
+    """A number, or None for "auto". Scores are >= 0, so with a negative threshold every image is anomalous."""
+    return None if text == "auto" else _threshold(text)
 
 
-# argparse names these in "invalid ... value"
-positive_int.__name__ = non_negative_int.__name__ = "whole number"
-for _kind in (finite_float, non_negative_float, positive_float, ratio, rate):
-    _kind.__name__ = "number"
-threshold.__name__ = "threshold"
+def usable_cores() -> int:
+    """The cores that this process may run on, which may be fewer than the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def read_options(kind: type[_Options], args: argparse.Namespace, **given: object) -> _Options:
+    """The dataclass `kind` whose fields are the flags of these names, or those given."""
+    names = {field.name for field in fields(kind)}.difference(given)
+    return kind(**{name: getattr(args, name) for name in names}, **given)
 
 
 def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,7 +75,7 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
         "--subdataset",
         default="bottle",
         metavar="NAME",
-        help="category of mvtec_ad, mvtec_loco or visa, or all for each of them; a custom set has none "
+        help="category of mvtec_ad, mvtec_loco or visa; all: each of them; a custom set has none "
         "(default: %(default)s)",
     )
     group.add_argument(
@@ -147,7 +120,7 @@ def dataset_path(args: argparse.Namespace) -> Path:
 
 
 def command_line(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
-    """A script's command line that gives these arguments: every flag whose value is not the default."""
+    """The shortest command line that gives these arguments: every flag whose value is not the default."""
     words = []
     defaults = parser.parse_args([])
     for action in parser._actions:
@@ -167,14 +140,13 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> argparse._Argument
         "--device",
         choices=("auto", "cuda", "cpu"),
         default="auto",
-        help="where to compute; auto takes a CUDA GPU if there is one (default: %(default)s)",
+        help="where to compute; auto: on a CUDA GPU if there is one (default: %(default)s)",
     )
     group.add_argument(
         "--precision",
         choices=("auto", "fp32", "bf16", "fp16"),
         default="auto",
-        help="of the networks' arithmetic; auto takes bf16 where the hardware has it and fp32 elsewhere "
-        "(default: %(default)s)",
+        help="of the arithmetic; auto: bf16 where the hardware has it, else fp32 (default: %(default)s)",
     )
     add_workers_argument(group)
     return group
@@ -188,22 +160,61 @@ def add_threshold_argument(group: argparse._ArgumentGroup) -> None:
         type=threshold,
         default="auto",
         metavar="X",
-        help="an image is called anomalous when its score is above it; auto: the one that train.py calibrated on "
-        "held-out good images. Scores start at 0, 25.5 is what 0.5%% of the pixels of good images exceed "
-        "(default: %(default)s)",
+        help="an image is anomalous when its score is above it; auto: the model's own, calibrated by train.py on "
+        "held-out good images, or 80 if it has none. Scores start at 0; in each of the averaged maps, 0.5%% of the "
+        "pixels of held-out good images exceed 25.5 (default: %(default)s)",
     )
 
 
-def add_batch_argument(group: argparse._ArgumentGroup) -> None:
-    """-b, of what only scores images."""
+def add_batch_size_argument(group: argparse._ArgumentGroup, help: str, default: int | None = None) -> None:
+    """-b; `help` names the default."""
+    group.add_argument("-b", "--batch_size", type=positive_int, default=default, metavar="N", help=help)
+
+
+def add_scoring_batch_size_argument(group: argparse._ArgumentGroup) -> None:
+    """-b of a command that only scores images."""
+    add_batch_size_argument(
+        group, "most images at once; changes speed and memory, not results (default: %(default)s)", 16
+    )
+
+
+def add_model_size_argument(group: argparse._ArgumentGroup, help: str, default: str | None = "small") -> None:
+    """-m; `help` names the default."""
+    group.add_argument("-m", "--model_size", choices=MODEL_SIZES, default=default, help=help)
+
+
+def add_lr_argument(group: argparse._ArgumentGroup, help: str, default: float | None = None) -> None:
+    """--lr; `help` names the default."""
+    group.add_argument("--lr", type=positive_float, default=default, metavar="X", help=help)
+
+
+def add_weight_decay_argument(group: argparse._ArgumentGroup, help: str, default: float | None = None) -> None:
+    """--weight_decay; `help` names the default."""
+    group.add_argument("--weight_decay", type=non_negative_float, default=default, metavar="X", help=help)
+
+
+def add_seed_argument(group: argparse._ArgumentGroup, decides: str) -> None:
+    """--seed; `decides` is what depends on it."""
     group.add_argument(
-        "-b",
-        "--batch_size",
-        type=positive_int,
-        default=16,
-        metavar="N",
-        help="images at once, at most; changes speed and memory, not results (default: %(default)s)",
+        "--seed", type=seed, default=42, metavar="N", help=f"decides {decides} (default: %(default)s)"
     )
+
+
+def add_output_dir_argument(group: argparse._ArgumentGroup, help: str, default: str = "output/1") -> None:
+    """-o, a folder; its default is added to `help`."""
+    group.add_argument(
+        "-o",
+        "--output_dir",
+        type=Path,
+        default=Path(default),
+        metavar="DIR",
+        help=f"{help} (default: %(default)s)",
+    )
+
+
+def add_output_file_argument(group: argparse._ArgumentGroup, help: str, required: bool = False) -> None:
+    """-o, a file."""
+    group.add_argument("-o", "--output", type=Path, required=required, metavar="FILE", help=help)
 
 
 def add_workers_argument(group: argparse._ArgumentGroup) -> None:
@@ -211,9 +222,9 @@ def add_workers_argument(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--num_workers",
         type=non_negative_int,
-        default=min(8, os.cpu_count() or 1),
+        default=min(8, usable_cores()),
         metavar="N",
-        help="threads that read images; 0: none beside the main one (default: %(default)s on this machine)",
+        help="threads that read images; 0: none beside the main one (default: %(default)s here)",
     )
 
 
@@ -223,8 +234,8 @@ def add_on_error_argument(group: argparse._ArgumentGroup) -> None:
         "--on_error",
         choices=("stop", "skip"),
         default="stop",
-        help="at images that cannot be read; stop: name them all and end; skip: go on as if they were not there, "
-        "and list them at the end and in skipped_files.csv (default: %(default)s)",
+        help="unreadable images; stop: report all of them and end; skip: go on without them, and list them at the "
+        "end and in skipped_files.csv (default: %(default)s)",
     )
 
 
@@ -235,6 +246,6 @@ def add_cache_argument(group: argparse._ArgumentGroup, default: float, keeps: st
         type=non_negative_float,
         default=default,
         metavar="X",
-        help=f"memory of each process for {keeps}; beyond it they are made again, with the same results "
-        "(default: %(default)s)",
+        help=f"memory of each process, in GB, for {keeps}; what does not fit is computed again, with the same "
+        "results (default: %(default)s)",
     )

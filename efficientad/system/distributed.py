@@ -1,4 +1,4 @@
-"""Several processes with one GPU each, and what they do one after another."""
+"""Several processes with one GPU each, and their shares of the work."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from torch import distributed as dist
 
 from efficientad.system.errors import UserError, is_out_of_memory
 
-# Ranks with works of their own wait long for each other; a dead one is noticed at once
+# A process may wait long for another one's category; a dead one is noticed at once
 _PATIENCE = timedelta(days=7)
 _alone = False
 _Item = TypeVar("_Item")
 
 
 @contextmanager
-def process_group(device_name: str) -> Iterator[tuple[int, int]]:
-    """Join the processes that torchrun started, if it did, for the time of the block: rank and their number."""
+def process_group(device_name: str) -> Iterator[None]:
+    """For the time of the block, join the processes that torchrun started, if it did: see rank and ranks."""
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
-        yield 0, 1
+        yield
         return
     on_gpu = device_name != "cpu" and torch.cuda.is_available()
     if on_gpu:
@@ -35,21 +35,21 @@ def process_group(device_name: str) -> Iterator[tuple[int, int]]:
         if place >= gpus:
             raise UserError(f"{gpus} GPUs are too few for process {place + 1} of this machine; start {gpus}")
         torch.cuda.set_device(place)
-    # Imported later, as Adam does, its default arguments would keep the group beyond its end; then Python may end
-    # before the threads of the group, which now and then aborts the process.
+    # If Adam imports it later, its default arguments keep the group beyond its end; then Python may end before the
+    # threads of the group, which sometimes aborts the process.
     importlib.import_module("torch.distributed.nn")
     with _naming_lost_ranks():
-        # Small things that the host must know go through gloo: no waiting for the GPU
+        # Small values that the host needs go through gloo: no waiting for the GPU
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_PATIENCE)
     try:
-        yield dist.get_rank(), world
+        yield
     finally:
         dist.destroy_process_group()
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """For the time of the block each rank works as if it were the only process."""
+    """Within the block each process works as if it were the only one."""
     global _alone
     _alone = True
     try:
@@ -68,19 +68,19 @@ def rank() -> int:
 
 
 def ranks() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return dist.get_world_size() if _together() else 1
 
 
 def own_part(count: int) -> slice:
-    """Of `count` things in a row those of this rank, as even as possible; none may be left for the last ranks."""
+    """This process's part of `count` items in a row, as even as possible; the last processes may get none."""
     size, more = divmod(count, ranks())
     start = rank() * size + min(rank(), more)
     return slice(start, start + size + (rank() < more))
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """The sum of every rank's `values`, in place; nothing to do for a single process."""
+    """The sum of all processes' `values`, in place."""
     if _together():
         with _naming_lost_ranks():
             dist.all_reduce(values)
@@ -88,7 +88,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def largest_over_ranks(value: int) -> int:
-    """The largest of the ranks' numbers."""
+    """The largest of all processes' numbers."""
     if not _together():
         return value
     number = torch.tensor(value)
@@ -98,7 +98,7 @@ def largest_over_ranks(value: int) -> int:
 
 
 def from_first_rank(values: Tensor) -> Tensor:
-    """Rank 0's `values` on every rank, in place."""
+    """The first process's `values` on every process, in place."""
     if _together():
         with _naming_lost_ranks():
             dist.broadcast(values, src=0)
@@ -106,7 +106,7 @@ def from_first_rank(values: Tensor) -> Tensor:
 
 
 def gather_rows(values: Tensor) -> Tensor:
-    """Every rank's `values`, of one shape, stacked in the order of the ranks."""
+    """All processes' `values`, of one shape, stacked in the order of the ranks."""
     if not _together():
         return values[None]
     gathered = [torch.empty_like(values) for _ in range(ranks())]
@@ -116,7 +116,7 @@ def gather_rows(values: Tensor) -> Tensor:
 
 
 def gather_objects(item: _Item) -> list[_Item]:
-    """Every rank's `item`, in the order of the ranks; anything that can be pickled."""
+    """All processes' `item`s, in the order of the ranks; anything that can be pickled."""
     if not _together():
         return [item]
     gathered: list = [None] * ranks()
@@ -126,7 +126,7 @@ def gather_objects(item: _Item) -> list[_Item]:
 
 
 def wait_for_ranks() -> None:
-    """Return when every rank has come this far."""
+    """Return when every process has come this far."""
     largest_over_ranks(0)
 
 
@@ -138,23 +138,28 @@ def _naming_lost_ranks() -> Iterator[None]:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
             raise
         raise UserError(
-            "another process of this run has ended; its own message, if it left one, stands above"
+            "another process of this run has ended; its own message, if it left one, is above"
         ) from error
 
 
 _Result = TypeVar("_Result")
 
 
-def each_category(names: Sequence[str], work: Callable[[str], _Result]) -> dict[str, _Result]:
-    """What `work` returns for each category; of several ranks each takes its share of them, and all get all.
+def each_category(
+    names: Sequence[str], work: Callable[[str], _Result], report: Callable[[dict[str, _Result]], None]
+) -> None:
+    """Do the work of each category, several processes a share of them each; the first one reports all results.
 
     A category that fails does not stop the others: its error is printed, and it has no result.
 
+    Args:
+        report: called with the results by the categories' names, in their order.
+
     Raises:
-        UserError: all failed.
+        UserError: all failed; on the first process also if some failed, after the report.
     """
     results: dict[str, _Result] = {}
-    own = list(names)[rank() :: ranks()]
+    own = names[rank() :: ranks()]  # before each is alone
     with alone():
         for name in own:
             try:
@@ -165,20 +170,17 @@ def each_category(names: Sequence[str], work: Callable[[str], _Result]) -> dict[
                 print(f"{name} failed: {error}", file=sys.stderr, flush=True)
     everywhere = {name: result for part in gather_objects(results) for name, result in part.items()}
     if not everywhere:
-        raise UserError(f"all {len(names)} categories failed; their messages stand above")
-    return {name: everywhere[name] for name in names if name in everywhere}
-
-
-def raise_if_failed(names: Sequence[str], results: dict[str, object]) -> None:
-    """Raise a UserError that names the categories without results."""
-    failed = [name for name in names if name not in results]
-    if failed:
-        raise UserError(
-            f"{len(failed)} of {len(names)} categories failed: {', '.join(failed)}; their messages stand above"
-        )
+        raise UserError(f"all {len(names)} categories failed; their messages are above")
+    if rank() == 0:
+        report({name: everywhere[name] for name in names if name in everywhere})
+        failed = [name for name in names if name not in everywhere]
+        if failed:
+            raise UserError(
+                f"{len(failed)} of {len(names)} categories failed: {', '.join(failed)}; their messages are above"
+            )
 
 
 def say(line: str) -> None:
-    """Print a line, if this is the first rank."""
+    """Print a line on the first process."""
     if rank() == 0:
         print(line, flush=True)

@@ -1,4 +1,4 @@
-"""Torch files: read without running code, written whole or not at all, compared with the run that goes on."""
+"""Torch files: read without running code, written whole or not at all, compared with the run that continues."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from efficientad.system.errors import UserError
 from efficientad.system.files import atomic_file
+from efficientad.system.random_streams import VERSION
 
 
 def read_torch_file(path: Path) -> Any:
@@ -82,19 +83,24 @@ def write_atomically(contents: Any, path: Path) -> None:
 
 
 def read_state(path: Path, kind: str, part: str, settings: Mapping[str, Any]) -> dict:
-    """What write_atomically saved of an interrupted run: a dict with a Mapping "settings" and the key `part`.
+    """The state of an interrupted run, as StateSaver saved it: a dict with a Mapping "settings" and the key `part`.
 
     Args:
-        kind: for people, as in "a training".
-        part: a key that every state of that kind has.
-        settings: of the run that is to go on; all must be as they were. Compared as text.
+        kind: for messages, as in "a training".
+        part: a key of every state of that kind.
+        settings: of the run that continues it; all must be unchanged. Compared as text.
 
     Raises:
-        UserError: no such state, damaged, or made with other settings, which are named.
+        UserError: no such state, damaged, of another version, or made with other settings, which are named.
     """
     state = read_torch_file(path)
     if not isinstance(state, dict) or "settings" not in state or part not in state:
         raise UserError(f"{path} is not the state of {kind}; remove it or choose another output")
+    if state.get("streams") != VERSION:
+        raise UserError(
+            f"{path} was saved by another version of this toolkit, which draws other random numbers; begin anew "
+            "with --overwrite"
+        )
     then = state["settings"]
     differing = [
         f"{key} {then.get(key)}, now {value}" for key, value in settings.items() if str(then.get(key)) != str(value)

@@ -21,11 +21,11 @@ from efficientad.system.parallel import parallel_map
 class ImageSet:
     """Images of one square size by their index: uint8, 3 x size x size.
 
-    The first ones are kept in memory, on the device that will use them; those beyond the budget are decoded
-    again, a little ahead. What is returned does not depend on the budget.
+    The first ones are kept in memory, on the device that will use them; those beyond the budget are decoded again,
+    a little ahead. The images do not depend on the budget.
 
     Attributes:
-        digests: of every image as it is returned, to find out whether it has changed.
+        digests: of every image as returned, to detect changes.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class ImageSet:
             kind: of images, for the progress bar.
 
         Raises:
-            UserError: naming every file that cannot be read, not only the first.
+            UserError: naming all unreadable files.
         """
         self._paths, self._size, self._workers = paths, size, workers
         room = min(len(paths), int(budget_bytes // (3 * size * size)))
@@ -68,14 +68,14 @@ class ImageSet:
 
     @property
     def kept_bytes(self) -> int:
-        """What the set takes in memory."""
+        """The memory that the set takes."""
         return self._kept.numel()
 
     def batches(self, order: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each tensor of indices, itself and those images, uint8, N x 3 x size x size, on the set's device.
+        """Each tensor of indices with its images: uint8, N x 3 x size x size, on the set's device.
 
         Args:
-            order: may be endless; drawn from a little ahead where files have to be read.
+            order: may be endless; consumed a little ahead where files have to be read.
 
         Raises:
             UserError: a file can no longer be read.
@@ -85,7 +85,7 @@ class ImageSet:
 
     def _load(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         images = [self._kept[i] if i < len(self._kept) else self._read_again(i) for i in indices.tolist()]
-        # A rank may have no part in a short batch
+        # A process may have no part in a short batch
         return indices, torch.stack(images) if images else self._kept.new_empty((0, *self._kept.shape[1:]))
 
     def _read_again(self, index: int) -> Tensor:
@@ -102,18 +102,18 @@ class ImageSet:
 
 
 def _digest(image: Tensor) -> str:
-    rows = image.permute(1, 2, 0).contiguous()  # the order that images are decoded in: nothing is copied
+    rows = image.permute(1, 2, 0).contiguous()  # as decoded: nothing is copied
     return hashlib.sha256(rows.numpy()).hexdigest()[:16]
 
 
-_BLOCK = 64  # answers that are kept in one piece: one by one they would break up the memory for all that is larger
+_BLOCK = 64  # images whose features are kept in one piece; one by one they would fragment the memory
 
 
-class TeacherAnswers:
+class TeacherFeatures:
     """Raw outputs of a model's teacher by image index, kept in float16 as far as a budget goes.
 
     All are rounded to float16, kept or not, and every image is computed on its own, so the budget changes only the
-    time. Before rounding they are shifted and scaled by what the first image shows (the first rank's, of several),
+    time. Before rounding they are shifted and scaled by the statistics of the first image (of the first process),
     so that float16 suits them.
     """
 
@@ -127,7 +127,7 @@ class TeacherAnswers:
         self._scale: Tensor | None = None
 
     def __len__(self) -> int:
-        """How many are kept."""
+        """The number of images whose features are kept."""
         return len(self._kept)
 
     @torch.no_grad()
@@ -138,21 +138,21 @@ class TeacherAnswers:
             indices: of the images, on the CPU.
             images: N x 3 x S x S, float32 in [0, 1], on the device.
         """
-        answers = [self._answer(i, image) for i, image in zip(indices.tolist(), images, strict=True)]
-        if not answers:  # a rank that has no part in a short batch
+        features = [self._of(i, image) for i, image in zip(indices.tolist(), images, strict=True)]
+        if not features:  # a process that has no part in a short batch
             side = feature_map_size(self._model.image_size)
             return images.new_empty((0, FEATURE_CHANNELS, side, side))
-        return torch.cat(answers).float() * self._scale + self._shift
+        return torch.cat(features).float() * self._scale + self._shift
 
     def state(self) -> dict[str, Tensor]:
-        """What was found in the first image: on it the rounding of all others depends."""
+        """The statistics of the first image, on which the rounding of all depends."""
         return {"shift": self._shift, "scale": self._scale}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Round as those answers did whose `state` this is."""
+        """Round as the features whose `state` this is."""
         self._shift, self._scale = (state[name].to(self._device) for name in ("shift", "scale"))
 
-    def _answer(self, index: int, image: Tensor) -> Tensor:
+    def _of(self, index: int, image: Tensor) -> Tensor:
         if index in self._kept:
             return self._kept[index]
         with autocast(self._device, self._precision):
@@ -160,20 +160,20 @@ class TeacherAnswers:
         if self._shift is None:
             self._shift = raw.mean(dim=(2, 3), keepdim=True)
             spread, size = ((raw - self._shift).square().mean().sqrt(), raw.square().mean().sqrt())
-            # An image without structure says little of the spread of others; 65,504 is float16's limit
+            # An image without structure says little about the spread of others; 65,504 is float16's limit
             scale = torch.maximum(spread, size / 1000)
             self._scale = torch.where(scale > 0, scale, torch.ones_like(scale))
             from_first_rank(self._shift)
             from_first_rank(self._scale)
-        answer = ((raw - self._shift) / self._scale).half()
+        features = ((raw - self._shift) / self._scale).half()
         if len(self._kept) < self._room:
-            self._keep(index, answer)
-        return answer
+            self._keep(index, features)
+        return features
 
-    def _keep(self, index: int, answer: Tensor) -> None:
+    def _keep(self, index: int, features: Tensor) -> None:
         place = len(self._kept) % _BLOCK
         if place == 0:
-            shape = (min(_BLOCK, self._room - len(self._kept)), *answer.shape[1:])
-            strides = (answer[0].numel(), *answer.stride()[1:])
-            self._block = torch.empty_strided(shape, strides, dtype=answer.dtype, device=answer.device)
-        self._kept[index] = self._block[place : place + 1].copy_(answer)
+            shape = (min(_BLOCK, self._room - len(self._kept)), *features.shape[1:])
+            strides = (features[0].numel(), *features.stride()[1:])
+            self._block = torch.empty_strided(shape, strides, dtype=features.dtype, device=features.device)
+        self._kept[index] = self._block[place : place + 1].copy_(features)

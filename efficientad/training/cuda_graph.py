@@ -1,4 +1,4 @@
-"""A training step as one CUDA graph: with small batches a GPU works faster than Python can tell it what to do."""
+"""A training step as one CUDA graph: with small batches a GPU is faster than Python can launch its operations."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-_RUNS_BEFORE = 3  # in the first ones libraries choose their kernels and the optimizer allocates its state
+_RUNS_BEFORE = 3  # in which libraries choose their kernels and the optimizer allocates its state
 Step = Callable[..., Tensor]
 Replay = Callable[[], Tensor]  # runs a recorded step again; the next run overwrites what it returns
 
 
 class Recorder(Protocol):
-    """What can run a step and record it; CudaGraphs, or another one in tests."""
+    """Runs a step and records it: CudaGraphs, or a stand-in in tests."""
 
     def run(self, step: Step, inputs: tuple[Tensor, ...]) -> Tensor:
-        """The step's output; as it is to be recorded later."""
+        """Run the step as it will be recorded; returns its output."""
         ...
 
     def record(self, step: Step, inputs: tuple[Tensor, ...]) -> Replay:
-        """Record, without doing it, what the step does for these inputs.
+        """Record the step for these inputs, without running it.
 
         Raises:
             RuntimeError: something in it cannot be recorded.
@@ -31,7 +31,7 @@ class Recorder(Protocol):
 
 
 class CudaGraphs:
-    """Runs steps beside the default stream, which cannot be recorded, and records them as CUDA graphs."""
+    """Runs steps on its own stream, since the default one cannot be recorded, and records them as CUDA graphs."""
 
     def __init__(self) -> None:
         self._stream = torch.cuda.Stream()
@@ -51,14 +51,14 @@ class CudaGraphs:
         generator = torch.cuda.default_generators[torch.cuda.current_device()]
         noise = generator.clone_state()
         try:
-            # Other threads may go on copying images to the GPU meanwhile.
+            # Other threads may copy images to the GPU meanwhile.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 output = step(*inputs)
         except BaseException:
-            generator.graphsafe_set_state(noise)  # the old one may go on believing that it is being recorded
+            generator.graphsafe_set_state(noise)  # the old state would still count as being recorded
             raise
         finally:
-            torch.cuda.set_stream(before)  # which a failed recording leaves as it is
+            torch.cuda.set_stream(before)  # a failed recording does not
 
         def replay() -> Tensor:
             graph.replay()
@@ -70,14 +70,14 @@ class CudaGraphs:
 class GraphedStep:
     """A function of tensors on a GPU, replayed as a graph once it has run a few times.
 
-    One graph is made, for the first shapes of inputs that have come often enough: a training has one size of batch
-    and at most a shorter one at the end of each epoch, which runs as it is.
+    One graph is made, for the first input shapes that have come often enough: a training has one batch size and at
+    most a shorter batch at the end of each epoch, which runs without a graph.
     """
 
     def __init__(self, step: Step, recorder: Recorder) -> None:
         """
         Args:
-            step: does all its work on the GPU without waiting for it, in the same way each time.
+            step: does the same work each time, all of it on the GPU, without waiting for it.
         """
         self._step, self._recorder = step, recorder
         self._seen: Counter[tuple[torch.Size, ...]] = Counter()
@@ -86,7 +86,7 @@ class GraphedStep:
         self._possible = True
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """What the step gives for these inputs."""
+        """The step's output for these inputs."""
         if self._replay is None and self._possible:
             self._seen[_shapes(inputs)] += 1
             if self._seen[_shapes(inputs)] <= _RUNS_BEFORE:
@@ -102,10 +102,10 @@ class GraphedStep:
         self._inputs = tuple(given.clone() for given in inputs)
         try:
             self._replay = self._recorder.record(self._step, self._inputs)
-        except RuntimeError as error:  # of an old driver, or out of memory
+        except RuntimeError as error:  # an old driver, or out of memory
             self._possible, self._inputs = False, ()
             reason = str(error).strip().partition("\n")[0]
-            print(f"Note: no CUDA graph, so that steps take longer: {reason}", flush=True)
+            print(f"Note: no CUDA graph, so steps take longer: {reason}", flush=True)
 
 
 def _shapes(tensors: tuple[Tensor, ...]) -> tuple[torch.Size, ...]:

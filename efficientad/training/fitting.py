@@ -1,7 +1,7 @@
 """The fitted statistics of the detector: teacher channels, map quantiles, the threshold.
 
-All are fitted on good images with every network in eval mode, before and after training. Of several ranks each
-looks at its own share of the images, and all find the same: what one process would.
+All are fitted on good images with every network in eval mode, before and after training. With several processes
+each takes its share of the images, and all get the result that one process would.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from efficientad.detector.networks import FEATURE_CHANNELS, UNFITTED_QUANTILES, 
 from efficientad.system.devices import autocast
 from efficientad.system.distributed import gather_objects, rank, ranks, sum_over_ranks
 from efficientad.system.errors import UserError
-from efficientad.training.cache import ImageSet, TeacherAnswers
+from efficientad.training.cache import ImageSet, TeacherFeatures
 
 QUANTILES = (0.9, 0.995)  # mapped to 0 and 0.1 (section 3.4)
-_BATCH_SIZE = 16  # only a matter of speed and memory
+_BATCH_SIZE = 16  # changes only speed and memory
 _SMALLEST_STD = 1e-6  # a channel that never changes is not scaled
 
 
@@ -31,15 +31,17 @@ class FlatMapsError(UserError):
 
 
 @torch.no_grad()
-def fit_teacher_statistics(model: EfficientAD, images: ImageSet, indices: range, answers: TeacherAnswers) -> None:
+def fit_teacher_statistics(
+    model: EfficientAD, images: ImageSet, indices: range, teacher_features: TeacherFeatures
+) -> None:
     """Set model.teacher_mean and teacher_std: per channel, over every pixel of the teacher's output.
 
-    Exact for any batch sizes: sums in float64, and the variance from the deviations from the final
-    mean, since E[x^2] - E[x]^2 loses its digits where the mean is large.
+    Exact for any batch size: sums in float64, and the variance from the deviations from the final mean, since
+    E[x^2] - E[x]^2 loses its digits where the mean is large.
 
     Args:
         indices: of the training images in `images`.
-        answers: of the model's teacher; the first pass fills them, so that the second is quick.
+        teacher_features: of the model's teacher; kept in the first pass, so that the second is quick.
     """
     device = model.teacher_mean.device
 
@@ -47,7 +49,7 @@ def fit_teacher_statistics(model: EfficientAD, images: ImageSet, indices: range,
         total = torch.zeros(FEATURE_CHANNELS, dtype=torch.float64, device=device)
         count = torch.zeros((), dtype=torch.float64, device=device)
         for batch, pixels in _batches(images, indices, description):
-            values = of(answers(batch, to_unit_range(pixels.to(device))).double())
+            values = of(teacher_features(batch, to_unit_range(pixels.to(device))).double())
             total += values.sum(dim=(0, 2, 3))
             count += values.shape[0] * values.shape[2] * values.shape[3]
         return (sum_over_ranks(total) / sum_over_ranks(count)).view(1, -1, 1, 1)
@@ -70,7 +72,7 @@ def fit_map_quantiles(
         quiet: without a progress bar.
 
     Raises:
-        FlatMapsError: on every rank.
+        FlatMapsError: on every process.
     """
     model.eval()
     device = model.quantiles.device
@@ -86,10 +88,10 @@ def fit_map_quantiles(
 def fit_calibration(
     model: EfficientAD, images: ImageSet, indices: range, precision: str, target_fpr: float
 ) -> None:
-    """Set model.calibration from the scores of held-out good images, where they are enough for it.
+    """Set model.calibration from the scores of held-out good images, or to None if they are too few.
 
     Args:
-        indices: of the validation images in `images`; the model's maps are normalized already.
+        indices: of the validation images in `images`; the map quantiles must be fitted already.
         target_fpr: the wanted false-positive rate, in (0, 1).
     """
     scores = score_images(model, images, indices, precision, "Calibrating the threshold")
@@ -100,7 +102,7 @@ def fit_calibration(
 def score_images(
     model: EfficientAD, images: ImageSet, indices: range, precision: str, description: str, quiet: bool = False
 ) -> list[float]:
-    """The scores of images in the order of `indices`, on every rank; leaves the model in eval mode.
+    """The scores of images in the order of `indices`, on every process; leaves the model in eval mode.
 
     Args:
         description: of the progress bar.
@@ -114,14 +116,14 @@ def score_images(
             own += anomaly_score(model(to_unit_range(pixels.to(device)))).tolist()
     scores = [0.0] * len(indices)
     for first, part in enumerate(gather_objects(own)):
-        scores[first :: ranks()] = part  # as _batches shares them out
+        scores[first :: ranks()] = part  # as _batches distributes them
     return scores
 
 
 def map_quantiles(batches: list[RawMaps]) -> np.ndarray:
     """The 0.9 and 0.995 quantile of each kind of map over all pixels pooled: float32, 3 x 2.
 
-    numpy's quantile, since torch.quantile refuses more than 2^24 elements.
+    By numpy, since torch.quantile refuses more than 2^24 elements.
 
     Raises:
         FlatMapsError: the two quantiles of a map coincide.
@@ -141,7 +143,7 @@ def map_quantiles(batches: list[RawMaps]) -> np.ndarray:
 def _batches(
     images: ImageSet, indices: range, description: str, quiet: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's share of the images."""
+    """Batches of this process's share of the images."""
     own = torch.tensor(indices[rank() :: ranks()])
     order = own.split(_BATCH_SIZE) if len(own) else []
     silent = quiet or rank() > 0

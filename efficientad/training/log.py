@@ -1,4 +1,4 @@
-"""The course of a training: log.csv and training.png."""
+"""The log of a training: log.csv and training.png."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from efficientad.system.csv_log import CsvLog
 from efficientad.system.distributed import rank, sum_over_ranks
 from efficientad.system.errors import UserError
-from efficientad.system.files import atomic_file, write_csv
+from efficientad.system.files import atomic_file
 from efficientad.training.losses import Losses
 
-LOG_EVERY = 10  # steps; reading a loss makes a GPU wait, so not every step is read
+LOG_EVERY = 10  # steps; reading a loss makes the GPU wait
 _FIELDS = ("step", *Losses._fields, "loss", "lr", "images_per_s", "test_auroc")
 
 
 class TrainingLog:
-    """Averages the losses between two looks at them; the first rank writes log.csv and shows the progress.
+    """Averages the losses between two readings of them; writes log.csv and shows the progress.
 
     A context manager for the time of the training.
     """
 
     def __init__(self, path: Path, steps: int) -> None:
-        self._path, self._steps = path, steps
-        self._rows: list[list] = []
+        self._csv, self._steps = CsvLog(path, _FIELDS), steps
         self._step = 0
         self._reset()
 
@@ -41,8 +41,7 @@ class TrainingLog:
         self._start = time.perf_counter()
 
     def __enter__(self) -> TrainingLog:
-        if rank() == 0:
-            self._write_all()
+        self._csv.write()
         self._bar = tqdm(total=self._steps, initial=self._step, desc="Training", unit="step", disable=rank() > 0)
         self._start = time.perf_counter()
         return self
@@ -50,16 +49,16 @@ class TrainingLog:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def add(self, losses: Losses, lr: float, images: int, look: bool = False) -> None:
-        """Take the losses of a step.
+    def add(self, losses: Losses, lr: float, images: int, read: bool = False) -> None:
+        """Add the losses of a step.
 
         Args:
-            losses: this rank's share.
-            images: of the step, over all ranks.
-            look: at them now, even if it is not their turn.
+            losses: this process's share.
+            images: of the step, over all processes.
+            read: read the losses now, even if it is not their turn.
 
         Raises:
-            UserError: the loss is no longer finite.
+            UserError: the loss is not finite.
         """
         terms = torch.stack([loss.detach() for loss in losses])
         self._sums = terms if self._sums is None else self._sums + terms
@@ -67,48 +66,46 @@ class TrainingLog:
         self._images += images
         self._step += 1
         self._bar.update()
-        if look or self._step % LOG_EVERY == 0 or self._step in (1, self._steps):
-            self._look(lr)
+        if read or self._step % LOG_EVERY == 0 or self._step in (1, self._steps):
+            self._read(lr)
             self._reset()
 
-    def _look(self, lr: float) -> None:
+    def _read(self, lr: float) -> None:
         terms = (sum_over_ranks(self._sums.clone()) / self._count).tolist()
         loss = sum(terms)
         speed = self._images / (time.perf_counter() - self._start)
-        if rank() == 0:
-            losses = [f"{term:.6f}" for term in (*terms, loss)]
-            self._write([self._step, *losses, f"{lr:g}", f"{speed:.2f}", ""])
+        self._csv.add([self._step, *(f"{term:.6f}" for term in (*terms, loss)), f"{lr:g}", f"{speed:.2f}", ""])
         if not math.isfinite(loss):
             raise self.not_finite()
         self._bar.set_description(f"Current loss: {loss:.4f}")
         self._bar.set_postfix_str(f"{speed:.1f} images/s", refresh=False)
 
     def add_test_auroc(self, auroc: float, images: int) -> None:
-        """Tell what so many test images showed after the last step, which must have been looked at.
+        """Print and log the AUROC on the test images after the last step, whose losses must have been read.
 
         Args:
             auroc: in [0, 1], or nan.
+            images: how many test images there are.
         """
         if rank() == 0:
             value = "undefined" if math.isnan(auroc) else f"{100 * auroc:.2f}"
             tqdm.write(f"Step {self._step}: image AUROC {value}, with the labels of {images} test images")
             sys.stdout.flush()
-            self._rows[-1][-1] = f"{auroc:.6f}"
-            self._write_all()
+        self._csv.set_last("test_auroc", f"{auroc:.6f}")
         self._reset()  # images/s are those of the training
 
     def not_finite(self) -> UserError:
         """The error for a training that has failed."""
         return UserError(
-            f"the loss is not finite at step {self._step} ({self._path}); train again with --overwrite and a "
+            f"the loss is not finite at step {self._step} ({self._csv.path}); train again with --overwrite and a "
             "smaller --lr or --precision fp32, or look for damaged training images"
         )
 
     def state(self) -> dict:
-        """What has been added since the last look, over all ranks, so that `restore` can go on from here.
+        """The sums since the last reading, over all processes; see `restore`.
 
         Raises:
-            UserError: the loss is no longer finite.
+            UserError: the loss is not finite.
         """
         sums = None if self._sums is None else sum_over_ranks(self._sums.clone())
         if sums is not None and not sums.isfinite().all():
@@ -116,29 +113,12 @@ class TrainingLog:
         return {"sums": sums, "count": self._count}
 
     def restore(self, state: dict, step: int, device: torch.device) -> None:
-        """Go on after `step` from what `state` returned; lines of log.csv from later steps are dropped."""
+        """Continue after `step` with what `state` returned; rows of log.csv from later steps are dropped."""
         self._step, self._count = step, state["count"]
         if state["sums"] is not None:
             sums = state["sums"].to(device)
             self._sums = sums if rank() == 0 else torch.zeros_like(sums)
-        if rank() == 0 and self._path.exists():
-            with self._path.open(newline="", encoding="utf-8") as file:
-                whole = [line for line in csv.DictReader(file) if None not in line and None not in line.values()]
-            known = [line for line in whole if line.get("step", "").isdecimal() and int(line["step"]) <= step]
-            # An older version's has no test_auroc
-            self._rows = [[line.get(field, "") for field in _FIELDS] for line in known]
-
-    def _write(self, row: list) -> None:
-        self._rows.append(row)
-        if not self._path.exists():  # removed meanwhile, perhaps with its folder
-            self._write_all()
-            return
-        with self._path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(row)
-
-    def _write_all(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_csv(self._path, _FIELDS, self._rows)
+        self._csv.restore(step)
 
 
 _TERMS = {
@@ -146,7 +126,7 @@ _TERMS = {
     "hard": "student and teacher, where they differ most",
     "ae": "autoencoder and teacher",
     "stae": "student and autoencoder",
-    "penalty": "student on images of other things",
+    "penalty": "student on other images",
 }
 _COLOURS = ("#17212d", "#1d5cb3", "#b1560f", "#1c8a54", "#8a3fa0")
 _AUROC_COLOUR = "#a3243b"
@@ -157,12 +137,12 @@ _SMOOTHED = 50  # windows in a smoothed curve
 def draw_training(log_file: Path, path: Path) -> None:
     """Draw the log of a training, unless it is empty, as a PNG of about 1200 x 900 pixels.
 
-    A long log is thinned by averaging. Each loss is drawn faintly as it was logged and boldly as a moving average.
-    AUROCs on test images have a panel of their own, which makes the picture 1200 x 1140 pixels.
+    A long log is thinned by averaging. Each loss is drawn faintly as logged and boldly as a moving average. AUROCs
+    on test images have their own panel, which makes the picture 1200 x 1140 pixels.
     """
     try:
         import matplotlib
-    except ImportError:  # hours of training shall not end in an error for a picture
+    except ImportError:  # a picture must not make hours of training fail
         print(f"Note: no {path.name}, since matplotlib is not installed (pip install -r requirements.txt)")
         return
 
@@ -187,7 +167,7 @@ def draw_training(log_file: Path, path: Path) -> None:
             continue
         losses.plot(log["step"], values, color=colour, alpha=0.25, linewidth=1)
         losses.plot(log["step"], _smoothed(values), color=colour, linewidth=1.8, label=label, marker=single)
-    losses.set(yscale="log", ylabel="loss", title="What the training minimizes: lower is better")
+    losses.set(yscale="log", ylabel="loss", title="Training loss (lower is better)")
     figure.legend(loc="outside lower center", ncols=3, fontsize="small", frameon=False)
     if aurocs:
         panels[1].plot(*zip(*aurocs, strict=True), color=_AUROC_COLOUR, marker=".")
@@ -206,7 +186,7 @@ def draw_training(log_file: Path, path: Path) -> None:
 
 
 def _read_log(log_file: Path) -> tuple[dict[str, np.ndarray], list[tuple[int, float]]]:
-    """The columns that every row has, and step and AUROC where test images were looked at."""
+    """The columns that every row has, and (step, AUROC) of the rows with one."""
     with log_file.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     columns = {name: np.array([float(row[name]) for row in rows]) for name in ("step", "lr", *_TERMS)}
@@ -214,7 +194,7 @@ def _read_log(log_file: Path) -> tuple[dict[str, np.ndarray], list[tuple[int, fl
 
 
 def _thinned(log: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Means over groups of neighbouring rows, at most _MOST_POINTS of them."""
+    """Means over at most _MOST_POINTS groups of neighbouring rows."""
     count = len(log["step"])
     starts = np.unique(np.linspace(0, count, min(count, _MOST_POINTS), endpoint=False).astype(int))
     sizes = np.diff([*starts, count])
@@ -222,7 +202,7 @@ def _thinned(log: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:
-    """The moving average; nan stays out of it, and at the ends the window is shorter."""
+    """The moving average, without nan; at the ends the window is shorter."""
     window = np.ones(max(1, len(values) // _SMOOTHED))
     known = ~np.isnan(values)
     sums = np.convolve(np.where(known, values, 0), window, "same")

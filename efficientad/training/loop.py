@@ -1,10 +1,9 @@
-"""The training loop, and its state between two steps. Takes a model and images, never argparse's namespace."""
+"""The training loop, and its state between two steps."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,19 +13,10 @@ from torch import Tensor
 from efficientad.data.transforms import Changes, augment, draw_changes, to_unit_range, where_gray
 from efficientad.detector.networks import EfficientAD
 from efficientad.system.devices import autocast
-from efficientad.system.distributed import (
-    gather_objects,
-    largest_over_ranks,
-    own_part,
-    rank,
-    ranks,
-    sum_over_ranks,
-    wait_for_ranks,
-)
-from efficientad.system.errors import Interrupted
-from efficientad.system.runs import STOP_NOTICE, stop_requests
-from efficientad.system.torch_files import write_atomically
-from efficientad.training.cache import ImageSet, TeacherAnswers
+from efficientad.system.distributed import gather_objects, own_part, rank, ranks, sum_over_ranks
+from efficientad.system.random_streams import random_stream
+from efficientad.system.saving import StateSaver
+from efficientad.training.cache import ImageSet, TeacherFeatures
 from efficientad.training.cuda_graph import CudaGraphs, GraphedStep
 from efficientad.training.log import TrainingLog
 from efficientad.training.losses import Losses, compute_losses
@@ -38,7 +28,7 @@ LR_DECAY_AT = 0.95  # of the steps; then the learning rate is a tenth
 
 
 def shuffled_batches(indices: range, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Tensors of indices for `steps` steps: every epoch a fresh shuffle of all, the last batch shorter."""
+    """Tensors of indices for `steps` steps: every epoch all of them in a new order, its last batch shorter."""
     taken = 0
     while taken < steps:
         shuffled = indices.start + torch.randperm(len(indices), generator=generator)
@@ -48,40 +38,40 @@ def shuffled_batches(indices: range, batch_size: int, steps: int, generator: tor
 
 
 def learning_rate(lr: float, step: int, steps: int) -> float:
-    """Of a step, counted from 0: a tenth of `lr` for the last 5 % of the steps, as in the paper."""
+    """The rate of a step, counted from 0: a tenth of `lr` for the last 5 % of the steps, as in the paper."""
     return lr if step < max(1, int(LR_DECAY_AT * steps)) else 0.1 * lr
 
 
 class Learner:
-    """Student and autoencoder of a model with what changes them, step by step."""
+    """Student and autoencoder of a model, and what trains them step by step."""
 
     def __init__(self, model: EfficientAD, plan: TrainingPlan) -> None:
         self._model, self._plan = model, plan
         self.steps_done = 0
-        self._generator = torch.Generator().manual_seed(plan.seed + 1)  # the order of the images has another one
+        self._generator = random_stream(plan.seed, "augmentation")
         parameters = [*model.student.parameters(), *model.autoencoder.parameters()]
         self._optimizer = torch.optim.Adam(parameters, lr=plan.lr, weight_decay=plan.weight_decay, fused=True)
         self._scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.precision == "fp16")
-        self._batch = 0  # images of the present step, over all ranks
-        # Untried with the scaler of fp16, and with the exchange of gradients between processes.
+        self._batch = 0  # images of this step, over all processes
+        # Untried with the gradient scaler of fp16 and with several processes.
         self._graphed = plan.device.type == "cuda" and plan.cuda_graph and plan.precision != "fp16" and ranks() == 1
         self._run = GraphedStep(self._learn, CudaGraphs()) if self._graphed else self._learn
         self._lr_on_device = torch.zeros((), device=plan.device)
 
     def learning_rate(self) -> float:
-        """In the step to come."""
+        """The rate of the next step."""
         return learning_rate(self._plan.lr, self.steps_done, self._plan.steps)
 
     def step(self, images: Tensor, teacher_plain: Tensor, natural: Tensor | None, batch: int) -> Losses:
-        """One optimizer step (algorithm 1); returns this rank's share of the losses before it.
+        """One optimizer step (algorithm 1); returns this process's share of the losses before it.
 
-        All ranks draw for the whole batch, so that one process would change the same images in the same way.
+        Every process draws the changes of the whole batch, so that they are the same for any number of processes.
 
         Args:
-            images: N x 3 x S x S, float32 in [0, 1], on the plan's device: the rank's own part of a batch.
+            images: N x 3 x S x S, float32 in [0, 1], on the plan's device: this process's part of a batch.
             teacher_plain: the normalized teacher's output for them.
             natural: N x 3 x S x S natural or drawn images for the penalty, in colour, or None.
-            batch: images of the step, over all ranks.
+            batch: images of the step, over all processes.
         """
         own, device = own_part(batch), self._plan.device
         gray = () if natural is None else (torch.rand(batch, generator=self._generator) < NATURAL_GRAY_SHARE,)
@@ -89,7 +79,7 @@ class Learner:
         choices = (values[own].to(device, non_blocking=True) for values in drawn)
         lr = self.learning_rate()
         for group in self._optimizer.param_groups:
-            group["lr"] = self._lr_on_device.fill_(lr) if self._graphed else lr  # a graph reads it where it lies
+            group["lr"] = self._lr_on_device.fill_(lr) if self._graphed else lr  # a graph reads it from there
         self._batch = batch
         losses = self._run(images, teacher_plain, *choices, *(() if natural is None else (natural,)))
         self.steps_done += 1
@@ -104,7 +94,7 @@ class Learner:
         gray: Tensor | None = None,
         natural: Tensor | None = None,
     ) -> Tensor:
-        """What of a step happens on the device alone; the losses as four values."""
+        """The part of a step that runs on the device alone; returns the four losses."""
         augmented = augment(images, Changes(kind, factor))
         if natural is not None:
             natural = where_gray(natural, gray)
@@ -112,7 +102,7 @@ class Learner:
             losses = compute_losses(self._model, images, augmented, teacher_plain, natural, self._batch)
         recorded = self._plan.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         for group in self._optimizer.param_groups:
-            group["capturable"] = recorded  # Adam refuses otherwise, and warns when it is and nothing is recorded
+            group["capturable"] = recorded  # Adam needs it to be recorded, and warns about it otherwise
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(sum(losses)).backward()
         self._add_gradients()
@@ -121,7 +111,7 @@ class Learner:
         return torch.stack([loss.detach() for loss in losses])
 
     def _add_gradients(self) -> None:
-        """Each rank has the gradients of its share of the loss; afterwards all have those of the whole."""
+        """Replace the gradients of each process's share of the loss by their sum."""
         if ranks() == 1:
             return
         gradients = [p.grad for group in self._optimizer.param_groups for p in group["params"]]
@@ -131,7 +121,7 @@ class Learner:
             gradient.copy_(part.view(gradient.shape))
 
     def state(self) -> dict:
-        """All that the next step depends on beside the model; collects from all ranks."""
+        """Everything the next step depends on beside the model; called on all processes."""
         on_gpu = self._plan.device.type == "cuda"
         noise = (torch.get_rng_state(), torch.cuda.get_rng_state(self._plan.device) if on_gpu else None)
         return {
@@ -139,11 +129,11 @@ class Learner:
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
             "augmentation": self._generator.get_state(),
-            "noise": gather_objects(noise),  # of the dropout; every rank has its own
+            "noise": gather_objects(noise),  # dropout of each process
         }
 
     def restore(self, state: dict) -> None:
-        """Take over what `state` returned."""
+        """Continue from what `state` returned."""
         self.steps_done = state["step"]
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
@@ -155,14 +145,14 @@ class Learner:
 
 
 class Training:
-    """One run of the loop (algorithm 1): saved and resumed as a whole."""
+    """One run of the loop (algorithm 1), saved and resumed as a whole."""
 
     def __init__(
         self,
         model: EfficientAD,
         images: ImageSet,
         indices: range,
-        answers: TeacherAnswers,
+        teacher_features: TeacherFeatures,
         plan: TrainingPlan,
         log_file: Path,
         state_file: Path,
@@ -174,39 +164,40 @@ class Training:
         Args:
             model: with teacher weights and statistics, on plan.device.
             indices: of the training images in `images`.
-            answers: of the model's teacher.
-            about: goes into the state file, for whoever resumes.
+            teacher_features: of the model's teacher.
+            about: added to the state, for whoever resumes.
             save_every: seconds; the state is also saved at the beginning, at the end and on a signal.
-            progress: of this model, to be told on the way; changes nothing.
+            progress: of this model, reported on the way; changes nothing.
         """
-        self._model, self._images, self._indices, self._answers = model, images, indices, answers
-        self._plan, self._state_file, self._about, self._save_every = plan, state_file, about or {}, save_every
-        self._progress = progress
+        self._model, self._images, self._indices, self._teacher_features = model, images, indices, teacher_features
+        self._plan, self._about, self._progress = plan, about or {}, progress
         self._learner = Learner(model, plan)
         self._log = TrainingLog(log_file, plan.steps)
+        self._saver = StateSaver(state_file, model, self._state, self._log.not_finite, save_every)
         self._batch = plan.batch_size * ranks()
 
     def run(self, penalty_batches: Iterator[Tensor] | None) -> None:
         """Train student and autoencoder to the end of the plan; leaves the model in eval mode.
 
         Args:
-            penalty_batches: endless uint8 batches of this rank's images for it, for the steps to come, or None.
+            penalty_batches: endless uint8 batches of this process's penalty images, from the next step on, or None.
 
         Raises:
-            UserError: the loss is no longer finite; the log up to there and the last saved state stay.
+            UserError: the loss is not finite; the log up to there and the last saved state stay.
             Interrupted: by a signal; the state is saved.
         """
         plan = self._plan
-        order = shuffled_batches(self._indices, self._batch, plan.steps, torch.Generator().manual_seed(plan.seed))
+        order = shuffled_batches(self._indices, self._batch, plan.steps, random_stream(plan.seed, "order"))
         order = itertools.islice(order, self._learner.steps_done, None)
         self._model.train()
-        with stop_requests("" if rank() else STOP_NOTICE) as asked_to_stop, self._log:
-            self._save()
+        with self._saver, self._log:
+            self._saver.save()
             for indices, pixels in self._images.batches(batch[own_part(len(batch))] for batch in order):
                 self._train_on(indices, pixels, penalty_batches)
-                self._tell_progress_if_due()
-                self._save_if_due(asked_to_stop())
-            self._save()
+                if self._progress_is_due():
+                    self._log.add_test_auroc(self._progress.auroc(), len(self._progress.test_images))
+                self._saver.after_step(self._learner.steps_done)
+            self._saver.save()
         self._model.eval()
 
     def _train_on(self, indices: Tensor, pixels: Tensor, penalty_batches: Iterator[Tensor] | None) -> None:
@@ -215,52 +206,32 @@ class Training:
         natural = None
         if penalty_batches is not None:
             natural = to_unit_range(next(penalty_batches)[: len(plain)].to(device, non_blocking=True))
-        teacher_plain = self._model.normalize_features(self._answers(indices, plain))
+        teacher_plain = self._model.normalize_features(self._teacher_features(indices, plain))
         lr, batch = self._learner.learning_rate(), self._images_of_step()
         losses = self._learner.step(plain, teacher_plain, natural, batch)
-        self._log.add(losses, lr, batch, look=self._progress_is_due())
+        self._log.add(losses, lr, batch, read=self._progress_is_due())
 
     def _progress_is_due(self) -> bool:
         return self._progress is not None and self._progress.is_due(self._learner.steps_done, self._plan.steps)
 
-    def _tell_progress_if_due(self) -> None:
-        if self._progress_is_due():
-            self._log.add_test_auroc(self._progress.auroc(), len(self._progress.test_images))
-
     def _images_of_step(self) -> int:
-        """Over all ranks, in the step to come: as shuffled_batches gives them."""
+        """The images of the next step, over all processes: as shuffled_batches gives them."""
         count = len(self._indices)
         done = self._learner.steps_done % math.ceil(count / self._batch) * self._batch
         return min(self._batch, count - done)
 
-    def _save_if_due(self, asked_to_stop: bool) -> None:
-        due = rank() == 0 and time.monotonic() - self._saved > self._save_every
-        wanted = largest_over_ranks(2 if asked_to_stop else int(due))  # what one rank is asked, all must do
-        if wanted:
-            self._save()
-        if wanted == 2:
-            wait_for_ranks()  # when the first one ends, torchrun ends the others
-            raise Interrupted(f"interrupted after step {self._learner.steps_done}; continue with --resume")
-
-    def _save(self) -> None:
-        # A step may break the weights, and only the next one's loss would show it.
-        if not all(parameter.isfinite().all() for parameter in self._model.parameters()):
-            raise self._log.not_finite()
-        state = {
+    def _state(self) -> dict:
+        return {
             **self._about,
             "model": self._model.state_dict(),
-            "answers": self._answers.state(),
+            "teacher_features": self._teacher_features.state(),
             "log": self._log.state(),
             **self._learner.state(),
         }
-        if rank() == 0:
-            self._state_file.parent.mkdir(parents=True, exist_ok=True)  # removed meanwhile: nothing else is lost
-            write_atomically(state, self._state_file)
-        self._saved = time.monotonic()
 
     def restore(self, state: dict) -> None:
-        """Go on from a state that was saved."""
+        """Continue from a saved state."""
         self._model.load_state_dict(state["model"])
-        self._answers.restore(state["answers"])
+        self._teacher_features.restore(state["teacher_features"])
         self._learner.restore(state)
         self._log.restore(state["log"], state["step"], self._plan.device)

@@ -1,4 +1,4 @@
-"""The losses of EfficientAD (sections 3.2 and 3.3), of one batch or of this rank's part of it."""
+"""The losses of EfficientAD (sections 3.2 and 3.3), of a batch or of this process's part of it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ HARD_QUANTILE = 0.999  # section 3.2
 
 
 class Losses(NamedTuple):
-    """The terms of one step, each a scalar float32 tensor. Their sum is what is minimized.
+    """The terms of one step, each a scalar float32 tensor; their sum is minimized.
 
-    Of several ranks each has its share; the shares of all add up to the terms, and so do their gradients.
+    With several processes each has its share; all shares add up to the terms, and so do their gradients.
     """
 
-    hard: Tensor  # student learns the teacher, where it is worst at it
-    penalty: Tensor  # student stays silent on natural images; 0 without them
+    hard: Tensor  # student learns the teacher, where they differ most
+    penalty: Tensor  # student predicts zero on natural images; 0 without them
     ae: Tensor  # autoencoder learns the teacher
     stae: Tensor  # student's second half learns the autoencoder
 
@@ -32,7 +32,7 @@ def hard_feature_loss(teacher: Tensor, student: Tensor, batch: int) -> Tensor:
 
     Args:
         teacher, student: N x 384 x 56 x 56, float32.
-        batch: images of all ranks; the quantile is theirs.
+        batch: images of all processes, over which the quantile is taken.
     """
     distances = (teacher - student).square().flatten()
     count = hard_feature_count(batch * teacher.shape[1:].numel())
@@ -42,12 +42,12 @@ def hard_feature_loss(teacher: Tensor, student: Tensor, batch: int) -> Tensor:
     padded = F.pad(largest.detach(), (0, count - len(largest)), value=-1.0)  # below every square
     everywhere = gather_rows(padded).flatten()
     threshold = everywhere.topk(count, sorted=False).values.min()
-    # where, not an index: how many there are would have to be known on the host
+    # where, not an index, for which the host would wait for the number of values
     return torch.where(largest >= threshold, largest, 0).sum() / (everywhere >= threshold).sum()
 
 
 def hard_feature_count(elements: int) -> int:
-    """How many of `elements` values lie at or above their interpolated 0.999 quantile."""
+    """The number of `elements` values at or above their interpolated 0.999 quantile."""
     return elements - math.ceil(HARD_QUANTILE * (elements - 1))
 
 
@@ -59,7 +59,7 @@ def compute_losses(
     natural: Tensor | None,
     batch: int | None = None,
 ) -> Losses:
-    """The losses of a batch, or this rank's share in them.
+    """The losses of a batch, or this process's share of them.
 
     One pass of the student serves all three kinds of images; only its last layer differs: the first
     384 channels answer plain and natural images, the last 384 augmented ones.
@@ -68,7 +68,7 @@ def compute_losses(
         images, augmented: N x 3 x S x S, float32 in [0, 1], the same images before and after augmentation.
         teacher_plain: N x 384 x 56 x 56, float32, the normalized teacher's output for `images`.
         natural: N x 3 x S x S natural images for the penalty, or None.
-        batch: images of all ranks (default: these are all).
+        batch: images of all processes (default: these are all).
     """
     batch = len(images) if batch is None else batch
     elements = batch * teacher_plain.shape[1:].numel()

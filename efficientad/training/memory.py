@@ -1,8 +1,8 @@
-"""The memory of a detector: what the teacher says of good parts, thinned out to the patches that differ most.
+"""The memory of a detector: a coreset of the teacher's features of good images.
 
 Nearest neighbours among patches of good images, and a coreset of them by greedy k-centre, are PatchCore's
-(arXiv 2106.08265). Here they stand beside the student, or in its place: what it needs tens of thousands of steps to
-learn, they know at once.
+(arXiv 2106.08265). Here they join the student or replace it: they know at once what it learns in tens of thousands
+of steps.
 """
 
 from __future__ import annotations
@@ -17,28 +17,29 @@ from tqdm import tqdm
 from efficientad.data.transforms import to_unit_range
 from efficientad.detector.networks import EfficientAD, pool_features
 from efficientad.system.distributed import gather_objects, rank, ranks
-from efficientad.training.cache import ImageSet, TeacherAnswers
+from efficientad.system.random_streams import random_stream
+from efficientad.training.cache import ImageSet, TeacherFeatures
 
-CANDIDATES = 200_000  # patches that the memory is chosen from; 150 MB
-_FIRST = 256  # patches to begin with, at random
+CANDIDATES = 200_000  # patches to choose from; 150 MB
+_FIRST = 256  # patches of the first round, random
 _MOST_AT_ONCE = 1024
 _COMPARED_AT_ONCE = 16_384
-_NEIGHBOURS = 5  # that a patch is weighed by
-_APART = 0.5  # of the squared radius, between patches of one round
-_ROUNDING = 1e-5  # of a patch's squared norm: what a squared distance of zero may come out as
+_NEIGHBOURS = 5  # that decide the weight of a patch
+_APART = 0.5  # least squared distance between patches of one round, in squared radii
+_ROUNDING = 1e-5  # of a patch's squared norm: a squared distance up to that may be zero
 
 
 @torch.no_grad()
 def fit_memory(
-    model: EfficientAD, images: ImageSet, indices: range, answers: TeacherAnswers, patches: int, seed: int
+    model: EfficientAD, images: ImageSet, indices: range, teacher_features: TeacherFeatures, patches: int, seed: int
 ) -> None:
-    """Set model.memory to at most `patches` patches of good training images, on every rank the same.
+    """Set model.memory to at most `patches` patches of good training images, the same on every process.
 
     Args:
         model: with the teacher's statistics.
         indices: of the training images in `images`.
-        answers: of the model's teacher.
-        seed: of the choice of candidates, and of the first patches.
+        teacher_features: of the model's teacher.
+        seed: decides the candidates and the first patches.
     """
     device = model.memory.device
     candidates_each = math.ceil(CANDIDATES / len(indices))
@@ -47,9 +48,9 @@ def fit_memory(
     collected: dict[int, Tensor] = {}
     bar = tqdm(images.batches(order), "Collecting patches", len(order), unit="image", disable=rank() > 0)
     for batch, pixels in bar:
-        features = model.normalize_features(answers(batch, to_unit_range(pixels.to(device))))
+        features = model.normalize_features(teacher_features(batch, to_unit_range(pixels.to(device))))
         found = pool_features(features)[0]
-        generator = torch.Generator().manual_seed(seed + int(batch))
+        generator = random_stream(seed, "memory candidates", int(batch))
         some = torch.randperm(len(found), generator=generator)[:candidates_each]
         collected[int(batch)] = found[some.to(device)].half().cpu()
     everywhere = {index: rows for part in gather_objects(collected) for index, rows in part.items()}
@@ -61,18 +62,18 @@ def fit_memory(
 
 @torch.no_grad()
 def choose_coreset(patches: Tensor, size: int, seed: int) -> Tensor:
-    """Indices of patches that lie close to all: int64, at most `size`, fewer if so many do not differ.
+    """Indices of patches that cover all others: int64, at most `size`, fewer if there are fewer different ones.
 
-    Greedy k-centre, which always takes the patch that is farthest from those taken, but many in each round: of the
-    farthest ones those that are apart from each other. Random patches would be those of the commonest places; on
-    parts in free rotation 4,000 chosen ones found more than 30,000 random ones.
+    Greedy k-centre takes the patch farthest from those already taken; here each round takes many of the farthest
+    that are also far from each other. Random patches would come from the commonest places: on parts in free
+    rotation, 4,000 chosen patches found more than 30,000 random ones.
 
     Args:
         patches: n x channels, any floating dtype.
-        seed: of the first ones, which are random.
+        seed: decides the first ones, which are random.
     """
     count = len(patches)
-    generator = torch.Generator().manual_seed(seed)
+    generator = random_stream(seed, "memory")
     new = torch.randperm(count, generator=generator)[: min(_FIRST, size)].to(patches.device)
     new = new[_without_copies(patches[new])]
     chosen, distances = [new], torch.full((count,), math.inf, device=patches.device)
@@ -93,11 +94,11 @@ def choose_coreset(patches: Tensor, size: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def weigh_patches(memory: Tensor) -> Tensor:
-    """What the squared distance to each patch of a memory counts: P, float32, near 1.
+    """The weight of the squared distance to each patch of a memory: P, float32, near 1.
 
-    Where good parts vary, the patches of a memory lie far from each other, and a distance to them says less: it is
-    divided by the root of what the nearest ones are away, in the mean of so many neighbours, and so that no patch
-    counts much more than the others because it has a copy nearby.
+    Where good parts vary, the patches of a memory lie far from each other, and a distance to them means less: it is
+    divided by the root of the mean squared distance to the nearest neighbours. The mean over all patches is added
+    to that, so that a patch with a copy nearby does not count much more than the others.
     """
     away = []
     for block in memory.split(_COMPARED_AT_ONCE // 16):
@@ -112,7 +113,7 @@ def weigh_patches(memory: Tensor) -> Tensor:
 
 
 def _shorten(distances: Tensor, patches: Tensor, new: Tensor) -> None:
-    """Take new patches into account: squared distances of all patches to the nearest chosen one, in place."""
+    """Update the squared distances of all patches to the nearest chosen one, in place, for the `new` ones."""
     norms = new.square().sum(dim=1)
     for block, of in zip(patches.split(_COMPARED_AT_ONCE), distances.split(_COMPARED_AT_ONCE), strict=True):
         rows = block.float()
@@ -132,7 +133,7 @@ def _apart(patches: Tensor, distances: Tensor, wanted: int) -> Tensor:
     """The first `wanted` patches, or fewer, none of which is close to one before it: indices, int64.
 
     Args:
-        patches: in the order of falling `distances`, squared, to those that were chosen before.
+        patches: by falling `distances`, squared, to those chosen before.
     """
     patches = patches[distances > 0]
     radius = distances[min(wanted, len(patches)) - 1]

@@ -1,4 +1,4 @@
-"""What a user chooses for a training, and what follows from it before the first step; imports no torch."""
+"""The user's choices for a training, and the plan that follows from them; imports no torch."""
 
 from __future__ import annotations
 
@@ -14,15 +14,93 @@ if TYPE_CHECKING:
     import torch
 
 DEFAULT_STEPS = 70_000  # of the networks; the paper's
+BATCH_SIZE, LR, WEIGHT_DECAY, CHECKPOINT_MINUTES = 1, 1e-4, 1e-5, 5.0  # defaults
 AUTO, FAST, PAPER = "auto", "fast", "paper"
 RECIPES = (FAST, PAPER)
 NONE, DRAWN = "none", "drawn"  # in place of paths of natural images
 MEMORY_PATCHES = 8000
-FAST_BELOW = 10_000  # steps, of a training that asks for some and for no recipe
+FAST_BELOW = 10_000  # steps; with fewer, auto is fast
+FEW_IMAGES_SEEN = 1000
+
+# Settings that do not change the result, or whose effect is compared itself (images, teacher, steps)
+MAY_DIFFER = {
+    "cache_gb",
+    "checkpoint_minutes",
+    "command",
+    "cuda_graph",
+    "custom_dataset_path",
+    "device",
+    "epochs",
+    "evaluate_every",
+    "imagenet_train_path",
+    "machine",
+    "mvtec_ad_path",
+    "mvtec_loco_path",
+    "num_workers",
+    "on_error",
+    "output_dir",
+    "overwrite",
+    "resume",
+    "teacher",
+    "train_steps",
+    "visa_path",
+    "weights",
+}
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """The user's choices; the names are those of train.py's flags. None: not given."""
+
+    dataset: str  # the layout
+    subdataset: str
+    custom_dataset_path: Path
+    mvtec_ad_path: Path
+    mvtec_loco_path: Path
+    visa_path: Path
+    epochs: int | None  # at most one of epochs and train_steps
+    train_steps: int | None
+    batch_size: int | None
+    model_size: str
+    weights: Path | None  # of the teacher; None: the shipped one
+    imagenet_train_path: list[Path] | None  # None: no penalty; or one of the words NONE and DRAWN
+    recipe: str  # AUTO, or one of RECIPES
+    memory: int | None  # patches; None: the recipe's
+    lr: float | None
+    weight_decay: float | None
+    target_fpr: float
+    evaluate_every: int | None  # steps; None: never
+    seed: int
+    device: str
+    precision: str
+    num_workers: int
+    cache_gb: float
+    deterministic: bool
+    cuda_graph: bool
+    output_dir: Path
+    checkpoint_minutes: float | None
+    on_error: str  # unreadable images: stop or skip
+    resume: bool
+    overwrite: bool
+    command: str  # a command line that gives these options
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What the loop needs to know beside model and images."""
+
+    steps: int
+    batch_size: int  # of each process
+    lr: float
+    weight_decay: float
+    device: torch.device
+    precision: str  # resolved: fp32, bf16 or fp16
+    seed: int
+    cuda_graph: bool = False  # where one can be used
 
 
 def choose_recipe(name: str, steps: int | None) -> str:
-    """FAST or PAPER, of what a user asked for: one of them, or AUTO, which depends on the steps, if any."""
+    """FAST or PAPER: the one that `name` gives, or for AUTO the one that suits the steps asked for, if any."""
     if name != AUTO:
         return name
     return FAST if steps is None or steps < FAST_BELOW else PAPER
@@ -42,90 +120,21 @@ def map_weights(has_student: bool, has_memory: bool) -> tuple[float, float, floa
     return (0.25, 0.25, 0.5) if has_student else (0.0, 0.0, 1.0)
 
 
-FEW_IMAGES_SEEN = 1000
-
-# Settings that do not change the result, or whose effect is compared itself (images, teacher, steps)
-MAY_DIFFER = {
-    "cache_gb",
-    "checkpoint_minutes",
-    "command",
-    "custom_dataset_path",
-    "device",
-    "epochs",
-    "evaluate_every",
-    "machine",
-    "mvtec_ad_path",
-    "mvtec_loco_path",
-    "no_cuda_graph",
-    "num_workers",
-    "on_error",
-    "output_dir",
-    "overwrite",
-    "resume",
-    "teacher",
-    "train_steps",
-    "visa_path",
-    "weights",
-}
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """What a user can choose; the names are those of train.py's flags."""
-
-    epochs: int | None  # at most one of epochs and train_steps
-    train_steps: int | None
-    batch_size: int
-    model_size: str
-    weights: Path | None  # of the teacher; None: the shipped one
-    imagenet_train_path: list[Path] | None  # None: no penalty; or one word of recipes.py
-    recipe: str  # auto, or one of RECIPES
-    memory: int | None  # patches; None: the recipe's
-    lr: float
-    weight_decay: float
-    target_fpr: float
-    evaluate_every: int | None  # steps; None: never
-    seed: int
-    device: str
-    precision: str
-    num_workers: int
-    cache_gb: float
-    checkpoint_minutes: float
-    deterministic: bool
-    no_cuda_graph: bool
-    on_error: str  # stop or skip, at images that cannot be read
-    resume: bool
-    overwrite: bool
-
-
-@dataclass(frozen=True)
-class TrainingPlan:
-    """What the loop needs to know beside model and images."""
-
-    steps: int
-    batch_size: int  # of each rank
-    lr: float
-    weight_decay: float
-    device: torch.device
-    precision: str  # resolved: fp32, bf16 or fp16
-    seed: int
-    cuda_graph: bool = True  # where one can be used
-
-
 def settle(options: TrainingOptions, images: int, processes: int) -> TrainingOptions:
-    """The options with recipe, steps, memory and penalty that follow from so many training images.
+    """The options without None: recipe, steps, memory and penalty for this number of training images.
 
     Raises:
-        UserError: wishes that exclude each other.
+        UserError: options that exclude each other.
     """
-    asked = options.train_steps
+    batch_size = options.batch_size or BATCH_SIZE
+    steps = options.train_steps
     if options.epochs is not None:
-        asked = options.epochs * math.ceil(images / (options.batch_size * processes))
-    recipe = choose_recipe(options.recipe, asked)
+        steps = options.epochs * math.ceil(images / (batch_size * processes))
+    recipe = choose_recipe(options.recipe, steps)
     memory = choose_memory(options.memory, recipe)
     sources = options.imagenet_train_path or [Path(NONE)]
     if recipe == FAST:
-        if asked is not None and options.recipe == FAST:
+        if steps is not None and options.recipe == FAST:
             raise UserError(
                 "--recipe fast takes no steps: leave out --epochs and --train_steps, or take --recipe paper"
             )
@@ -133,43 +142,61 @@ def settle(options: TrainingOptions, images: int, processes: int) -> TrainingOpt
             raise UserError("--evaluate_every: --recipe fast takes no steps; add --recipe paper")
         if memory == 0:
             raise UserError("--memory 0 leaves nothing of --recipe fast; add --recipe paper")
-        asked, sources = 0, [Path(NONE)]
-    elif asked is None:
-        asked = DEFAULT_STEPS
+        steps, sources = 0, [Path(NONE)]
+    elif steps is None:
+        steps = DEFAULT_STEPS
     return replace(
-        options, epochs=None, train_steps=asked, recipe=recipe, memory=memory, imagenet_train_path=sources
+        options,
+        epochs=None,
+        train_steps=steps,
+        batch_size=batch_size,
+        imagenet_train_path=sources,
+        recipe=recipe,
+        memory=memory,
+        lr=LR if options.lr is None else options.lr,
+        weight_decay=WEIGHT_DECAY if options.weight_decay is None else options.weight_decay,
+        checkpoint_minutes=options.checkpoint_minutes or CHECKPOINT_MINUTES,
     )
 
 
-def make_plan(options: TrainingOptions, compute: torch.device, precision: str) -> TrainingPlan:
+def make_plan(options: TrainingOptions, device: torch.device, precision: str) -> TrainingPlan:
     """The plan of settled options."""
     return TrainingPlan(
         steps=options.train_steps,
         batch_size=options.batch_size,
         lr=options.lr,
         weight_decay=options.weight_decay,
-        device=compute,
+        device=device,
         precision=precision,
         seed=options.seed,
-        cuda_graph=not options.no_cuda_graph,
+        cuda_graph=options.cuda_graph,
     )
 
 
-def describe_unused(asked: TrainingOptions, settled: TrainingOptions) -> str:
-    """A note for whoever asked for steps that the recipe does without; else nothing."""
-    flags = {"--epochs": asked.epochs, "--train_steps": asked.train_steps}
-    flags |= {"--imagenet_train_path": asked.imagenet_train_path}
-    given = [flag for flag, value in flags.items() if value is not None]
-    if settled.recipe != FAST or not given:
-        return ""
-    return (
-        f"Note: {' and '.join(given)} not used: the memory takes no steps, and fewer than {FAST_BELOW:,} are taken "
-        "for too few for student and autoencoder; --recipe paper trains these all the same"
-    )
+_OF_STEPS = (
+    "epochs",
+    "train_steps",
+    "batch_size",
+    "imagenet_train_path",
+    "lr",
+    "weight_decay",
+    "checkpoint_minutes",
+)
+
+
+def describe_unused(asked: TrainingOptions, recipe: str) -> list[str]:
+    """A note on the given flags that the recipe does not use, if there are any."""
+    given = [f"--{name}" for name in _OF_STEPS if getattr(asked, name) is not None]
+    if recipe != FAST or not given:
+        return []
+    steps = asked.epochs or asked.train_steps
+    few = f", and fewer than {FAST_BELOW:,} are too few for student and autoencoder" if steps else ""
+    advice = "--recipe paper trains these all the same" if few else "--recipe paper does"
+    return [f"Note: {', '.join(given)} not used: the memory takes no steps{few}; {advice}"]
 
 
 def describe_start(name: str, options: TrainingOptions, facts: Mapping[str, Any]) -> list[str]:
-    """Lines about what is going to happen, and a warning where it will be too little."""
+    """Lines about the training to come, with a warning where it will be too short."""
     processes = facts["processes"]
     parts = [f"memory of {options.memory} patches"] if options.memory else []
     if facts["steps"]:

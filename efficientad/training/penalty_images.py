@@ -1,12 +1,13 @@
 """Images for the penalty on the student (section 3.2): natural ones, or drawn by a program.
 
-What is drawn are shapes of all sizes that hide each other ("dead leaves"), filled with noise whose spectrum falls
-with the frequency: two things that photographs of the world have in common.
+Drawn images have overlapping shapes of all sizes ("dead leaves"), filled with noise whose spectrum falls with the
+frequency: two things that photographs have in common.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from efficientad.data.transforms import to_square, to_tensor
 from efficientad.system.distributed import own_part, ranks
 from efficientad.system.errors import UserError
 from efficientad.system.parallel import parallel_map
+from efficientad.system.random_streams import random_stream, seed_sequence
 from efficientad.training.options import DRAWN, NONE
 
 SIDE = 128  # pixels
@@ -35,23 +37,23 @@ MOST_SHAPES = 63
 
 @dataclass(frozen=True)
 class DrawnImage:
-    """The image that belongs to a number, always the same one; takes the place of a StoredImage."""
+    """The image of a number, always the same one; takes the place of a StoredImage."""
 
     number: int
 
     @property
     def path(self) -> Path:
-        """What messages call it."""
+        """Its name in messages."""
         return Path(f"drawn image {self.number}")
 
     def read(self) -> Image.Image:
         """Draw it: RGB, SIDE x SIDE."""
-        rng = np.random.default_rng(self.number)
+        rng = np.random.default_rng(seed_sequence(0, "drawn images", self.number))
         textures = [_texture(rng) for _ in range(TEXTURES)]
         image = textures[0].copy()
         smallest, largest = rng.uniform(*SMALLEST_RADIUS), rng.uniform(*LARGEST_RADIUS)
         for _ in range(rng.integers(2, MOST_SHAPES + 1)):
-            # Density of radii falls as their cube: then no scale stands out, as in photographs
+            # The density of radii falls with their cube: no scale stands out, as in photographs
             radius = 1 / math.sqrt(1 / smallest**2 + rng.random() * (1 / largest**2 - 1 / smallest**2))
             texture = textures[rng.integers(TEXTURES)].transpose(Image.Transpose(int(rng.integers(7))))
             if rng.random() < 0.6:
@@ -64,8 +66,8 @@ class DrawnImage:
 
 @functools.cache
 def _noises() -> np.ndarray:
-    """Fields of noise: NOISES x SIDE x SIDE, float32, mean 0, deviation 1; no seams where their ends meet."""
-    rng = np.random.default_rng(0)
+    """Periodic fields of noise: NOISES x SIDE x SIDE, float32, mean 0, standard deviation 1."""
+    rng = np.random.default_rng(seed_sequence(0, "noise fields"))
     frequencies = np.fft.fftfreq(SIDE)
     distances = np.hypot(frequencies[:, None], frequencies)
     distances[0, 0] = 1 / SIDE
@@ -100,7 +102,7 @@ def _texture(rng: np.random.Generator) -> Image.Image:
 
 
 def _shape(rng: np.random.Generator, radius: float) -> Image.Image:
-    """A mask: an ellipse, a polygon or a line somewhere."""
+    """A mask: an ellipse, a polygon or a line at a random place."""
     mask = Image.new("L", (SIDE, SIDE))
     draw = ImageDraw.Draw(mask)
     centre = rng.uniform(-radius / 2, SIDE + radius / 2, 2)
@@ -139,32 +141,39 @@ def crop_centre_half(image: Image.Image, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class PenaltyImages:
-    """Where the images for the penalty come from."""
+    """The images for the penalty, wherever they come from."""
 
     stored: Sequence[StoredImage | DrawnImage]
     prepare: Callable[[Image.Image, int], Tensor]  # to a uint8 tensor 3 x size x size
     kind: str
+    digest: str = ""  # of the names in their order; it stays the same when the folder moves
 
     def __str__(self) -> str:
         return f"{len(self.stored)} {self.kind} images" if self.stored else "off"
 
 
 def find_penalty_images(sources: Sequence[Path]) -> PenaltyImages:
-    """The images in folders and tar files, those that are drawn for the word "drawn", or none for "none".
+    """The images in folders and tar files, the drawn ones for the word "drawn", or none for "none".
 
     Raises:
         UserError: one of the words beside other sources; see find_stored_images.
     """
-    names = [str(source) for source in sources]
-    if names == [NONE]:
+    words = [str(source) for source in sources]
+    if words == [NONE]:
         return PenaltyImages([], to_square, NONE)
-    if names == [DRAWN]:
+    if words == [DRAWN]:
         # Drawn at half the size, as large as the centre that is cut from a photograph of 256 x 256
         return PenaltyImages([DrawnImage(number) for number in range(DRAWN_IMAGES)], to_square, DRAWN)
     for word in (NONE, DRAWN):
-        if word in names:
+        if word in words:
             raise UserError(f'"{word}" cannot go with other images for the penalty; take one or the other')
-    return PenaltyImages(find_stored_images(sources), crop_centre_half, "natural")
+    stored, names = [], hashlib.sha256()
+    for source in sources:
+        for image in find_stored_images([source]):
+            name = image.path.relative_to(source).as_posix()  # "." of a source that is a tar file
+            names.update(f"{name} {image.offset} {image.length}\n".encode(errors="surrogateescape"))
+            stored.append(image)
+    return PenaltyImages(stored, crop_centre_half, "natural", names.hexdigest())
 
 
 def penalty_batches(
@@ -176,20 +185,19 @@ def penalty_batches(
     seed: int,
     start: int = 0,
 ) -> Iterator[Tensor]:
-    """Endless uint8 batches, batch_size x 3 x size x size, every image once before any comes again.
+    """Endless uint8 batches, batch_size x 3 x size x size; every image once before any comes again.
 
-    Sources may be far larger than memory: beyond the budget images are decoded as they are needed, a little ahead.
-    An unreadable image is replaced by another one, with a line that names it: one in a million must not end a
-    long training.
+    Sources may be far larger than memory: images beyond the budget are decoded when needed, a little ahead. An
+    unreadable image is replaced by another one and reported: one in a million must not end a long training.
 
     Args:
-        start: batches to pass over. Of several ranks each has its own part of every joined batch.
+        start: batches to skip. Each process has its own part of every joined batch.
 
     Raises:
         UserError: no image at all is readable.
     """
     cache = ImageCache(images.stored, lambda image: images.prepare(image, size), 3 * size * size, budget_bytes)
-    order = _own_indices(len(cache), batch_size, start, seed)
+    order = _own_indices(len(cache), batch_size, start, random_stream(seed, "penalty order"))
     batch: list[Tensor] = []
     for image in parallel_map(cache.__getitem__, order, workers):
         batch.append(image)
@@ -198,13 +206,12 @@ def penalty_batches(
             batch = []
 
 
-def _own_indices(count: int, batch_size: int, start: int, seed: int) -> Iterator[int]:
-    everything = itertools.islice(_shuffled_forever(count, seed), start * batch_size * ranks(), None)
+def _own_indices(count: int, batch_size: int, start: int, generator: torch.Generator) -> Iterator[int]:
+    everything = itertools.islice(_shuffled_forever(count, generator), start * batch_size * ranks(), None)
     while joined := list(itertools.islice(everything, batch_size * ranks())):
         yield from joined[own_part(len(joined))]
 
 
-def _shuffled_forever(count: int, seed: int) -> Iterator[int]:
-    generator = torch.Generator().manual_seed(seed)
+def _shuffled_forever(count: int, generator: torch.Generator) -> Iterator[int]:
     while True:
         yield from torch.randperm(count, generator=generator).tolist()

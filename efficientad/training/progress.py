@@ -1,7 +1,7 @@
-"""How a training is getting on: its networks, as they are, scored on the labelled test images.
+"""The progress of a training: its unfinished networks, scored on the labelled test images.
 
-For studying trainings. Whoever ends a training where the test images look best has chosen by their labels, and what
-eval.py finds on them then promises too much. The training itself learns nothing from it.
+For studying trainings. Whoever ends a training where the test images look best has chosen by their labels, and
+eval.py's numbers on them then promise too much. The training itself learns nothing from it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from efficientad.training.fitting import FlatMapsError, fit_map_quantiles, score
 
 @dataclass(frozen=True)
 class Progress:
-    """What the networks of a training find on the test images, every so many steps."""
+    """Scores the networks of a training on the test images from time to time."""
 
     every: int  # steps
     model: EfficientAD
@@ -36,23 +36,23 @@ class Progress:
     precision: str
 
     def is_due(self, step: int, steps: int) -> bool:
-        """Whether to look after this step of so many, counted from 1."""
+        """Whether to score after this step of `steps`, counted from 1."""
         return step % self.every == 0 or step == steps
 
     def auroc(self) -> float:
         """The image AUROC in [0, 1] that eval.py would find if the training ended here; nan where it is undefined.
 
-        That of student and autoencoder: a memory is not fitted before the steps are done.
+        It is that of student and autoencoder: a memory is fitted after the last step.
 
-        Every copy of an image counts, as in eval.py's "Final image auc". The model is left as it was, and no
-        random number is drawn: there is no dropout in eval mode. Of several ranks all must call it.
+        Every copy of an image counts, as in eval.py's "Final image auc". The model is left unchanged, and no random
+        number is drawn: there is no dropout in eval mode. With several processes all must call it.
         """
-        from sklearn.metrics import roc_auc_score  # takes a while to load, and other trainings do without
+        from sklearn.metrics import roc_auc_score  # slow to import, and most trainings do without
 
         with _unchanged(self.model):
             try:
                 fit_map_quantiles(self.model, self.images, self.held_out, self.precision, quiet=True)
-            except FlatMapsError:  # of networks that have learnt nothing yet; at the end it is an error
+            except FlatMapsError:  # of networks that have learnt nothing yet; at the end of the training an error
                 return math.nan
             everything = range(len(self.test_images))
             scores = score_images(
@@ -65,7 +65,7 @@ class Progress:
 
 @contextmanager
 def _unchanged(model: EfficientAD) -> Iterator[None]:
-    """Afterwards mode and quantiles are what they were, in place: a CUDA graph knows where they lie."""
+    """Restore mode and quantiles after the block, in place: a CUDA graph knows their addresses."""
     training = model.training
     quantiles = model.quantiles.clone()
     try:
@@ -79,14 +79,14 @@ def _unchanged(model: EfficientAD) -> Iterator[None]:
 def find_labelled_samples(
     dataset: Dataset, skip: bool, workers: int
 ) -> tuple[list[Sample], list[UnreadableImageError]]:
-    """The test images, with good and defective ones among them, and those that are passed over.
+    """The test images, good and defective ones, and the unreadable ones that are skipped.
 
     Args:
-        skip: decode all of them, and pass over those that cannot be read.
+        skip: decode all of them, and skip those that cannot be read.
         workers: threads that decode.
 
     Raises:
-        UserError: there are none, or of one kind only.
+        UserError: there are none, or only good or only defective ones.
     """
     try:
         samples, unreadable = find_test_samples(dataset), []
@@ -108,11 +108,13 @@ def find_labelled_samples(
     return samples, unreadable
 
 
-def describe_use(every: int, samples: Sequence[Sample]) -> str:
-    """A warning for the user, before it begins."""
+def describe_use(every: int | None, samples: Sequence[Sample]) -> list[str]:
+    """A warning if test images are going to be scored; `every` is the number of steps between, or None."""
+    if every is None:
+        return []
     defective = sum(sample.is_anomalous for sample in samples)
-    return (
+    return [
         f"Note: every {every} steps {len(samples)} test images are scored, {len(samples) - defective} good and "
         f"{defective} defective; that looks at their labels, so it is for studying a training, not for choosing "
         "when to stop"
-    )
+    ]

@@ -9,7 +9,7 @@ def test_ridge_regression_equals_the_textbook():
     torch.manual_seed(0)
     layer = torch.nn.Conv2d(2, 3, 2)
     hidden, answers = torch.randn(4, 2, 9, 9), torch.randn(4, 3, 8, 8)
-    fit = OutputLayerFit(layer, 3, seed=0)
+    fit = OutputLayerFit(layer, 3, torch.Generator())
     fit.add(hidden, answers, 64)  # every patch
     rows = torch.nn.functional.unfold(hidden, 2).transpose(1, 2).flatten(0, 1).double()
     wanted = answers.flatten(2).transpose(1, 2).flatten(0, 1).double()
@@ -27,7 +27,7 @@ def test_a_strong_ridge_stays_where_it_is_told_to():
     torch.manual_seed(0)
     layer = torch.nn.Conv2d(2, 3, 2)
     before = layer.weight.clone()
-    fit = OutputLayerFit(layer, 3, seed=0)
+    fit = OutputLayerFit(layer, 3, torch.Generator())
     fit.add(torch.randn(4, 2, 9, 9), torch.randn(4, 3, 8, 8), 64)
     fit.set(fit.solve(1e9, towards=fit.present()))
     torch.testing.assert_close(layer.weight, before)

@@ -119,7 +119,7 @@ def test_wrong_inputs_are_told(weights, parts, tmp_path, monkeypatch, capsys):
     assert "one of the arguments -i/--input --watch is required" in error()
     assert "not allowed with" in error("-i", parts, "--watch", parts)
     assert "there is no such folder" in error("--watch", tmp_path / "nowhere")
-    assert "must be a finite number" in error("-i", parts, "-T", "nan")
+    assert "expects a number or auto" in error("-i", parts, "-T", "nan")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "scores.csv").write_text("defect_class,image_name\n")
     assert "was not written by predict" in error("-i", parts)

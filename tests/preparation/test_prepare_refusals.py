@@ -55,7 +55,7 @@ def test_wrong_commands(originals, monkeypatch, capsys):
 
     nowhere = originals.root / "nowhere"
     for ratio in ("0", "1.5", "-1", "nan"):
-        assert "must be" in error(train_ratio=ratio)
+        assert "expects a number > 0" in error(train_ratio=ratio)
     assert "--annotations" in error(annotations=nowhere)
     assert "--labeled_dir" in error(labeled_dir=nowhere)
     assert "--unlabeled_dir" in error(unlabeled_dir=nowhere)

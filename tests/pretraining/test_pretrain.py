@@ -14,6 +14,7 @@ from efficientad.detector.networks import EfficientAD, build_pdn
 from efficientad.pretraining import backbones
 from efficientad.pretraining import loop as pretraining_loop
 from efficientad.system.errors import UserError
+from efficientad.system.saving import StateSaver
 from stubs import random_backbone
 
 
@@ -115,9 +116,7 @@ def test_a_state_is_not_resumed_by_another_run(run, tmp_path, natural, monkeypat
     state = tmp_path / "new" / "teacher.pth.state"
     assert state.exists()
     with monkeypatch.context() as patch:
-        patch.setattr(
-            pretraining_loop.Distillation, "_save_state", lambda self: None
-        )  # killed before it came to that
+        patch.setattr(StateSaver, "save", lambda self: None)  # killed before it came to that
         stop_after_one_step(patch, run, "--overwrite")
     assert not state.exists()
 
@@ -167,7 +166,7 @@ def test_bad_arguments_are_one_line(natural, tmp_path, monkeypatch, capsys):
 
 def test_light_only_gets_stronger(natural, tmp_path, monkeypatch, capsys):
     words = ["--images", natural, "--output", tmp_path / "teacher.pth", "--relight", 0.5]
-    assert "--relight: must be at least 1, not 0.5" in fail(monkeypatch, capsys, pretrain, *words)
+    assert "--relight: expects a number >= 1, not '0.5'" in fail(monkeypatch, capsys, pretrain, *words)
 
 
 def test_a_medium_teacher_does_not_start_a_small_one(natural, tmp_path, monkeypatch, capsys):

@@ -18,6 +18,7 @@ from efficientad.data.image_collections import ImageCache, find_stored_images
 from efficientad.data.transforms import augment, draw_light, random_crops, to_square
 from efficientad.detector.initialization import initialize_network, widen_pdn
 from efficientad.detector.networks import build_pdn
+from efficientad.pretraining import batches as pretraining_batches
 from efficientad.pretraining import loop as pretraining_loop
 from efficientad.pretraining.batches import Batches, DistillationPlan, patches_within, random_windows
 from efficientad.pretraining.loop import Distillation, explained_variance, solve_output_layer
@@ -60,10 +61,15 @@ def make_batches(stored, plan=PLAN, indices=(0, 1, 2, 3, 4), budget=1e9):
 def make_run(stored, output, plan=PLAN):
     torch.manual_seed(0)
     target = DistillationTarget(random_backbone(), "pca", 256, 512)
-    batches = make_batches(stored, plan)
-    target.fit((large for large, _ in batches.whole([0, 1, 2])), "fp32")
-    held_out = [(small, target(large, "fp32").half()) for large, small in batches.whole([5, 6])]
-    return Distillation(tiny_pdn("small", 384), target, batches, plan, output, {}), held_out
+    images = make_batches(stored, plan)
+    target.fit((large for large, _ in images.whole([0, 1, 2])), "fp32")
+    held_out = [(small, target(large, "fp32").half()) for large, small in images.whole([5, 6])]
+    run = Distillation(tiny_pdn("small", 384), target, images, plan, output, state_file(output), {})
+    return run, held_out
+
+
+def state_file(output):
+    return output.with_name("state")
 
 
 def test_budget_changes_nothing_but_time(stored):
@@ -97,12 +103,36 @@ def test_batches_depend_on_seed_and_step_alone(stored):
     assert not torch.equal(straight[0], other[0])
 
 
-def test_ranks_share_the_images_of_an_epoch(stored):
-    plan = replace(PLAN, ranks=2, batch_size=1, crop_scale=1.0)
-    orders = [make_batches(stored, replace(plan, rank=rank))._order(0) for rank in (0, 1)]
-    seen = [next(orders[turn % 2])[0] for turn in range(15)]
+def test_ranks_share_the_images_of_an_epoch(stored, monkeypatch):
+    plan = replace(PLAN, batch_size=1, crop_scale=1.0)
+    monkeypatch.setattr(pretraining_batches, "ranks", lambda: 2)
+    shares = []
+    for rank in (0, 1):
+        monkeypatch.setattr(pretraining_batches, "rank", lambda rank=rank: rank)
+        shares.append([batch[0] for batch, _ in zip(make_batches(stored, plan)._order(0), range(8), strict=False)])
+    seen = [index for pair in zip(*shares, strict=True) for index in pair][:15]
     for epoch in (seen[:5], seen[5:10], seen[10:]):
         assert sorted(epoch) == [0, 1, 2, 3, 4]
+
+
+def test_windows_and_crops_draw_from_streams_of_their_own(stored, tmp_path, monkeypatch):
+    """Both began with the same numbers in each step."""
+    starts = []
+
+    def keep_start(module, name):
+        function = getattr(module, name)
+
+        def kept(*args):
+            starts.append(args[-1].get_state().numpy().tobytes())
+            return function(*args)
+
+        monkeypatch.setattr(module, name, kept)
+
+    run, held_out = make_run(stored, tmp_path / "teacher.pth")
+    keep_start(pretraining_batches, "random_crops")
+    keep_start(pretraining_loop, "random_windows")
+    run.run(held_out, solve=False)
+    assert len(starts) == len(set(starts)) >= 2 * PLAN.steps
 
 
 def test_crops_show_both_networks_the_same_part():
@@ -250,13 +280,13 @@ def test_a_resumed_run_ends_as_if_it_had_not_been_killed(stored, tmp_path, monke
         killed.run(held_out, solve=False)
     monkeypatch.undo()
     resumed, _ = make_run(stored, tmp_path / "killed.pth", plan)
-    resumed.resume(torch.load(killed.state_file, weights_only=True))
+    resumed.resume(torch.load(state_file(killed.output), weights_only=True))
     assert resumed.step == 4
     resumed.run(held_out, solve=False)
     for key, tensor in whole.pdn.state_dict().items():
         assert torch.equal(tensor, resumed.pdn.state_dict()[key])
     columns = [
-        [(row["step"], row["explained_variance"]) for row in csv.DictReader(run.log_file.read_text().splitlines())]
+        [(row["step"], row["explained_variance"]) for row in csv.DictReader(run.log.path.read_text().splitlines())]
         for run in (whole, resumed)
     ]
     assert columns[0] == columns[1] and len(columns[0]) == 7

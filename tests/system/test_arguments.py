@@ -35,12 +35,33 @@ def test_noted_command_lines(script, words, noted):
     assert script.get_parser().parse_args(shlex.split(line)[2:]) == args
 
 
+def test_texts_that_are_no_numbers_are_errors_that_say_what_is_expected(capsys):
+    words = ["--images", "x", "-o", "y"]
+    for flag, text, expected in (
+        ("--seed", "x", "a whole number >= 0 and < 4294967296"),
+        ("--relight", "x", "a number >= 1"),
+        ("--steps", "1.5", "a whole number >= 1"),
+        ("--lr", "nan", "a number > 0"),
+        ("--crop_scale", "2", "a number > 0 and <= 1"),
+        ("--cache_gb", "inf", "a number >= 0"),
+    ):
+        with pytest.raises(SystemExit):
+            pretrain.get_parser().parse_args([*words, flag, text])
+        assert f"{flag}: expects {expected}, not '{text}'" in capsys.readouterr().err
+
+
+def test_threads_are_counted_by_the_cores_that_the_process_may_use(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {3}, raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    assert train_script.get_parser().parse_args([]).num_workers == 1
+
+
 def test_seeds_that_would_overflow_are_refused(capsys):
-    """A time stamp, say: streams of random numbers are numbered by multiples of the seed."""
+    """A time stamp, say."""
     assert (
         pretrain.get_parser().parse_args(["--images", "x", "-o", "y", "--seed", str(2**32 - 1)]).seed == 2**32 - 1
     )
     for seed in ("-1", str(2**32), "20261126101112"):
         with pytest.raises(SystemExit):
             pretrain.get_parser().parse_args(["--images", "x", "-o", "y", "--seed", seed])
-        assert f"must be 0 or more and below 4294967296, not {seed}" in capsys.readouterr().err
+        assert f"expects a whole number >= 0 and < 4294967296, not '{seed}'" in capsys.readouterr().err

@@ -48,8 +48,10 @@ def test_a_category_without_memory_does_not_stop_the_others(shortage, capsys):
             raise shortage
         return name
 
-    assert each_category(["large", "small"], work) == {"small": "small"}
-    assert "large failed: " in capsys.readouterr().err
+    with pytest.raises(UserError, match="1 of 2 categories failed: large"):
+        each_category(["large", "small"], work, print)
+    printed = capsys.readouterr()
+    assert "large failed: " in printed.err and printed.out == "{'small': 'small'}\n"
 
 
 def test_a_bug_in_a_category_is_not_hidden():
@@ -57,7 +59,7 @@ def test_a_bug_in_a_category_is_not_hidden():
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
-        each_category(["one"], work)
+        each_category(["one"], work, print)
 
 
 def test_more_processes_than_gpus(monkeypatch):

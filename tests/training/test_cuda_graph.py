@@ -80,9 +80,7 @@ def test_what_cannot_be_recorded_runs_on_as_it_is(capsys):
         inputs = torch.randn(2, 3), torch.randn(2, 3)
         assert torch.equal(graphed(*inputs), add(*inputs))
     said = capsys.readouterr().out
-    assert said == (
-        "Note: no CUDA graph, so that steps take longer: operation not permitted when stream is capturing\n"
-    )
+    assert said == ("Note: no CUDA graph, so steps take longer: operation not permitted when stream is capturing\n")
 
 
 PLAN = TrainingPlan(14, 2, 1e-3, 1e-5, CPU, "fp32", seed=1)
@@ -130,7 +128,7 @@ def test_a_learner_with_a_graph_learns_the_same(tiny_model, natural):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("natural", [False, True])
 def test_a_cuda_graph_learns_the_same(precision, natural):
-    plan = replace(PLAN, device=torch.device("cuda"), precision=precision)
+    plan = replace(PLAN, device=torch.device("cuda"), precision=precision, cuda_graph=True)
     torch.manual_seed(0)
     model = without_dropout(EfficientAD().to("cuda", memory_format=torch.channels_last))
     state = {key: value.clone() for key, value in model.state_dict().items()}

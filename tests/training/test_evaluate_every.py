@@ -149,7 +149,7 @@ def test_what_it_needs_is_missed_before_the_training(words, dataset, tmp_path, m
     assert f"{test} holds no defective ones" in error()
     shutil.rmtree(test)
     assert f"--evaluate_every needs test images: {dataset} has no test folder; put" in error()
-    assert "must be at least 1" in error("--evaluate_every", 0)
+    assert "expects a whole number >= 1" in error("--evaluate_every", 0)
 
 
 def test_unreadable_test_images_are_skipped_where_that_is_asked_for(words, small_images, dataset, tmp_path, capsys):
@@ -205,7 +205,7 @@ def test_an_auroc_that_is_undefined_is_told_as_such(tmp_path, capsys):
     losses = Losses(*torch.ones(4))
     with TrainingLog(tmp_path / "log.csv", 30) as log:
         for step in range(1, 12):
-            log.add(losses, 1e-4, 1, look=step == 3)
+            log.add(losses, 1e-4, 1, read=step == 3)
             if step == 3:
                 log.add_test_auroc(math.nan, 7)
     assert capsys.readouterr().out == "Step 3: image AUROC undefined, with the labels of 7 test images\n"
@@ -217,7 +217,7 @@ def test_an_auroc_that_is_undefined_is_told_as_such(tmp_path, capsys):
 def test_a_cuda_graph_goes_on_after_an_evaluation():
     """With dropout, whose random numbers on the GPU must be the same, too."""
     cuda = torch.device("cuda")
-    plan = TrainingPlan(12, 2, 1e-3, 1e-5, cuda, "bf16", seed=1)
+    plan = TrainingPlan(12, 2, 1e-3, 1e-5, cuda, "bf16", seed=1, cuda_graph=True)
     images = random_images(24, 2).pixels.to(cuda) / 255
 
     def learn(evaluating):

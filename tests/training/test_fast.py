@@ -149,21 +149,26 @@ def test_wishes_that_exclude_each_other_are_one_line(words, tmp_path, monkeypatc
     assert "add --recipe paper" in error("--recipe", "fast", "--evaluate_every", 5)
 
 
-@pytest.mark.parametrize(("memory", "told"), [(-1, "must be 0 or more"), (200_001, "more than the 200000 patches")])
-def test_sizes_of_a_memory_that_no_file_could_hold(words, memory, told, tmp_path, monkeypatch, capsys):
-    assert told in fail(monkeypatch, capsys, train_script, *words, "--memory", memory)
+@pytest.mark.parametrize(
+    ("memory", "error"), [(-1, "expects a whole number >= 0"), (200_001, "more than the 200000 patches")]
+)
+def test_sizes_of_a_memory_that_no_file_could_hold(words, memory, error, tmp_path, monkeypatch, capsys):
+    assert error in fail(monkeypatch, capsys, train_script, *words, "--memory", memory)
     assert not (tmp_path / "out").exists()
 
 
-def test_few_steps_without_a_recipe_are_told_to_be_unused(words, tmp_path, capsys):
+def test_flags_that_the_recipe_does_not_use_are_reported(words, tmp_path, capsys):
     train(*words, "--train_steps", 5, "--checkpoint_minutes", 0.0001)
-    assert (
-        "Note: --train_steps not used: the memory takes no steps, and fewer than 10,000 are taken"
-        in capsys.readouterr().out
+    note = (
+        "Note: --train_steps, --checkpoint_minutes not used: the memory takes no steps, and fewer than 10,000 are"
     )
+    assert note in capsys.readouterr().out
     assert files_of(tmp_path / "out") == ["args.json", "model.pt"]
     train(*words, "--overwrite", "-e", 2, "-i", "drawn")
-    assert "Note: --epochs and --imagenet_train_path not used" in capsys.readouterr().out
+    assert "Note: --epochs, --imagenet_train_path not used" in capsys.readouterr().out
+    train(*words, "--overwrite", "--recipe", "fast", "-b", 4, "--lr", 1e-3, "--weight_decay", 0)
+    printed = capsys.readouterr().out
+    assert "Note: --batch_size, --lr, --weight_decay not used: the memory takes no steps; --recipe paper" in printed
 
 
 def test_one_recipe_replaces_the_other(words, tmp_path, monkeypatch, capsys):

@@ -6,7 +6,7 @@ from efficientad.benchmarking import reference
 from efficientad.data.transforms import to_unit_range
 from efficientad.detector.networks import EfficientAD, RawMaps
 from efficientad.system.errors import UserError
-from efficientad.training.cache import TeacherAnswers
+from efficientad.training.cache import TeacherFeatures
 from efficientad.training.fitting import fit_map_quantiles, fit_teacher_statistics, map_quantiles
 from stubs import HeldImages
 
@@ -17,9 +17,9 @@ def random_pixels(count, seed=0):
 
 
 def fit_statistics(model, pixels, budget=1e9, precision="fp32"):
-    answers = TeacherAnswers(model, budget, model.teacher_mean.device, precision)
-    fit_teacher_statistics(model, HeldImages(pixels), range(len(pixels)), answers)
-    return answers
+    teacher_features = TeacherFeatures(model, budget, model.teacher_mean.device, precision)
+    fit_teacher_statistics(model, HeldImages(pixels), range(len(pixels)), teacher_features)
+    return teacher_features
 
 
 def fit_quantiles(model, pixels):

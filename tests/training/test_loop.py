@@ -11,9 +11,9 @@ from efficientad.data.transforms import augment, draw_changes, where_gray
 from efficientad.detector.networks import EfficientAD
 from efficientad.system.devices import autocast
 from efficientad.system.errors import UserError
-from efficientad.training import log
-from efficientad.training.cache import TeacherAnswers
-from efficientad.training.loop import Training, shuffled_batches
+from efficientad.training import log, loop
+from efficientad.training.cache import TeacherFeatures
+from efficientad.training.loop import Learner, Training, shuffled_batches
 from efficientad.training.losses import compute_losses, hard_feature_count, hard_feature_loss
 from efficientad.training.options import TrainingPlan
 from stubs import HeldImages
@@ -33,14 +33,14 @@ def make_plan(**changes):
 
 
 def train(model, pixels, natural_batches, plan, log_file, budget=1e9):
-    answers = TeacherAnswers(model, budget, plan.device, plan.precision)
+    teacher_features = TeacherFeatures(model, budget, plan.device, plan.precision)
     state_file = log_file.with_name("checkpoint.pt")
     images, indices = HeldImages(pixels), range(len(pixels))
-    Training(model, images, indices, answers, plan, log_file, state_file).run(natural_batches)
+    Training(model, images, indices, teacher_features, plan, log_file, state_file).run(natural_batches)
 
 
 def losses_of(model, images, augmented, natural):
-    """compute_losses with the teacher's answers computed here."""
+    """compute_losses with the teacher's features computed here."""
     with torch.no_grad():
         teacher_plain = model.teacher_features(model.normalize(images))
     return compute_losses(model, images, augmented, teacher_plain, natural)
@@ -183,6 +183,20 @@ def test_every_epoch_sees_every_image_once():
     first, second = torch.cat(batches[:3]).tolist(), torch.cat(batches[3:6]).tolist()
     assert sorted(first) == sorted(second) == list(range(5, 15))
     assert first != second
+
+
+def test_the_order_of_one_seed_is_not_the_augmentation_of_another(tiny_model, tmp_path, monkeypatch):
+    def keep(indices, batch_size, steps, generator):
+        states.append(generator.get_state())
+        return iter(())
+
+    states = []
+    monkeypatch.setattr(loop, "shuffled_batches", keep)
+    for seed in range(3):
+        plan = replace(make_plan(), seed=seed)
+        train(tiny_model, random_pixels(2), None, plan, tmp_path / "log.csv")
+        states.append(Learner(tiny_model, plan)._generator.get_state())
+    assert len({state.numpy().tobytes() for state in states}) == 6
 
 
 def test_loss_that_is_not_finite_stops(tiny_model, tmp_path):

@@ -1,4 +1,4 @@
-"""The memory of good patches: how it is chosen, what it answers, and what becomes of it in a file."""
+"""The memory of good patches: how it is chosen, what it finds, and what becomes of it in a file."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from efficientad.detector.checkpoint import load_model, save_model
 from efficientad.detector.networks import EfficientAD, memory_map, pool_features
 from efficientad.inference.detectors import TorchDetector
 from efficientad.training import memory as memory_module
-from efficientad.training.cache import TeacherAnswers
+from efficientad.training.cache import TeacherFeatures
 from efficientad.training.fitting import fit_map_quantiles, fit_teacher_statistics
 from efficientad.training.memory import choose_coreset, fit_memory, weigh_patches
 from stubs import HeldImages
@@ -94,9 +94,9 @@ def tiny(tiny_networks):
 
 
 def fitted_memory(model, pixels, indices, patches, seed=0, budget=1e9):
-    answers = TeacherAnswers(model, budget, CPU, "fp32")
-    fit_teacher_statistics(model, HeldImages(pixels), indices, answers)
-    fit_memory(model, HeldImages(pixels), indices, answers, patches, seed)
+    teacher_features = TeacherFeatures(model, budget, CPU, "fp32")
+    fit_teacher_statistics(model, HeldImages(pixels), indices, teacher_features)
+    fit_memory(model, HeldImages(pixels), indices, teacher_features, patches, seed)
     return model.memory.clone()
 
 

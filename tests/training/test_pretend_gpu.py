@@ -44,7 +44,7 @@ def test_a_training_step_and_an_inference_stay_on_the_gpu(pretended, model_size,
     with GPU:
         model = EfficientAD(model_size, memory_patches=1100)
     pretended += [model.student, model.autoencoder]
-    plan = TrainingPlan(10, 2, 1e-4, 1e-5, GPU, "fp32", seed=0, cuda_graph=False)
+    plan = TrainingPlan(10, 2, 1e-4, 1e-5, GPU, "fp32", seed=0)
     images = to_unit_range(PIXELS.to(GPU))
     with torch.no_grad():
         answers = model.teacher_features(model.normalize(images))
@@ -64,7 +64,7 @@ def test_a_step_of_a_distillation_stays_on_the_gpu(pretended):
     answers = target(images, "fp32")
     (pdn(images) - answers).square().mean().backward()
     Muon(pdn.parameters(), 1e-3).step()
-    fit = OutputLayerFit(pdn[-1], 384, 0)
+    fit = OutputLayerFit(pdn[-1], 384, torch.Generator())
     fit.add(pdn[:-1](images), answers, 100)
     fit.set(fit.solve(0.1, towards=fit.present()))
     assert pdn[-1].weight.device == answers.device == GPU

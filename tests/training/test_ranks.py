@@ -161,7 +161,7 @@ def test_every_category_over_two_processes(categories, tiny_teacher, tmp_path):
     done = run_ranks("train_worker.py", *words, *train)
     assert done.returncode == [2, 0], done.stderr
     assert "broken failed: " in done.stderr
-    assert "train.py: error: 1 of 3 categories failed: broken; their messages stand above" in done.stderr
+    assert "train.py: error: 1 of 3 categories failed: broken; their messages are above" in done.stderr
     for name in ("nut", "bolt"):
         assert (tmp_path / "out/trainings/mvtec_ad" / name / "model.pt").is_file()
     table = done.stdout[done.stdout.index("Category") :].splitlines()
@@ -187,7 +187,10 @@ def test_every_category_one_after_another(categories, tiny_networks, tiny_teache
     train_script.main(train_script.get_parser().parse_args([str(word) for word in [*train_words, "--resume"]]))
     table = capsys.readouterr().out.split("Category")[1].splitlines()
     assert [line.split()[0] for line in table[2:4]] == ["nut", "mean"]  # the other was finished
+    train_script.main(train_script.get_parser().parse_args([str(word) for word in [*train_words, "--resume"]]))
+    printed = capsys.readouterr().out
+    assert "Every category already has a trained model: nothing to do" in printed and "mean" not in printed
     error = fail(monkeypatch, capsys, train_script, *train_words)
-    assert "all 2 categories failed; their messages stand above" in error
+    assert "all 2 categories failed; their messages are above" in error
     error = fail(monkeypatch, capsys, eval_script, *words, "-w", tmp_path)
     assert "--weights_dir names one detector" in error

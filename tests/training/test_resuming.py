@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -151,11 +152,34 @@ def test_what_is_resumed_must_be_the_same(tiny_training, dataset_folder, tmp_pat
     assert "Resuming after 4 of 12 steps" in capsys.readouterr().out
 
 
+def test_the_folder_of_penalty_images_may_move_but_not_change(tiny_training, tmp_path, monkeypatch, capsys):
+    first, moved = tmp_path / "natural", tmp_path / "elsewhere" / "renamed"
+    fill_folder(first, 3)
+    train([*tiny_training, "-i", first, "-o", tmp_path / "whole"])
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stop_at(patch, 3)
+        train([*tiny_training, "-i", first])
+    moved.parent.mkdir()
+    first.rename(moved)
+    (moved / "002.png").rename(moved / "2.png")
+    words = [*tiny_training, "--resume", "-i", moved]
+    assert "was made with other images for the penalty" in fail(monkeypatch, capsys, train_script, *words)
+    (moved / "2.png").rename(moved / "002.png")
+    (moved / "003.png").write_bytes((moved / "002.png").read_bytes())
+    assert "penalty 3 natural images, now 4 natural" in fail(monkeypatch, capsys, train_script, *words)
+    (moved / "003.png").unlink()
+    train(words)
+    assert_same_model(tmp_path / "whole", tmp_path / "out")
+
+
 def test_damaged_state_is_one_line(tiny_training, tmp_path, monkeypatch, capsys):
     folder_of(tmp_path / "out").mkdir(parents=True)
     state_file = folder_of(tmp_path / "out") / "checkpoint.pt"
     torch.save([1], state_file)
     assert "is not the state of a training" in fail(monkeypatch, capsys, train_script, *tiny_training, "--resume")
+    torch.save({"settings": {}, "augmentation": None}, state_file)
+    error = fail(monkeypatch, capsys, train_script, *tiny_training, "--resume")
+    assert "was saved by another version of this toolkit, which draws other random numbers" in error
     state_file.write_text("text")
     assert "is not a torch file, or damaged" in fail(monkeypatch, capsys, train_script, *tiny_training, "--resume")
 
@@ -212,6 +236,19 @@ def test_one_run_at_a_time(tiny_training, tmp_path, monkeypatch, capsys):
     assert (folder / LOCK_FILE).exists()  # left behind, but it locks nothing
     train(tiny_training)
     assert not (folder / LOCK_FILE).exists()
+
+
+def test_a_model_that_appears_before_the_lock_is_had_is_not_replaced(tiny_training, monkeypatch, capsys):
+    @contextmanager
+    def lock_late(folder):
+        monkeypatch.setattr(training_run, "lock_folder", lock_folder)
+        train(tiny_training)  # by another process, which had the lock first
+        with lock_folder(folder):
+            yield
+
+    monkeypatch.setattr(training_run, "lock_folder", lock_late)
+    error = fail(monkeypatch, capsys, train_script, *tiny_training)
+    assert "already holds a trained model; add --overwrite" in error
 
 
 def test_a_lock_leaves_no_folders_behind(tmp_path):

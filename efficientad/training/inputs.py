@@ -1,0 +1,112 @@
+"""The images of a training: found, decoded, and compared with those that an interrupted training began with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from efficientad.data.datasets import Dataset, Sample, TrainingSplit, find_training_images
+from efficientad.data.images import UnreadableImageError, find_unreadable, read_image
+from efficientad.detector.networks import EfficientAD
+from efficientad.system.distributed import rank, ranks, say
+from efficientad.system.errors import UserError
+from efficientad.training.cache import ImageSet
+from efficientad.training.options import TrainingOptions, TrainingPlan
+from efficientad.training.penalty_images import PenaltyImages, penalty_batches
+from efficientad.training.progress import Progress, find_labelled_samples
+
+NATURAL_CACHE_SHARE = 0.25  # of what the training images leave; the teacher's features save more and get the rest
+
+
+@dataclass(frozen=True)
+class FoundImages:
+    """The image files of a training, not yet decoded."""
+
+    split: TrainingSplit
+    test_samples: list[Sample]  # for --evaluate_every; empty without it
+    skipped: list[UnreadableImageError]
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """The images of a training in memory, as far as they fit."""
+
+    images: ImageSet
+    train: range  # indices in `images`
+    held_out: range
+    digests: dict[str, str]  # by their names below the data set's folder
+    progress: Progress | None
+    penalty_batches: Iterator[Tensor] | None
+    features_budget: float  # bytes that are left for the teacher's features
+
+
+def find_images(dataset: Dataset, options: TrainingOptions) -> FoundImages:
+    """Find the good images and, for --evaluate_every, the test images; with --on_error skip only readable ones.
+
+    Raises:
+        UserError: too few images, or none where they should be.
+    """
+    split, skipped = find_training_images(dataset, options.seed), []
+    if options.on_error == "skip":
+        paths = [*split.train, *split.validation]
+        skipped = find_unreadable(paths, read_image, options.num_workers, quiet=rank() > 0)
+        split = find_training_images(dataset, options.seed, leave_out={bad.name for bad in skipped})
+    samples = []
+    if options.evaluate_every is not None:
+        samples, unreadable = find_labelled_samples(dataset, options.on_error == "skip", options.num_workers)
+        skipped += unreadable
+    if len(split.train) < ranks():
+        raise UserError(f"{len(split.train)} training images are too few for {ranks()} processes; start fewer")
+    return FoundImages(split, samples, skipped)
+
+
+def load_images(
+    dataset: Dataset,
+    found: FoundImages,
+    penalty: PenaltyImages,
+    model: EfficientAD,
+    options: TrainingOptions,
+    plan: TrainingPlan,
+    start: int,
+) -> TrainingImages:
+    """Decode the images, and divide the memory of --cache_gb between them and the teacher's features.
+
+    Args:
+        options: settled.
+        start: steps already done.
+
+    Raises:
+        UserError: naming all unreadable images.
+    """
+    train, size, workers = found.split.train, model.image_size, options.num_workers
+    paths = [*train, *found.split.validation]
+    budget = options.cache_gb * 1e9
+    images = ImageSet(paths, size, budget, workers, plan.device)
+    held_out = range(len(train), len(paths))
+    names = (path.relative_to(dataset.root).as_posix() for path in paths)
+    learnt = set(images.digests[: len(train)])
+    copies = sum(digest in learnt for digest in images.digests[len(train) :])
+    if copies:
+        say(
+            f"Note: {copies} of the {len(held_out)} images held out are copies of others, so the threshold will be "
+            "too low; leave the copies out, or put other images into validation/good"
+        )
+    budget -= images.kept_bytes
+    progress = None
+    if found.test_samples:
+        samples = found.test_samples
+        test_paths = [sample.path for sample in samples]
+        test_images = ImageSet(test_paths, size, budget, workers, plan.device, "test images")
+        labels = [sample.is_anomalous for sample in samples]
+        progress = Progress(options.evaluate_every, model, images, held_out, test_images, labels, plan.precision)
+        budget -= test_images.kept_bytes
+    batches = None
+    if penalty.stored:
+        share = NATURAL_CACHE_SHARE * budget
+        batches = penalty_batches(penalty, plan.batch_size, size, share, workers, plan.seed, start)
+        if plan.device.type == "cpu":  # else they have the host's memory to themselves
+            budget -= share
+    digests = dict(zip(names, images.digests, strict=True))
+    return TrainingImages(images, range(len(train)), held_out, digests, progress, batches, budget)
