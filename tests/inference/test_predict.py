@@ -15,6 +15,7 @@ from efficientad import predict
 from efficientad.detector.calibration import calibrate
 from efficientad.detector.checkpoint import save_model
 from efficientad.inference.results import find_regions
+from efficientad.inference.run import find_inputs
 from efficientad.system.errors import run_command
 
 
@@ -50,7 +51,7 @@ def test_scores_are_those_of_eval(weights, parts, tmp_path, tiny_model):
     run("-w", weights, "-i", parts, "-o", tmp_path / "out", "-T", 20, "--precision", "fp32")
     rows = read_scores(tmp_path / "out")
     assert list(rows[0])[:5] == ["path", "score", "threshold", "anomalous", "milliseconds"]
-    samples = predict.find_inputs([str(parts)], tmp_path / "out")
+    samples = find_inputs([str(parts)], tmp_path / "out")
     expected = {
         str(one.sample.path): one.score
         for one in predict_samples(TorchDetector(tiny_model, predict_device(), "fp32"), samples, 16, 0)
@@ -93,9 +94,7 @@ def test_a_bug_does_not_look_like_a_result(monkeypatch, capsys):
 
 def test_folders_files_and_patterns(parts, tmp_path, monkeypatch):
     def names(*words):
-        return [
-            sample.image_name for sample in predict.find_inputs([str(word) for word in words], tmp_path / "out")
-        ]
+        return [sample.image_name for sample in find_inputs([str(word) for word in words], tmp_path / "out")]
 
     everything = ["a/000.png", "a/001.png", "a/002.png", "b/000.jpg", "b/001.jpg"]
     assert names(parts) == names(parts, parts / "b") == names(f"{parts}/**/*.*") == everything

@@ -14,7 +14,7 @@ import pytest
 
 from conftest import draw_part, fill_folder
 from efficientad.detector.checkpoint import save_model
-from efficientad.inference.run import FolderWatcher, LatencyLog
+from efficientad.inference.watching import FolderWatcher, LatencyLog
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -110,7 +110,7 @@ def test_a_clock_that_is_ahead_delays_a_file_but_does_not_lose_it(tmp_path, cloc
 
 
 def test_latencies_are_told_at_intervals(clock):
-    from efficientad.inference.run import Arrival
+    from efficientad.inference.watching import Arrival
 
     lines = []
     log = LatencyLog(60, lines.append)
@@ -118,13 +118,13 @@ def test_latencies_are_told_at_intervals(clock):
     for latency in range(101):
         clock.now = start + 500_000 + latency / 1000
         log.add(Arrival(Path("a.png"), (1, 1), start))
-    log.tell_when_due()
+    log.report_when_due()
     assert lines == []
     clock.now += 60
-    log.tell_when_due()
+    log.report_when_due()
     assert "101 images" in lines[0] and "median 50, p95 95, p99 99, max 100" in lines[0]
     clock.now += 60
-    log.tell_when_due()
+    log.report_when_due()
     assert len(lines) == 1
 
 
@@ -189,7 +189,7 @@ def test_watch_a_folder(folder):
     finally:
         watch.process.kill()
     assert sorted(watch.names()) == ["000.png", "corrupt.png", "grows.png", "moved.png"]
-    assert "Passed over until it changes" in printed and "Stopped after 4 images" in printed
+    assert "Skipped until it changes" in printed and "Stopped after 4 images" in printed
     assert "Traceback" not in printed
     assert (folder / "out/maps/early/000.png.tiff").is_file()
     assert json.loads((folder / "out/regions/grows.png.json").read_text())["annotations"]
