@@ -1,22 +1,112 @@
-"""How far an exported detector is from the torch one it was made of."""
+"""How far an export is from the torch detector that it was made of, on good images."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import torch
 from tabulate import tabulate
+from torch import Tensor
+from tqdm import tqdm
 
-from efficientad.detector.networks import MAP_SCALE, anomaly_score
+from efficientad.data.datasets import find_training_images, open_dataset
+from efficientad.data.image_collections import StoredImage, find_stored_images
+from efficientad.data.images import UnreadableImageError, raise_if_unreadable, were_skipped
+from efficientad.data.transforms import to_square
+from efficientad.detector.checkpoint import read_training
+from efficientad.detector.networks import MAP_SCALE, EfficientAD, anomaly_score
+from efficientad.inference.detectors import Detector, ExportedDetector, TorchDetector, load_exported
+from efficientad.system.arguments import path_argument
+from efficientad.system.errors import UserError
+from efficientad.system.parallel import parallel_map
 
-_FLOOR = (
-    0.1 * MAP_SCALE
-)  # differences are relative to the value, or to the level of the 0.995 quantile if it is lower
+_BATCH_SIZE = 5
+# Differences are relative to the value, or to the level of the 0.995 quantile if it is lower.
+_FLOOR = 0.1 * MAP_SCALE
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True)
+class ChosenImages:
+    """Images to compare on, and others to calibrate int8 with; the same ones if there are few."""
+
+    to_compare: list[StoredImage]
+    to_calibrate: list[StoredImage]
+
+
+@dataclass(frozen=True)
+class CheckImages:
+    """The same, decoded."""
+
+    to_compare: Tensor  # uint8, N x 3 x S x S
+    to_calibrate: np.ndarray  # uint8, N x S x S x 3
+
+
+def find_good_images(given: Sequence[Path], weights_dir: Path) -> list[StoredImage]:
+    """The images in the given folders and tar files; without any, those of the training in `weights_dir`.
+
+    Raises:
+        UserError: none are given, and the training's are no longer there.
+    """
+    if given:
+        return find_stored_images(given)
+    training = read_training(weights_dir)
+    try:
+        path = Path(training[path_argument(training["dataset"])])
+        dataset = open_dataset(training["dataset"], path, training["subdataset"])
+        split = find_training_images(dataset, training["seed"])
+        skipped = were_skipped(weights_dir, [*split.train, *split.validation])
+        split = find_training_images(dataset, training["seed"], leave_out=skipped)
+    except (KeyError, UserError):
+        raise UserError(
+            "the images of the training are no longer where they were; name a folder of good images with --images"
+        ) from None
+    return [StoredImage(path) for path in (*split.validation, *split.train)]
+
+
+def choose_images(stored: Sequence[StoredImage], compared: int, calibrated: int) -> ChosenImages:
+    """At most so many of the images for each purpose, evenly over all."""
+    to_compare = _spread(stored, compared)
+    kept = set(to_compare)
+    others = [image for image in stored if image not in kept]
+    return ChosenImages(to_compare, _spread(others or stored, calibrated))
+
+
+def read_images(chosen: ChosenImages, size: int, workers: int) -> CheckImages:
+    """Decode the images as squares of `size` pixels.
+
+    Raises:
+        UserError: naming every unreadable image.
+    """
+
+    def read(image: StoredImage) -> Tensor | str:
+        try:
+            return to_square(image.read(), size)
+        except UnreadableImageError as error:
+            return str(error)
+
+    wanted = [*chosen.to_compare, *chosen.to_calibrate]
+    pixels = list(tqdm(parallel_map(read, wanted, workers), "Reading images", len(wanted), unit="image"))
+    raise_if_unreadable([problem for problem in pixels if isinstance(problem, str)])
+    count = len(chosen.to_compare)
+    to_calibrate = (
+        torch.stack(pixels[count:]) if pixels[count:] else torch.empty((0, 3, size, size), dtype=torch.uint8)
+    )
+    return CheckImages(torch.stack(pixels[:count]), to_calibrate.permute(0, 2, 3, 1).contiguous().numpy())
+
+
+def _spread(items: Sequence[_Item], count: int) -> list[_Item]:
+    count = min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 @dataclass(frozen=True)
 class Bound:
-    """The largest relative difference that counts as the same, in the mean and of any score."""
+    """The largest relative difference allowed, in the mean and of any one score."""
 
     mean: float
     score: float
@@ -69,14 +159,16 @@ class Parity:
         )
 
 
-def compare(reference, exported, pixels, batch_size: int, threshold: float) -> Parity:
-    """Compare the maps and scores of two detectors.
+def compare_files(model: EfficientAD, path: Path, pixels: Tensor, threshold: float) -> Parity:
+    """Compare a model with the export at `path`, both on the CPU; see compare."""
+    reference = TorchDetector(model, torch.device("cpu"), "fp32")
+    return compare(reference, load_exported(path, "cpu", "auto"), pixels, _BATCH_SIZE, threshold)
 
-    Args:
-        reference: a Detector.
-        exported: an ExportedDetector.
-        pixels: uint8 images N x 3 x S x S.
-    """
+
+def compare(
+    reference: Detector, exported: ExportedDetector, pixels: Tensor, batch_size: int, threshold: float
+) -> Parity:
+    """Compare the maps and scores of two detectors on uint8 images N x 3 x S x S."""
     maps, scores, other_maps, other_scores = [], [], [], []
     for batch in pixels.split(batch_size):
         expected = reference(batch).cpu()

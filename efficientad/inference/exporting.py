@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import efficientad
 from efficientad.detector.networks import EfficientAD, anomaly_score
 from efficientad.inference.detectors import INPUT_NAME, METADATA_FILE, OUTPUT_NAMES, Metadata, import_package
+from efficientad.system.errors import UserError
 
 
 class ExportableDetector(nn.Module):
@@ -93,6 +98,32 @@ def _fold_output(network: nn.Sequential, mean: Tensor, std: Tensor) -> None:
 _KEPT_EXACT = ("autoencoder.", "teacher.0.", "student.0.")
 _OPSET = 20
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+def check_output(output: Path, suffix: str, overwrite: bool) -> None:
+    """Raise a UserError if the file cannot be written, or is there and may not be replaced."""
+    if output.suffix != suffix:
+        raise UserError(f"--output {output}: its name must end in {suffix}")
+    if not output.parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {output.parent}")
+    for file in (output, output.with_suffix(".bin")) if suffix == ".xml" else (output,):
+        if file.exists() and not overwrite:
+            raise UserError(f"{file} is there already; add --overwrite, or choose another --output")
+
+
+@contextmanager
+def unfinished_file(output: Path) -> Iterator[Path]:
+    """A path to write an export to; it and the files beside it appear at `output` if the block raises nothing."""
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.unfinished-") as folder:
+        yield Path(folder, output.name)
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file.suffix == output.suffix):
+            file.replace(output.with_name(file.name))  # an .xml appears after its .bin
+
+
+def describe(model: EfficientAD, precision: str) -> Metadata:
+    """The metadata of an export."""
+    versions = {"efficientad": efficientad.__version__, "torch": str(torch.__version__)}
+    return Metadata(model.model_size, model.image_size, precision, model.calibration, versions)
 
 
 def write_export(name: str, model: EfficientAD, metadata: Metadata, path: Path, calibration: np.ndarray) -> None:

@@ -21,7 +21,7 @@ from efficientad.data.transforms import to_square
 from efficientad.detector.calibration import calibrate
 from efficientad.detector.checkpoint import load_teacher_weights, save_model
 from efficientad.detector.networks import EfficientAD
-from efficientad.inference import export_check
+from efficientad.inference import export_check, exporting
 from efficientad.inference.detectors import TorchDetector, load_exported
 from efficientad.inference.exporting import ExportableDetector
 from efficientad.training.fitting import map_quantiles
@@ -216,7 +216,7 @@ def test_the_real_networks_export(tmp_path):
 
     model = EfficientAD().eval()
     load_teacher_weights(model, None)
-    metadata = export.describe(model, "fp32")
+    metadata = exporting.describe(model, "fp32")
     write_export("onnx", model, metadata, tmp_path / "d.onnx", np.zeros(0))
     pixels = random_pixels(1)
     found = export_check.compare(
@@ -247,7 +247,7 @@ def test_int8_sees_what_the_exact_detector_sees(tmp_path):
             model.student[-1].bias[half] = (model.teacher[-1].bias - model.teacher_mean.flatten()) * scale
         model.quantiles.copy_(torch.from_numpy(map_quantiles([model.raw_maps(pixels / 255)])))
     write_export(
-        "onnx", model, export.describe(model, "int8"), tmp_path / "d.onnx", pixels.permute(0, 2, 3, 1).numpy()
+        "onnx", model, exporting.describe(model, "int8"), tmp_path / "d.onnx", pixels.permute(0, 2, 3, 1).numpy()
     )
     found = export_check.compare(
         TorchDetector(model, CPU, "fp32"), load_exported(tmp_path / "d.onnx", "cpu", "auto"), pixels, 3, 80.0
