@@ -19,7 +19,7 @@ from conftest import draw_part, fail, fill_folder
 from efficientad.detector.networks import EfficientAD
 from efficientad.system import runs
 from efficientad.system.errors import Interrupted
-from efficientad.system.runs import LOCK_FILE, lock_folder, stop_requests
+from efficientad.system.runs import LOCK_FILE, stop_requests
 from efficientad.training import loop as training_loop
 from efficientad.training import run as training_run
 from trainings import assert_same_model, folder_of, read_log, stop_at
@@ -212,13 +212,3 @@ def test_one_run_at_a_time(tiny_training, tmp_path, monkeypatch, capsys):
     assert (folder / LOCK_FILE).exists()  # left behind, but it locks nothing
     train(tiny_training)
     assert not (folder / LOCK_FILE).exists()
-
-
-def test_a_lock_leaves_no_folders_behind(tmp_path):
-    with lock_folder(tmp_path / "a" / "b"):
-        assert (tmp_path / "a" / "b" / LOCK_FILE).read_text().startswith(f"process {os.getpid()} on ")
-    assert not (tmp_path / "a").exists()
-    (tmp_path / "a").mkdir()
-    with lock_folder(tmp_path / "a" / "b"):
-        (tmp_path / "a" / "b" / "file").write_text("mine")
-    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["file"]
