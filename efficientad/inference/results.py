@@ -14,7 +14,8 @@ import numpy as np
 from efficientad.inference.maps import resize_map, write_overlay, write_side_by_side, write_tiff
 from efficientad.inference.prediction import Prediction
 from efficientad.system.errors import UserError
-from efficientad.system.files import csv_cell, write_text_atomically
+from efficientad.system.files import FILE_LIST, csv_cell, write_text_atomically
+from efficientad.system.runs import LOCK_FILE
 
 SCORES_FILE = "scores.csv"
 MAP_FOLDER = "maps"
@@ -135,21 +136,26 @@ class ScoresFile:
         self._file.close()
 
 
-def check_results_folder(folder: Path, go_on: bool) -> None:
-    """Refuse a folder whose files are not predict's.
+def check_results_folder(folder: Path, is_watching: bool) -> None:
+    """Refuse a folder that this command must not write to.
 
-    Args:
-        go_on: whether results are going to be added to those in it.
+    A folder has the results of one --input, which the next one replaces, or those of --watch, which are only added
+    to; the first one lists its files.
 
     Raises:
         UserError
     """
     path = folder / SCORES_FILE
+    is_replaceable = (folder / FILE_LIST).exists()
     if path.exists():
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
             if next(csv.reader(file), []) != list(COLUMNS):
                 raise UserError(f"{path} was not written by predict; choose another --output_dir")
-    elif go_on and folder.is_dir() and any(folder.iterdir()):
+        if is_watching and is_replaceable:
+            raise UserError(f"{folder} holds the results of an --input; choose another --output_dir for --watch")
+        if not is_watching and not is_replaceable:
+            raise UserError(f"{folder} holds the results of --watch; choose another --output_dir for --input")
+    elif is_watching and {file.name for file in folder.iterdir()} - {LOCK_FILE}:
         raise UserError(f"{folder} holds other files; choose another --output_dir")
 
 

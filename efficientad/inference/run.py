@@ -22,7 +22,7 @@ from efficientad.inference.watching import FolderWatcher, LatencyLog
 from efficientad.system.errors import UserError, list_files, printable
 from efficientad.system.files import claim_files, release_files
 from efficientad.system.parallel import parallel_map
-from efficientad.system.runs import stop_requests
+from efficientad.system.runs import lock_folder, stop_requests
 
 LOG_SECONDS = 60.0
 SCAN_SECONDS = 0.2
@@ -82,16 +82,17 @@ def score_inputs(words: Sequence[str], options: PredictOptions) -> int:
         UserError: nothing can be scored or written; or images are unreadable, once the others have their results.
     """
     samples = find_inputs(words, options.output_dir)
-    results.check_results_folder(options.output_dir, go_on=False)
-    detector, writer = _open(options, file_per_image=False)
-    names = [file for sample in samples for file in writer.names(sample.image_name)]
-    names += [results.SCORES_FILE, *([results.REGIONS_FILE] if options.save_regions else [])]
-    stale = claim_files(options.output_dir, names)
     unreadable: list[Exception] = []
-    done = _score(detector, samples, writer, options, unreadable)
-    if options.save_regions:
-        results.write_regions(options.output_dir / results.REGIONS_FILE, done, writer.threshold)
-    release_files(options.output_dir, stale, names)
+    with lock_folder(options.output_dir):
+        results.check_results_folder(options.output_dir, is_watching=False)
+        detector, writer = _open(options, file_per_image=False)
+        names = [file for sample in samples for file in writer.names(sample.image_name)]
+        names += [results.SCORES_FILE, *([results.REGIONS_FILE] if options.save_regions else [])]
+        stale = claim_files(options.output_dir, names)
+        done = _score(detector, samples, writer, options, unreadable)
+        if options.save_regions:
+            results.write_regions(options.output_dir / results.REGIONS_FILE, done, writer.threshold)
+        release_files(options.output_dir, stale, names)
     anomalous = sum(result.is_anomalous for result in done)
     print(f"{anomalous} of {len(done)} images are anomalous; results are in {options.output_dir}")
     if unreadable:
@@ -102,13 +103,30 @@ def score_inputs(words: Sequence[str], options: PredictOptions) -> int:
 
 
 def watch_folder(folder: Path, options: PredictOptions) -> None:
-    """Score images as they appear in a folder, until Ctrl-C or SIGTERM; then finish the one in progress."""
+    """Score images as they appear in a folder, until Ctrl-C or SIGTERM; then finish the one in progress.
+
+    Raises:
+        UserError: nothing can be watched, scored or written.
+    """
     if not folder.is_dir():
         raise UserError(f"--watch {folder}: there is no such folder")
-    results.check_results_folder(options.output_dir, go_on=True)
-    detector, writer = _open(options, file_per_image=True)
-    scores = results.ScoresFile(options.output_dir / results.SCORES_FILE, go_on=True)
-    folder = folder.absolute()
+    with lock_folder(options.output_dir):
+        results.check_results_folder(options.output_dir, is_watching=True)
+        detector, writer = _open(options, file_per_image=True)
+        scores = results.ScoresFile(options.output_dir / results.SCORES_FILE, go_on=True)
+        count = _watch(folder.absolute(), detector, writer, scores, options)
+        scores.close()
+    print(f"Stopped after {count} images; results are in {options.output_dir}")
+
+
+def _watch(
+    folder: Path,
+    detector: Detector,
+    writer: results.ResultWriter,
+    scores: results.ScoresFile,
+    options: PredictOptions,
+) -> int:
+    """Score images until asked to stop; returns how many."""
     watcher = FolderWatcher(folder, options.output_dir / results.MAP_FOLDER, scores.done, _warn_of_folder)
     latencies = LatencyLog(LOG_SECONDS, lambda line: print(line, flush=True))
     count = 0
@@ -133,18 +151,16 @@ def watch_folder(folder: Path, options: PredictOptions) -> None:
                     _print_result(result)
                 if asked_to_stop():
                     break
-    scores.close()
     latencies.report()
-    print(f"Stopped after {count} images; results are in {options.output_dir}")
+    return count
 
 
 def _open(options: PredictOptions, file_per_image: bool) -> tuple[Detector, results.ResultWriter]:
-    """Load the detector, print what decides, and make the output folder."""
+    """Load the detector, and print it and its threshold."""
     detector = load_detector(options.weights_dir, options.device, options.precision)
     threshold, origin = choose_threshold(options.threshold, detector.calibration)
     print(f"Model {options.weights_dir} ({detector.model_size}), {detector.description}")
     print(f"Threshold {threshold:g} ({origin})", flush=True)
-    options.output_dir.mkdir(parents=True, exist_ok=True)
     return detector, results.ResultWriter(
         options.output_dir, threshold, options.map_format, options.save_regions, file_per_image
     )

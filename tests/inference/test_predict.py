@@ -17,6 +17,7 @@ from efficientad.detector.checkpoint import save_model
 from efficientad.inference.results import find_regions
 from efficientad.inference.run import find_inputs
 from efficientad.system.errors import run_command
+from efficientad.system.runs import lock_folder
 
 
 @pytest.fixture
@@ -220,3 +221,21 @@ def test_print(weights, parts, tmp_path, capsys):
         row["path"] for row in read_scores(tmp_path / "out")
     }
     assert "Scoring" not in printed.err
+
+
+def test_a_folder_in_use_keeps_the_results_of_one_run(weights, parts, tmp_path, monkeypatch, capsys):
+    words = ["-w", weights, "-o", tmp_path / "out"]
+    with lock_folder(tmp_path / "out"):
+        for source in ("-i", "--watch"):
+            message = fail(monkeypatch, capsys, predict, *words, source, parts)
+            assert f"{tmp_path / 'out'} is in use by another run (process " in message
+    run(*words, "-i", parts)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["scores.csv", "written_files.json"]
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(weights, parts, tmp_path, monkeypatch, capsys):
+    (weights / "model.pt").write_text("text")
+    words = ["-w", weights, "-o", tmp_path / "a" / "out"]
+    for source in ("-i", "--watch"):
+        fail(monkeypatch, capsys, predict, *words, source, parts)
+    assert not (tmp_path / "a").exists()

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import draw_part, fill_folder
+from conftest import draw_part, fail, fill_folder
+from efficientad import predict
 from efficientad.detector.checkpoint import save_model
 from efficientad.inference.watching import FULL_SCAN_COSTS, FULL_SCAN_SECONDS, FolderWatcher, LatencyLog
 
@@ -322,10 +323,26 @@ def test_a_restart_goes_on(folder):
 
 
 def test_only_its_own_folder_is_added_to(folder, capsys, monkeypatch):
-    from conftest import fail
-    from efficientad import predict
-
     (folder / "out").mkdir()
     (folder / "out" / "notes.txt").write_text("mine")
     words = ["-w", folder, "--watch", folder / "in", "-o", folder / "out"]
     assert "holds other files" in fail(monkeypatch, capsys, predict, *words)
+
+
+def test_watched_and_given_images_have_a_folder_each(folder, capsys, monkeypatch):
+    """A next --input replaces the results of the last one, but never those of --watch."""
+    words = ["-w", folder, "-i", folder / "in", "-o", folder / "given"]
+    predict.main(predict.get_parser().parse_args(list(map(str, words))))
+    words = ["-w", folder, "--watch", folder / "in", "-o", folder / "given"]
+    message = fail(monkeypatch, capsys, predict, *words)
+    assert "given holds the results of an --input; choose another --output_dir for --watch" in message
+    watch = Watch(folder)
+    try:
+        watch.wait_for(lambda: watch.names() == ["000.png"])
+        watch.stop()
+    finally:
+        watch.process.kill()
+    written = watch.scores_file.read_bytes()
+    message = fail(monkeypatch, capsys, predict, "-w", folder, "-i", folder / "in", "-o", folder / "out")
+    assert "out holds the results of --watch; choose another --output_dir for --input" in message
+    assert watch.scores_file.read_bytes() == written
