@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Context, Decimal
 
 import numpy as np
 
@@ -12,6 +13,7 @@ FEWEST_SCORES = 4
 RATE_INTERVAL = 0.9  # probability that the true rate lies within Calibration.rate_interval
 _LEFT_OUT = 0.1  # of the scores, the highest: a defect among the good images must not set the threshold
 _TRIALS = 20_000
+_ROUND_UP = Context(prec=6, rounding=ROUND_CEILING)  # to the six digits that :g prints
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,9 @@ def calibrate(scores: Sequence[float], target_fpr: float) -> Calibration:
         threshold, interval = _extrapolated_threshold(ordered, target_fpr)
     else:
         threshold, interval = float(ordered[max(rank, 1) - 1]), _beta_interval(count + 1 - rank, rank)
-    threshold = float(f"{threshold:.6g}")  # as tables print it, so that a user can give the same to -T
+    # What tables print is the threshold itself, so that -T can repeat it; rounded up, so that the score it was
+    # taken from is not above it.
+    threshold = float(_ROUND_UP.create_decimal(Decimal(threshold)))
     return Calibration(tuple(ordered.tolist()), target_fpr, threshold, interval, extrapolated)
 
 
