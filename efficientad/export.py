@@ -65,16 +65,14 @@ def main(args: argparse.Namespace) -> None:
         offered = ", ".join(PRECISIONS[args.format])
         raise UserError(f"--format {args.format} has no --precision {args.precision}; choose from {offered}")
     output = args.output or args.weights_dir / f"detector{SUFFIXES[args.format]}"
-    exporting.check_output(output, SUFFIXES[args.format], args.overwrite)
-    model = load_model(args.weights_dir, torch.device("cpu"))
-    stored = export_check.find_good_images(args.images, args.weights_dir)
-    chosen = export_check.choose_images(
-        stored, PARITY_IMAGES, CALIBRATION_IMAGES if args.precision == "int8" else 0
-    )
-    images = export_check.read_images(chosen, model.image_size, args.num_workers)
-    print(f"Exporting {args.weights_dir} ({model.model_size}) as {args.format} in {args.precision}", flush=True)
-    metadata = exporting.describe(model, args.precision)
-    with exporting.unfinished_file(output) as part:
+    with exporting.unfinished_file(output, SUFFIXES[args.format], args.overwrite) as part:
+        model = load_model(args.weights_dir, torch.device("cpu"))
+        stored = export_check.find_good_images(args.images, args.weights_dir)
+        calibrated = CALIBRATION_IMAGES if args.precision == "int8" else 0
+        chosen = export_check.choose_images(stored, PARITY_IMAGES, calibrated)
+        images = export_check.read_images(chosen, model.image_size, args.num_workers)
+        print(f"Exporting {args.weights_dir} ({model.model_size}) as {args.format} in {args.precision}", flush=True)
+        metadata = exporting.describe(model, args.precision)
         exporting.write_export(args.format, model, metadata, part, images.to_calibrate)
         found = export_check.compare_files(model, part, images.to_compare, metadata.threshold)
         print(found.format(args.precision, metadata.threshold))

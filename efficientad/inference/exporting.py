@@ -19,6 +19,7 @@ import efficientad
 from efficientad.detector.networks import EfficientAD, anomaly_score
 from efficientad.inference.detectors import INPUT_NAME, METADATA_FILE, OUTPUT_NAMES, Metadata, import_package
 from efficientad.system.errors import UserError
+from efficientad.system.runs import lock_output
 
 
 class ExportableDetector(nn.Module):
@@ -100,24 +101,25 @@ _OPSET = 20
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
-def check_output(output: Path, suffix: str, overwrite: bool) -> None:
-    """Raise a UserError if the file cannot be written, or is there and may not be replaced."""
+@contextmanager
+def unfinished_file(output: Path, suffix: str, overwrite: bool) -> Iterator[Path]:
+    """A path to write an export to; it and the files beside it appear at `output` if the block raises nothing.
+
+    Raises:
+        UserError: the file cannot be written, is there and may not be replaced, or another run is writing it.
+    """
     if output.suffix != suffix:
         raise UserError(f"--output {output}: its name must end in {suffix}")
     if not output.parent.is_dir():
         raise UserError(f"--output {output}: there is no folder {output.parent}")
-    for file in (output, output.with_suffix(".bin")) if suffix == ".xml" else (output,):
-        if file.exists() and not overwrite:
-            raise UserError(f"{file} is there already; add --overwrite, or choose another --output")
-
-
-@contextmanager
-def unfinished_file(output: Path) -> Iterator[Path]:
-    """A path to write an export to; it and the files beside it appear at `output` if the block raises nothing."""
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.unfinished-") as folder:
-        yield Path(folder, output.name)
-        for file in sorted(Path(folder).iterdir(), key=lambda file: file.suffix == output.suffix):
-            file.replace(output.with_name(file.name))  # an .xml appears after its .bin
+    with lock_output(output, "--output"):
+        for file in (output, output.with_suffix(".bin")) if output.suffix == ".xml" else (output,):
+            if file.exists() and not overwrite:
+                raise UserError(f"{file} is there already; add --overwrite, or choose another --output")
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.unfinished-") as folder:
+            yield Path(folder, output.name)
+            for file in sorted(Path(folder).iterdir(), key=lambda file: file.suffix == output.suffix):
+                file.replace(output.with_name(file.name))  # an .xml appears after its .bin
 
 
 def describe(model: EfficientAD, precision: str) -> Metadata:

@@ -25,7 +25,7 @@ _HOLDER_START = 1  # in a lock file: Windows lets nobody read the first byte, wh
 def lock_folder(folder: Path, flag: str = "--output_dir") -> Iterator[None]:
     """Keep other runs out of `folder` during the block; the folder is made if it is missing.
 
-    A folder that was made and is empty at the end is removed again.
+    Folders that were made and are empty at the end are removed again.
 
     Args:
         flag: what the user chose the folder with.
@@ -34,28 +34,29 @@ def lock_folder(folder: Path, flag: str = "--output_dir") -> Iterator[None]:
         UserError: another run has the folder; the message names its process and host.
         OSError: the folder cannot be made or written to.
     """
+    with _existing(folder), _lock(folder / LOCK_FILE, folder, flag):
+        yield
+
+
+@contextmanager
+def lock_output(output: Path, flag: str) -> Iterator[None]:
+    """Keep other runs from writing `output`, a file or a folder that need not exist; otherwise as lock_folder."""
+    with _existing(output.parent), _lock(output.with_name(f".{output.name}{LOCK_FILE}"), output, flag):
+        yield
+
+
+@contextmanager
+def _existing(folder: Path) -> Iterator[None]:
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with _lock(folder / LOCK_FILE, folder, flag):
-            yield
+        yield
     finally:
         for made in missing:
             try:
                 made.rmdir()
             except OSError:  # not empty, or gone
                 break
-
-
-@contextmanager
-def lock_output(output: Path, flag: str) -> Iterator[None]:
-    """Keep other runs from writing `output`, a file or a folder, during the block; its folder must exist.
-
-    Raises:
-        UserError, OSError: see lock_folder.
-    """
-    with _lock(output.with_name(f".{output.name}{LOCK_FILE}"), output, flag):
-        yield
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from efficientad.detector.networks import EfficientAD
 from efficientad.inference import export_check, exporting
 from efficientad.inference.detectors import TorchDetector, load_exported
 from efficientad.inference.exporting import ExportableDetector
+from efficientad.system.runs import lock_output
 from efficientad.training.fitting import map_quantiles
 from exports import SUFFIXES, VARIANTS, random_pixels, skip_without
 
@@ -181,6 +182,9 @@ def test_wrong_commands_are_told(weights, tmp_path, monkeypatch, capsys):
     (tmp_path / "d.pt2").write_text("mine")
     assert "add --overwrite" in error("--format", "torch", "-o", tmp_path / "d.pt2")
     assert (tmp_path / "d.pt2").read_text() == "mine"
+    with lock_output(tmp_path / "e.pt2", "--output"):
+        message = error("--format", "torch", "-o", tmp_path / "e.pt2")
+    assert "e.pt2 is in use by another run" in message and not list(tmp_path.glob("*e.pt2*"))
     monkeypatch.setitem(sys.modules, "onnx", None)
     message = error("-o", tmp_path / "d.onnx")
     assert "onnx is missing; install it with: pip install onnx onnxscript onnxruntime" in message

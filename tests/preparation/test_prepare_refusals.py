@@ -1,11 +1,14 @@
 """prepare_dataset.py, called as users should not: one line, and everything stays as it was."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 import prepare_dataset
 from conftest import fail
+from efficientad.preparation.staging import staged_folder
+from efficientad.system.errors import UserError
 from originals import prepare, tree
 
 
@@ -141,3 +144,14 @@ def test_preview_of_a_damaged_image_is_an_error_and_nothing_is_written(originals
     assert not (originals.root / "set").exists() and not (originals.root / "preview").exists()
     words[-1] = originals.root / "set" / "preview"
     assert "are one in the other" in fail(monkeypatch, capsys, prepare_dataset, *words)
+
+
+def test_two_runs_at_once_do_not_replace_each_other(tmp_path, monkeypatch):
+    with staged_folder(tmp_path / "set", False, "--output_dir") as first:
+        (first / "file").write_text("first")
+        monkeypatch.setattr(os, "getpid", lambda: 1)  # another process
+        with pytest.raises(UserError, match="set is in use by another run"):  # noqa: SIM117
+            with staged_folder(tmp_path / "set", False, "--output_dir") as second:
+                (second / "file").write_text("second")
+    assert (tmp_path / "set" / "file").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
