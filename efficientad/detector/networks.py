@@ -16,7 +16,7 @@ from efficientad.detector.calibration import Calibration
 
 IMAGE_SIZE = 256  # side of the square network input, in pixels
 FEATURE_CHANNELS = 384  # of the teacher and of the autoencoder; the student has twice as many
-MAP_SCALE = 255.0  # public maps and scores: 25.5 is the 0.995 quantile of held-out good pixels
+MAP_SCALE = 255.0  # of maps and scores: before the maps are averaged, 25.5 is each one's 0.995 quantile
 PATCH_SIZE = 33  # what one output of a PDN sees, in pixels
 PATCH_STRIDE = 4
 PATCH_CENTRE = 16  # of the first patch: the networks pad nothing
@@ -196,8 +196,8 @@ class EfficientAD(nn.Module):
         """Quantile-normalize the maps and average them with their weights (section 3.4), at the input's size.
 
         Returns:
-            N x 1 x S x S, float32, on the 0-255 scale: 0 is the 0.9 quantile and 25.5 the 0.995
-            quantile of good pixels. Values may be negative and may exceed 255.
+            N x 1 x S x S, float32, on the 0-255 scale, where 0 is the 0.9 and 25.5 the 0.995 quantile of good
+            pixels of each map, not of their average. Values may be negative and may exceed 255.
         """
         normalized = [
             0.1 * weight * (raw - start) / (end - start)

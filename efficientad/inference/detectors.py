@@ -74,13 +74,15 @@ class Metadata:
         """Back from texts.
 
         Raises:
-            UserError: they are not those of efficientad.export.
+            UserError: a newer version wrote them, or they are not those of efficientad.export.
         """
+        version = text.get("efficientad_format", "")
+        if version.isdecimal() and int(version) > _FORMAT_VERSION:  # whatever else is new in it
+            raise UserError(f"{path} was written by a newer version of this toolkit; update, or export again")
         try:
-            newer = int(text["efficientad_format"]) > _FORMAT_VERSION
             calibration = json.loads(text["calibration"]) or {}
             lists = {key: tuple(value) for key, value in calibration.items() if isinstance(value, list)}
-            metadata = cls(
+            return cls(
                 text["model_size"],
                 int(text["image_size"]),
                 text["precision"],
@@ -89,9 +91,6 @@ class Metadata:
             )
         except (KeyError, TypeError, ValueError, AttributeError):
             raise UserError(f"{path} is no detector that efficientad.export wrote") from None
-        if newer:
-            raise UserError(f"{path} was exported by a newer version of this toolkit; update to read it")
-        return metadata
 
 
 class ExportedDetector:
@@ -187,7 +186,8 @@ def _load_openvino(path: Path) -> ExportedDetector:
     core = openvino.Core()
     try:
         model = core.read_model(path)
-        texts = {key: model.get_rt_info(["efficientad", key]).astype(str) for key in _TEXT_KEYS}
+        places = [["efficientad", key] for key in _TEXT_KEYS]
+        texts = {place[1]: model.get_rt_info(place).astype(str) for place in places if model.has_rt_info(place)}
     except RuntimeError as error:
         raise _damaged(path, error) from None
     metadata = Metadata.from_text(texts, path)

@@ -25,7 +25,7 @@ from efficientad.system.errors import UserError
 from efficientad.system.parallel import parallel_map
 
 _BATCH_SIZE = 5
-# Differences are relative to the value, or to the level of the 0.995 quantile if it is lower.
+# Differences are relative to the value, or to this if it is lower.
 _FLOOR = 0.1 * MAP_SCALE
 _Item = TypeVar("_Item")
 

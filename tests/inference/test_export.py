@@ -19,11 +19,12 @@ from efficientad.data import images
 from efficientad.data.images import UnreadableImageError, read_image
 from efficientad.data.transforms import to_square
 from efficientad.detector.calibration import calibrate
-from efficientad.detector.checkpoint import load_teacher_weights, save_model
+from efficientad.detector.checkpoint import load_model, load_teacher_weights, save_model
 from efficientad.detector.networks import EfficientAD
 from efficientad.inference import export_check, exporting
-from efficientad.inference.detectors import TorchDetector, load_exported
+from efficientad.inference.detectors import Metadata, TorchDetector, load_exported
 from efficientad.inference.exporting import ExportableDetector
+from efficientad.system.errors import UserError
 from efficientad.system.runs import lock_output
 from efficientad.training.fitting import map_quantiles
 from exports import SUFFIXES, VARIANTS, random_pixels, skip_without
@@ -201,7 +202,24 @@ def test_damaged_exports_are_told(tmp_path, monkeypatch, capsys, name):
     assert "is no detector that efficientad.export wrote" in fail(monkeypatch, capsys, predict, *words)
 
 
-def test_wishes_that_a_file_cannot_fulfil(detector_file, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name", ["onnx", "openvino", "torch"])
+def test_an_export_of_a_newer_version_is_called_newer(weights, tmp_path, monkeypatch, name):
+    """Even if other facts in it are new, too."""
+    skip_without(name)
+
+    def as_text(metadata):
+        texts = as_text_now(metadata) | {"efficientad_format": "2", "calibration": '{"thresholds": [1, 2]}'}
+        return {key: text for key, text in texts.items() if key != "image_size"}
+
+    as_text_now = Metadata.as_text
+    monkeypatch.setattr(Metadata, "as_text", as_text)
+    model, path = load_model(weights, CPU), tmp_path / f"d{SUFFIXES[name]}"
+    exporting.write_export(name, model, exporting.describe(model, "fp32"), path, np.zeros(0))
+    with pytest.raises(UserError, match="newer version of this toolkit; update, or export again"):
+        load_exported(path, "cpu", "auto")
+
+
+def test_flags_that_a_file_cannot_follow(detector_file, tmp_path, monkeypatch, capsys):
     words = ["-i", tmp_path / "parts", "-o", tmp_path / "out", "-w"]
     message = fail(monkeypatch, capsys, predict, *words, detector_file, "--precision", "bf16")
     assert "computes in fp32, not in bf16" in message
