@@ -55,10 +55,11 @@ class _Loaded:
 
 @dataclass(frozen=True)
 class _Started:
-    """A batch that the detector works on, or has worked on."""
+    """A batch that a GPU may still be working on."""
 
     batch: list[_Loaded]
-    anomaly_maps: Tensor  # N x 1 x S x S
+    anomaly_maps: Tensor  # N x 1 x S x S, on the host
+    copied: torch.cuda.Event | None  # the maps are complete when it has happened; None: they are
     seconds: float  # so far
 
 
@@ -128,13 +129,29 @@ def _batches(
 
 def _start(detector: Detector, batch: list[_Loaded]) -> _Started:
     start = time.perf_counter()
-    anomaly_maps = detector(torch.stack([loaded.pixels for loaded in batch]))
-    return _Started(batch, anomaly_maps, time.perf_counter() - start)
+    anomaly_maps, copied = _copy_to_host(detector(torch.stack([loaded.pixels for loaded in batch])))
+    return _Started(batch, anomaly_maps, copied, time.perf_counter() - start)
+
+
+def _copy_to_host(anomaly_maps: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """The maps on the host and, from a GPU, the event after which they are complete.
+
+    A copy that is asked for later would wait for the kernels of the batches started meanwhile.
+    """
+    if not anomaly_maps.is_cuda:
+        return anomaly_maps, None
+    on_host = torch.empty(anomaly_maps.shape, dtype=anomaly_maps.dtype, pin_memory=True)
+    on_host.copy_(anomaly_maps, non_blocking=True)
+    copied = torch.cuda.Event(blocking=True)  # a wait that leaves its core to the threads that read
+    copied.record()
+    return on_host, copied
 
 
 def _finish(started: _Started) -> Iterator[Prediction]:
     start = time.perf_counter()
-    anomaly_maps = started.anomaly_maps.cpu()
+    if started.copied:
+        started.copied.synchronize()
+    anomaly_maps = started.anomaly_maps
     scores = anomaly_score(anomaly_maps).tolist()
     share = (started.seconds + time.perf_counter() - start) / len(started.batch)
     for loaded, score, anomaly_map in zip(started.batch, scores, anomaly_maps[:, 0].numpy(), strict=True):

@@ -78,3 +78,69 @@ def test_score_that_is_not_finite_is_an_error(tiny_model, samples):
     tiny_model.quantiles.fill_(float("nan"))
     with pytest.raises(UserError, match="is not finite"):
         predict_all(tiny_model, samples, 2)
+
+
+class OnGpu(torch.Tensor):
+    is_cuda = True
+
+
+class Pinned(torch.Tensor):
+    def copy_(self, source, non_blocking=False):
+        """As from a GPU: the values come later."""
+        assert non_blocking
+        copies.append(lambda: torch.Tensor.copy_(self.as_subclass(torch.Tensor), source.as_subclass(torch.Tensor)))
+        return self
+
+
+class Event:
+    def __init__(self, blocking):
+        self.before = None
+
+    def record(self):
+        self.before, copies[:] = list(copies), []
+
+    def synchronize(self):
+        steps.append("waited")
+        for copy in self.before:
+            copy()
+
+
+copies, steps = [], []
+
+
+def test_maps_are_copied_from_a_gpu_while_it_works_on(tiny_model, samples, monkeypatch):
+    """On a pretended one, whose copies arrive only when their event is waited for."""
+    expected = predict_all(tiny_model, samples, 3)
+    detector, empty = TorchDetector(tiny_model, CPU, "fp32"), torch.empty
+
+    class GpuDetector:
+        image_size = 256
+
+        def __call__(self, pixels):
+            steps.append("started")
+            return detector(pixels).as_subclass(OnGpu)
+
+    def pinned(shape, dtype, pin_memory):
+        assert pin_memory
+        return empty(shape, dtype=dtype).fill_(-1).as_subclass(Pinned)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch, "empty", pinned)
+    found = list(predict(GpuDetector(), samples, 3, 0))
+    monkeypatch.undo()
+    assert steps == ["started", "started", "waited", "started", "waited", "waited"]
+    assert [one.score for one in found] == [one.score for one in expected]
+    for one, plain in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.anomaly_map, plain.anomaly_map)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_predictions_of_a_gpu_equal_those_of_the_cpu(tiny_model, samples, batch_size):
+    expected = predict_all(tiny_model, samples, batch_size)
+    gpu = torch.device("cuda")
+    found = list(predict(TorchDetector(tiny_model.to(gpu), gpu, "fp32"), samples, batch_size, 2))
+    assert all(torch.from_numpy(one.anomaly_map).is_pinned() for one in found)
+    np.testing.assert_allclose([one.score for one in found], [one.score for one in expected], rtol=1e-3)
+    for one, plain in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.anomaly_map, plain.anomaly_map, rtol=1e-3, atol=0.05)
