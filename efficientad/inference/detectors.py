@@ -276,8 +276,8 @@ class TorchDetector:
             return self._model(to_unit_range(pixels.to(self._device, non_blocking=True)))
 
 
-def load_detector(path: Path, device_name: str, precision_name: str) -> Detector:
-    """The detector of a training's folder or of an exported file.
+def load_detector(path: str | Path, device_name: str = "auto", precision_name: str = "auto") -> Detector:
+    """The detector of a training's folder or of an exported file; see prediction.inspect for its use.
 
     Args:
         device_name: auto, cuda or cpu.
@@ -286,6 +286,7 @@ def load_detector(path: Path, device_name: str, precision_name: str) -> Detector
     Raises:
         UserError: see load_model, resolve_device, resolve_precision and load_exported.
     """
+    path = Path(path)
     if path.suffix in SUFFIXES.values() and not path.is_dir():
         return load_exported(path, device_name, precision_name)
     device = resolve_device(device_name)

@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,12 +14,47 @@ from PIL import Image
 from torch import Tensor
 
 from efficientad.data.datasets import Sample
-from efficientad.data.images import UnreadableImageError, decode_image, raise_if_unreadable, read_bytes
+from efficientad.data.images import (
+    UnreadableImageError,
+    decode_image,
+    raise_if_unreadable,
+    read_bytes,
+    read_image,
+    to_upright_rgb,
+)
 from efficientad.data.transforms import to_square
+from efficientad.detector.calibration import choose_threshold
 from efficientad.detector.networks import anomaly_score
 from efficientad.inference.detectors import Detector
+from efficientad.inference.maps import resize_map
 from efficientad.system.errors import UserError
 from efficientad.system.parallel import parallel_map
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A detector's answer for one image."""
+
+    score: float  # of the map, float32; see networks.anomaly_score
+    is_anomalous: bool
+    threshold: float
+    anomaly_map: np.ndarray  # float32, height x width of the upright image, 0-255 scale
+
+
+def inspect(detector: Detector, image: str | Path | Image.Image, threshold: float | None = None) -> Inspection:
+    """Score one image as predict does.
+
+    Args:
+        image: a file, or an image of any mode.
+        threshold: None for the detector's own.
+
+    Raises:
+        UnreadableImageError: the file cannot be read.
+    """
+    rgb = to_upright_rgb(image) if isinstance(image, Image.Image) else read_image(Path(image))
+    maps = detector(to_square(rgb, detector.image_size)[None]).cpu()
+    score, (threshold, _) = anomaly_score(maps).item(), choose_threshold(threshold, detector.calibration)
+    return Inspection(score, score > threshold, threshold, resize_map(maps[0, 0].numpy(), *rgb.size))
 
 
 @dataclass(frozen=True)

@@ -189,8 +189,8 @@ def add_threshold_argument(group: argparse._ArgumentGroup) -> None:
         default="auto",
         metavar="X",
         help="an image is called anomalous when its score is above it; auto: the one that train.py calibrated on "
-        "held-out good images. Scores start at 0; 0.5%% of the pixels of those images exceed 25.5 in each map "
-        "that is averaged (default: %(default)s)",
+        "held-out good images. Scores start at 0, 25.5 is what 0.5%% of the pixels of good images exceed "
+        "(default: %(default)s)",
     )
 
 
