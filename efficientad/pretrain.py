@@ -1,6 +1,7 @@
 """Pretrain an EfficientAD teacher: a PDN that predicts the features of an ImageNet network (arXiv 2303.14535)."""
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 
 from efficientad.system import arguments
@@ -172,9 +173,14 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from efficientad.system.distributed import process_group
+    from efficientad.system.distributed import process_group, wait_for_ranks
+    from efficientad.system.runs import lock_output
 
-    with process_group(args.device) as (rank, ranks):
+    with (
+        process_group(args.device) as (rank, ranks),
+        nullcontext() if rank else lock_output(args.output, "--output"),
+    ):
+        wait_for_ranks()  # so that the first one has the lock, or fails alone
         pretrain(args, rank, ranks)
 
 

@@ -41,7 +41,7 @@ def lock_folder(folder: Path, flag: str = "--output_dir") -> Iterator[None]:
 @contextmanager
 def lock_output(output: Path, flag: str) -> Iterator[None]:
     """Keep other runs from writing `output`, a file or a folder that need not exist; otherwise as lock_folder."""
-    with _existing(output.parent), _lock(output.with_name(f".{output.name}{LOCK_FILE}"), output, flag):
+    with _existing(output.parent), _lock(output.parent / f".{output.name}{LOCK_FILE}", output, flag):
         yield
 
 
