@@ -1,4 +1,4 @@
-"""Export a trained detector to one file for ONNX Runtime, OpenVINO or torch, and check that it answers the same."""
+"""Export a detector to a file for ONNX Runtime, OpenVINO or torch, if it answers as the original does there."""
 
 import argparse
 from pathlib import Path
@@ -13,23 +13,29 @@ CALIBRATION_IMAGES = 48
 
 def get_parser() -> argparse.ArgumentParser:
     offered = "; ".join(f"{name}: {', '.join(precisions)}" for name, precisions in PRECISIONS.items())
-    parser = argparse.ArgumentParser(prog="python -m efficientad.export", description=__doc__)
-    group = parser.add_argument_group("export")
-    group.add_argument(
-        "-w", "--weights_dir", type=Path, required=True, metavar="DIR", help="folder of the training"
+    parser = argparse.ArgumentParser(
+        prog="python -m efficientad.export",
+        description=__doc__,
+        epilog="The file takes uint8 RGB images N x S x S x 3 and returns anomaly_map N x S x S and score N, both "
+        "float32; threshold, size S and versions are in its metadata. It is written only if it answers as torch "
+        "does, within the bounds that are printed. eval.py and predict take it as --weights_dir.",
     )
+    group = parser.add_argument_group("export")
+    group.add_argument("-w", "--weights_dir", type=Path, required=True, metavar="DIR", help="folder of a training")
     group.add_argument(
         "--format",
         choices=PRECISIONS,
         default="onnx",
         help="onnx: an .onnx file; openvino: an .xml file with its .bin; torch: a .pt2 program of torch.export "
-        "(default: %(default)s)",
+        "(open one only from someone you trust). pip install onnx onnxscript onnxruntime; for openvino, openvino, "
+        "too (default: %(default)s)",
     )
     group.add_argument(
         "--precision",
         choices=("fp32", "fp16", "bf16", "int8"),
         default="fp32",
-        help=f"of the networks' arithmetic; {offered} (default: %(default)s)",
+        help=f"of the networks' arithmetic; {offered}. fp16 is for GPUs, bf16 for processors that have it "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "-o",
@@ -38,7 +44,7 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="the file (default: detector.onnx, .xml or .pt2 in the training's folder)",
     )
-    group.add_argument("--overwrite", action="store_true", help="replace the file if it is there (default: refuse)")
+    group.add_argument("--overwrite", action="store_true", help="replace an existing file (default: refuse)")
     group = parser.add_argument_group("check")
     group.add_argument(
         "--images",
@@ -46,8 +52,8 @@ def get_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="PATH",
-        help="folders or tar files of good images, to compare with torch on and to calibrate int8 with "
-        f"(default: the training's own); {PARITY_IMAGES} and {CALIBRATION_IMAGES} of them are taken",
+        help=f"folders or tar files of good images: up to {PARITY_IMAGES} to compare with torch on, up to "
+        f"{CALIBRATION_IMAGES} others to calibrate int8 with (default: the training's own)",
     )
     arguments.add_workers_argument(group)
     return parser

@@ -1,4 +1,4 @@
-"""Score new images with a trained detector: decisions, anomaly maps, anomalous regions; or watch a folder."""
+"""Score new images, or watch a folder for them: decisions, anomaly maps, anomalous regions."""
 
 import argparse
 from dataclasses import fields
@@ -12,8 +12,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m efficientad.predict",
         description=__doc__,
-        epilog="Exit status: 0 no image is anomalous, 1 some are, 2 an error, unreadable images included; with "
-        "--watch 0 once it is stopped by Ctrl-C or SIGTERM.",
+        epilog="scores.csv has the path, score, threshold, decision (1: anomalous), milliseconds, size and time of "
+        "each image. Exit status: 0 no image is anomalous, 1 some are, 2 an error; unreadable images are an error, "
+        "too, but the others have their results. With --watch it is 0 after Ctrl-C or SIGTERM.",
     )
     group = parser.add_argument_group("model")
     group.add_argument(
@@ -22,7 +23,7 @@ def get_parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="PATH",
-        help="folder of the training, or a file of efficientad.export",
+        help="folder of a training, or a file of efficientad.export",
     )
     arguments.add_threshold_argument(group)
     group = parser.add_argument_group("images")
@@ -38,7 +39,10 @@ def get_parser() -> argparse.ArgumentParser:
         "--watch",
         type=Path,
         metavar="DIR",
-        help="score images as they appear in this folder, until stopped; what scores.csv has is not done again",
+        help="score images as they appear in this folder, at any depth, until stopped: once a file has not changed "
+        "for half a second, and again when it changes, as a new line of scores.csv. (A file that is rewritten in "
+        "place is noticed after 2 seconds, or later where there are so many files that looking at each takes "
+        "long.) Needs an output folder of its own; after a restart its scores.csv continues",
     )
     arguments.add_batch_argument(group)
     arguments.add_machine_arguments(parser)
@@ -56,15 +60,16 @@ def get_parser() -> argparse.ArgumentParser:
         "--map_format",
         choices=("none", "tiff", "jpg", "overlay"),
         default="none",
-        help="tiff: float32 maps at each image's size; jpg: the image beside a heat map; overlay: the heat map on "
-        "the image (default: %(default)s)",
+        help="in maps/; tiff: float32 maps at each image's size; jpg: the image beside a heat map, green at the "
+        "threshold, red far above it; overlay: the heat map on the image (default: %(default)s)",
     )
     group.add_argument(
         "--save_regions",
         action="store_true",
-        help="write the anomalous regions as COCO annotations: regions.json, or with --watch a file for each image",
+        help="write the connected pixels above the threshold, however few, as COCO annotations with score, box and "
+        "mask: regions.json, or with --watch regions/<image>.json",
     )
-    group.add_argument("--print", action="store_true", dest="print_each", help="a line for each image")
+    group.add_argument("--print", action="store_true", dest="print_each", help="print a line for each image")
     return parser
 
 

@@ -69,7 +69,7 @@ def find_good_images(given: Sequence[Path], weights_dir: Path) -> list[StoredIma
 
 
 def choose_images(stored: Sequence[StoredImage], compared: int, calibrated: int) -> ChosenImages:
-    """At most so many of the images for each purpose, evenly over all."""
+    """At most `compared` and `calibrated` of the images, each spread evenly over all."""
     to_compare = _spread(stored, compared)
     kept = set(to_compare)
     others = [image for image in stored if image not in kept]
@@ -93,10 +93,8 @@ def read_images(chosen: ChosenImages, size: int, workers: int) -> CheckImages:
     pixels = list(tqdm(parallel_map(read, wanted, workers), "Reading images", len(wanted), unit="image"))
     raise_if_unreadable([problem for problem in pixels if isinstance(problem, str)])
     count = len(chosen.to_compare)
-    to_calibrate = (
-        torch.stack(pixels[count:]) if pixels[count:] else torch.empty((0, 3, size, size), dtype=torch.uint8)
-    )
-    return CheckImages(torch.stack(pixels[:count]), to_calibrate.permute(0, 2, 3, 1).contiguous().numpy())
+    together = torch.stack(pixels)
+    return CheckImages(together[:count], together[count:].permute(0, 2, 3, 1).contiguous().numpy())
 
 
 def _spread(items: Sequence[_Item], count: int) -> list[_Item]:
@@ -140,7 +138,7 @@ class Parity:
     images: int
 
     def keeps(self, bound: Bound) -> bool:
-        """Whether nothing is beyond the bound; a difference that is not finite is."""
+        """Whether no difference exceeds the bound; one that is not finite does."""
         means = self.maps.relative_mean <= bound.mean and self.scores.relative_mean <= bound.mean
         return means and self.scores.relative_largest <= bound.score
 

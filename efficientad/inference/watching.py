@@ -1,4 +1,4 @@
-"""A folder that images appear in: which of them are complete and new, and how long they had to wait."""
+"""Watch a folder for complete new images, and measure how long each waits for its result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Torch files: read without running code, written whole or not at all, compared with the run that goes on."""
+"""Torch files: read without running code, written whole or not at all, compared with the run to resume."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from efficientad.system.files import atomic_file
 
 
 def read_torch_file(path: Path) -> Any:
-    """torch.load on the CPU that never runs code from the file, with a line for each way to fail.
+    """torch.load on the CPU, without running code from the file, with a one-line message for each way to fail.
 
     Raises:
         UserError: no such file, no torch file, damaged, compressed, or with pickled code.
@@ -41,7 +41,7 @@ def read_torch_file(path: Path) -> Any:
 
 
 def _refuse_inflated(path: Path) -> None:
-    """torch never compresses: what claims to hold more than the file has would only fill the memory."""
+    """torch never compresses: a file that claims to hold more than its size would only fill the memory."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             claimed = sum(entry.file_size for entry in archive.infolist())
@@ -63,7 +63,7 @@ def require_weights(state: object, path: Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not state:
         raise UserError(f"{path} holds no state_dict of a network")
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
-        raise UserError(f"{path} holds no state_dict of a network, but other things")
+        raise UserError(f"{path} holds no state_dict of a network, but something else")
     for key, tensor in state.items():
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.is_floating_point()
         if not plain:
@@ -82,12 +82,12 @@ def write_atomically(contents: Any, path: Path) -> None:
 
 
 def read_state(path: Path, kind: str, part: str, settings: Mapping[str, Any]) -> dict:
-    """What write_atomically saved of an interrupted run: a dict with a Mapping "settings" and the key `part`.
+    """The state of an interrupted run that write_atomically saved: a dict with "settings" and the key `part`.
 
     Args:
         kind: for people, as in "a training".
         part: a key that every state of that kind has.
-        settings: of the run that is to go on; all must be as they were. Compared as text.
+        settings: of the run that resumes; all must be as they were. Compared as text.
 
     Raises:
         UserError: no such state, damaged, or made with other settings, which are named.
@@ -107,7 +107,7 @@ def read_state(path: Path, kind: str, part: str, settings: Mapping[str, Any]) ->
 
 
 def compare_images(then: Mapping[str, str], now: Mapping[str, str], path: Path) -> None:
-    """Raise a UserError unless both are the same images.
+    """Raise a UserError unless the images are the same.
 
     Args:
         then, now: digests by name.
@@ -120,5 +120,5 @@ def compare_images(then: Mapping[str, str], now: Mapping[str, str], path: Path) 
         more = f" and {len(changed) - 1} more differences" if len(changed) > 1 else ""
         raise UserError(
             f"{path} was made with other images: {changed[0]}{more}; "
-            "bring them back, or add --overwrite and begin anew"
+            "bring them back, or start again with --overwrite"
         )

@@ -1,4 +1,4 @@
-"""The calibrated threshold: its rate on new good images, what it rests on, and what one wrong image does to it."""
+"""The calibrated threshold: its rate on new good images, its basis, and the effect of one wrong image."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_enough_scores_give_the_conformal_one():
 
 
 def test_the_score_that_is_the_threshold_is_not_above_it():
-    """Nor above the number that is printed, stored with nine digits, or held against float32 scores."""
+    """Nor above the number as it is printed, stored with nine digits, or compared in float32."""
     rng = np.random.default_rng(1)
     for _ in range(100):
         scores = rng.gamma(9, 4, 199).astype(np.float32)

@@ -173,7 +173,7 @@ def test_images_that_the_training_skipped_are_left_out(weights, tmp_path, monkey
     assert "decisions agree" in capsys.readouterr().out
 
 
-def test_wrong_commands_are_told(weights, tmp_path, monkeypatch, capsys):
+def test_wrong_commands_are_refused(weights, tmp_path, monkeypatch, capsys):
     def error(*words):
         return fail(monkeypatch, capsys, export, "-w", weights, *words)
 
@@ -192,7 +192,7 @@ def test_wrong_commands_are_told(weights, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", ["onnx", "openvino", "torch"])
-def test_damaged_exports_are_told(tmp_path, monkeypatch, capsys, name):
+def test_damaged_exports_are_reported(tmp_path, monkeypatch, capsys, name):
     skip_without(name)
     path = tmp_path / f"d{SUFFIXES[name]}"
     fill_folder(tmp_path / "in", 1)
@@ -248,7 +248,7 @@ def test_the_real_networks_export(tmp_path):
 
 
 def test_int8_sees_what_the_exact_detector_sees(tmp_path):
-    """A student near its teacher, as a trained one is: what rounding adds must be small beside what is left.
+    """A student near its teacher, as a trained one is: rounding errors must be small beside what is left.
 
     The first convolutions are left exact for that.
     """

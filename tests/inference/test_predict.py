@@ -1,4 +1,4 @@
-"""Scoring new images: which are found, what is written, how the command ends."""
+"""Scoring new images: inputs, files written, exit status."""
 
 import csv
 import json
@@ -108,7 +108,7 @@ def test_folders_files_and_patterns(parts, tmp_path, monkeypatch):
     assert names("[1].png") == ["[1].png"]
 
 
-def test_wrong_inputs_are_told(weights, parts, tmp_path, monkeypatch, capsys):
+def test_wrong_inputs_are_reported(weights, parts, tmp_path, monkeypatch, capsys):
     def error(*words):
         return fail(monkeypatch, capsys, predict, "-w", weights, "-o", tmp_path / "out", *words)
 
@@ -134,7 +134,7 @@ def test_threshold_of_the_model(weights, parts, tmp_path, tiny_model, capsys):
     tiny_model.calibration = None
     save_model(tiny_model, weights / "model.pt", {})
     run(*words, "-T", "auto")
-    assert "Threshold 80 (the usual one: this model has no calibration)" in capsys.readouterr().out
+    assert "Threshold 80 (default: this model has no calibration)" in capsys.readouterr().out
 
 
 def test_maps_and_running_again(weights, parts, tmp_path):
@@ -150,7 +150,7 @@ def test_maps_and_running_again(weights, parts, tmp_path):
     run("-w", weights, "-i", parts / "b", "-o", out, "-f", "overlay")
     with Image.open(out / "maps" / "000.jpg.jpg") as image:
         assert image.size == (60, 40)
-    run("-w", weights, "-i", tmp_path, "-o", out)  # the output folder stands in the input folder
+    run("-w", weights, "-i", tmp_path, "-o", out)  # the output folder is in the input folder
     assert len(read_scores(out)) == 5 and (out / "maps" / "mine.txt").exists()
 
 

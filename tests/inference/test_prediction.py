@@ -70,10 +70,10 @@ def test_all_unreadable_images_are_named(tiny_model, samples):
         predict_all(tiny_model, samples, 1)
 
 
-def test_unreadable_images_can_be_passed_over(tiny_model, samples):
+def test_unreadable_images_can_be_skipped(tiny_model, samples):
     samples[1].path.write_text("text")
     problems = []
-    predictions = predict_all(tiny_model, samples, 3, pass_over=problems.append)
+    predictions = predict_all(tiny_model, samples, 3, on_unreadable=problems.append)
     assert [p.sample for p in predictions] == [samples[0], *samples[2:]]
     assert len(problems) == 1 and str(samples[1].path) in str(problems[0])
 

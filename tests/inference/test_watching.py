@@ -1,4 +1,4 @@
-"""A watched folder: complete files only, once each, whatever else is thrown in."""
+"""A watched folder: complete files only, once each."""
 
 import csv
 import io
@@ -97,7 +97,7 @@ def calls(monkeypatch):
 
 @pytest.fixture
 def lots(tmp_path, clock):
-    """20 folders of 30 files each, which a watcher has seen and found quiet."""
+    """20 folders of 30 files each, already scanned by a watcher."""
     for number in range(20):
         (tmp_path / "in" / f"lot{number}").mkdir(parents=True)
         for name in range(30):
@@ -206,7 +206,7 @@ def test_a_folder_that_cannot_be_listed_is_reported_once_and_stops_nothing(tmp_p
 
 
 def test_a_clock_that_is_ahead_delays_a_file_but_does_not_lose_it(tmp_path, clock):
-    """As on a network share; the file then has to keep still under the watcher's eyes."""
+    """As on a network share; the file then has to stay the same between scans."""
     watcher = FolderWatcher(tmp_path, tmp_path / "out", {})
     clock.write(tmp_path / "a.png", b"1", age=-3600)
     assert watcher.scan() == []
@@ -275,7 +275,7 @@ def folder(tmp_path, tiny_model):
 def test_watch_a_folder(folder):
     watch = Watch(folder, "--save_regions", "-f", "tiff")
     try:
-        watch.wait_for(lambda: watch.names() == ["000.png"])  # what is there at the start
+        watch.wait_for(lambda: watch.names() == ["000.png"])  # there at the start
         data = png_bytes(1)
         (folder / "moved.part").write_bytes(data)
         os.replace(folder / "moved.part", folder / "in" / "moved.png")
