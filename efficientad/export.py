@@ -27,8 +27,8 @@ def get_parser() -> argparse.ArgumentParser:
         choices=PRECISIONS,
         default="onnx",
         help="onnx: an .onnx file; openvino: an .xml file with its .bin; torch: a .pt2 program of torch.export "
-        "(open one only from someone you trust). pip install onnx onnxscript onnxruntime; for openvino, openvino, "
-        "too (default: %(default)s)",
+        "(open one only from someone you trust). Needs pip install onnx onnxscript onnxruntime, and for openvino "
+        "openvino, too (default: %(default)s)",
     )
     group.add_argument(
         "--precision",
