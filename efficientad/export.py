@@ -75,8 +75,7 @@ def main(args: argparse.Namespace) -> None:
         model = load_model(args.weights_dir, torch.device("cpu"))
         stored = export_check.find_good_images(args.images, args.weights_dir)
         calibrated = CALIBRATION_IMAGES if args.precision == "int8" else 0
-        chosen = export_check.choose_images(stored, PARITY_IMAGES, calibrated)
-        images = export_check.read_images(chosen, model.image_size, args.num_workers)
+        images = export_check.read_images(stored, PARITY_IMAGES, calibrated, model.image_size, args.num_workers)
         print(f"Exporting {args.weights_dir} ({model.model_size}) as {args.format} in {args.precision}", flush=True)
         metadata = exporting.describe(model, args.precision)
         exporting.write_export(args.format, model, metadata, part, images.to_calibrate)

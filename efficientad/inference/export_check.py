@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,20 +26,11 @@ from efficientad.system.parallel import parallel_map
 _BATCH_SIZE = 5
 # Differences are relative to the value, or to this if it is lower.
 _FLOOR = 0.1 * MAP_SCALE
-_Item = TypeVar("_Item")
-
-
-@dataclass(frozen=True)
-class ChosenImages:
-    """Images to compare on, and others to calibrate int8 with; the same ones if there are few."""
-
-    to_compare: list[StoredImage]
-    to_calibrate: list[StoredImage]
 
 
 @dataclass(frozen=True)
 class CheckImages:
-    """The same, decoded."""
+    """Images to compare on, and others to calibrate int8 with; the same ones if there are few."""
 
     to_compare: Tensor  # uint8, N x 3 x S x S
     to_calibrate: np.ndarray  # uint8, N x S x S x 3
@@ -68,16 +58,10 @@ def find_good_images(given: Sequence[Path], weights_dir: Path) -> list[StoredIma
     return [StoredImage(path) for path in (*split.validation, *split.train)]
 
 
-def choose_images(stored: Sequence[StoredImage], compared: int, calibrated: int) -> ChosenImages:
-    """At most `compared` and `calibrated` of the images, each spread evenly over all."""
-    to_compare = _spread(stored, compared)
-    kept = set(to_compare)
-    others = [image for image in stored if image not in kept]
-    return ChosenImages(to_compare, _spread(others or stored, calibrated))
-
-
-def read_images(chosen: ChosenImages, size: int, workers: int) -> CheckImages:
-    """Decode the images as squares of `size` pixels.
+def read_images(
+    stored: Sequence[StoredImage], compared: int, calibrated: int, size: int, workers: int
+) -> CheckImages:
+    """Decode at most `compared` and `calibrated` of the images, each spread evenly over all.
 
     Raises:
         UserError: naming every unreadable image.
@@ -89,15 +73,17 @@ def read_images(chosen: ChosenImages, size: int, workers: int) -> CheckImages:
         except UnreadableImageError as error:
             return str(error)
 
-    wanted = [*chosen.to_compare, *chosen.to_calibrate]
-    pixels = list(tqdm(parallel_map(read, wanted, workers), "Reading images", len(wanted), unit="image"))
+    to_compare = _spread(stored, compared)
+    kept = set(to_compare)
+    to_calibrate = _spread([image for image in stored if image not in kept] or stored, calibrated)
+    chosen = [*to_compare, *to_calibrate]
+    pixels = list(tqdm(parallel_map(read, chosen, workers), "Reading images", len(chosen), unit="image"))
     raise_if_unreadable([problem for problem in pixels if isinstance(problem, str)])
-    count = len(chosen.to_compare)
-    together = torch.stack(pixels)
+    together, count = torch.stack(pixels), len(to_compare)
     return CheckImages(together[:count], together[count:].permute(0, 2, 3, 1).contiguous().numpy())
 
 
-def _spread(items: Sequence[_Item], count: int) -> list[_Item]:
+def _spread(items: Sequence[StoredImage], count: int) -> list[StoredImage]:
     count = min(count, len(items))
     return [items[index * len(items) // count] for index in range(count)]
 
