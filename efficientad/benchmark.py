@@ -1,4 +1,4 @@
-"""Measure training, inference and evaluation on this machine, beside the plain version of the same work."""
+"""Measure training, inference, exports and evaluation on this machine, against a plain version of the same work."""
 
 import argparse
 from pathlib import Path
@@ -13,8 +13,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m efficientad.benchmark",
         description=__doc__,
-        epilog="The plain version computes in fp32, without caches, as the paper writes the method down. Both take "
-        "turns, so that their ratio holds on a busy machine, too.",
+        epilog="The plain version computes in fp32, without caches, as the paper describes the method. Both take "
+        "turns, so that their ratio holds on a busy machine, too. Training is measured without a penalty, exports "
+        'where their packages are installed. "of matrix rate" is the share of the FLOP/s of matrix products.',
     )
     group = parser.add_argument_group("benchmark")
     arguments.add_model_size_argument(group, "of the networks (default: %(default)s)")
@@ -23,10 +24,13 @@ def get_parser() -> argparse.ArgumentParser:
         type=arguments.positive_float,
         default=5.0,
         metavar="X",
-        help="for each measurement; what takes no longer than that is run more often (default: %(default)s)",
+        help="for each measurement; more is steadier. Work that takes more than three times as long runs once "
+        "(default: %(default)s)",
     )
     group.add_argument("--json", type=Path, metavar="FILE", help="also write the table as JSON")
-    group.add_argument("--profile", action="store_true", help="also print where the time of a step goes")
+    group.add_argument(
+        "--profile", action="store_true", help="also print the operations that take most of the time"
+    )
     arguments.add_machine_arguments(parser)
     return parser
 

@@ -1,4 +1,4 @@
-"""What is measured, and how: time side by side, peak memory, operations, and the rows of the table."""
+"""The measurements: time side by side, peak memory, operations, and the rows of the table."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _MOST_RUNS = 1000
 
 
 def time_side_by_side(works: list[Callable[[], object]], seconds: float, device: torch.device) -> list[float]:
-    """Median seconds of each work; they take turns, so that whatever else the machine does slows all alike.
+    """Median seconds of each work; they take turns, so that other load on the machine slows all alike.
 
-    Each runs once to warm up and then at least once more, until about `seconds` have passed for it. Where the
-    first runs took much longer than that, they are taken as they are: a warm-up matters little to them.
+    Each runs once to warm up and then at least once more, until about `seconds` have passed for it. First runs
+    that took much longer than that count themselves: a warm-up matters little to them.
     """
     times = [[_time(work, device)] for work in works]
     if sum(map(sum, times)) > LONG_RUN * seconds * len(works):
@@ -53,14 +53,14 @@ def _wait(device: torch.device) -> None:
 
 
 def count_flops(work: Callable[[], object]) -> int:
-    """Floating-point operations of the convolutions and matrix products of one run, a multiply-add being two."""
+    """Floating-point operations in the convolutions and matrix products of one run; a multiply-add is two."""
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
 
 
 def matrix_rate(device: torch.device, precision: str, seconds: float) -> float:
-    """FLOP/s of a large square matrix product in this precision: what the machine can be brought to do."""
+    """FLOP/s of a large square matrix product in this precision: what the machine can reach."""
     side = _MATRIX_SIDE[device.type]
     left, right = (torch.randn(side, side, device=device).to(_MATRIX_DTYPES[precision]) for _ in range(2))
     (took,) = time_side_by_side([lambda: left @ right], seconds, device)
@@ -68,7 +68,7 @@ def matrix_rate(device: torch.device, precision: str, seconds: float) -> float:
 
 
 def peak_memory_of(work: Callable[[], object], device: torch.device) -> float | None:
-    """Most gigabytes in use during one run: of the GPU, or of this process; None where the system does not tell."""
+    """Peak memory of one run in gigabytes, of the GPU or of this process; None if the system does not report it."""
     clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -76,7 +76,7 @@ def peak_memory_of(work: Callable[[], object], device: torch.device) -> float | 
         return torch.cuda.max_memory_allocated(device) / 1e9
     try:
         release_freed_memory()
-        clear.write_text("5")  # forgets the peak so far
+        clear.write_text("5")  # resets the peak
     except OSError:
         work()
         return None
@@ -87,13 +87,13 @@ def peak_memory_of(work: Callable[[], object], device: torch.device) -> float | 
 
 TRAINING_BATCHES = (1, 4, 10, 16, 32)
 INFERENCE_BATCHES = (1, 16)
-LONGEST_PLAIN_STEP = 40.0  # seconds; a batch that would take longer is not tried in the plain version
-PHOTO_SIZE = (1024, 768)  # of the images that are read and written
+LONGEST_PLAIN_STEP = 40.0  # seconds; longer ones are not measured
+PHOTO_SIZE = (1024, 768)  # of the images read and written
 FEWEST_PHOTOS, MOST_PHOTOS = 16, 512
 
 
 def list_tasks() -> list[tuple[Callable[..., list[dict]], int]]:
-    """What the benchmark measures: functions of (workloads, batch size, seconds, matrix rate) and batch sizes."""
+    """The measurements: functions of (workloads, batch size, seconds, matrix rate), and their batch sizes."""
     return [
         *((measure_training, size) for size in TRAINING_BATCHES),
         *((measure_inference, size) for size in INFERENCE_BATCHES),
@@ -104,8 +104,7 @@ def list_tasks() -> list[tuple[Callable[..., list[dict]], int]]:
 
 
 def measure_training(loads, batch_size: int, seconds: float, rate: float) -> list[dict]:
-    """A training step without penalty, the teacher's plain answers kept; against two passes of both networks."""
-
+    """A training step without penalty and with cached teacher features; against two passes of both networks."""
     step, plain_step = loads.training_steps(batch_size)
     memory = peak_memory_of(step, loads.device)
     steps = [step]
@@ -119,8 +118,7 @@ def measure_training(loads, batch_size: int, seconds: float, rate: float) -> lis
 
 
 def measure_inference(loads, batch_size: int, seconds: float, rate: float) -> list[dict]:
-    """From uint8 images on the host to maps and scores on the host, with the memory alone: train.py's default."""
-
+    """From uint8 images on the host to maps and scores on the host, with a memory alone: train.py's default."""
     run, plain_run = loads.inference_runs(batch_size)
     memory = peak_memory_of(run, loads.device)
     took = time_side_by_side([run, plain_run], seconds, loads.device)
@@ -134,8 +132,7 @@ def measure_inference(loads, batch_size: int, seconds: float, rate: float) -> li
 
 
 def measure_student_inference(loads, batch_size: int, seconds: float, rate: float) -> list[dict]:
-    """The same of the paper's detector, with student and autoencoder."""
-
+    """The same for the paper's detector, with student and autoencoder."""
     run, plain_run = loads.inference_runs(batch_size, with_student=True)
     memory = peak_memory_of(run, loads.device)
     took = time_side_by_side([run, plain_run], seconds, loads.device)
@@ -145,7 +142,7 @@ def measure_student_inference(loads, batch_size: int, seconds: float, rate: floa
 
 
 def measure_exports(loads, batch_size: int, seconds: float, rate: float) -> list[dict]:
-    """Latency of the exports whose packages are installed; they take turns with the plain version."""
+    """Latency of the exports whose packages are installed, in turns with the plain version."""
     with tempfile.TemporaryDirectory() as folder:
         runs = loads.exported_runs(Path(folder), batch_size)
         _, plain_run = loads.inference_runs(batch_size)
@@ -158,7 +155,7 @@ def measure_exports(loads, batch_size: int, seconds: float, rate: float) -> list
 
 
 def measure_files(loads, batch_size: int, seconds: float, rate: float) -> list[dict]:
-    """Reading, writing and the whole of eval.py's work on JPEG photographs, and its share of the network's rate."""
+    """Reading, writing and all of eval.py's work on JPEG photographs, and its share of the network's rate."""
     run, _ = loads.inference_runs(batch_size)
     (network,) = time_side_by_side([run], seconds, loads.device)
     count = round(min(MOST_PHOTOS, max(FEWEST_PHOTOS, seconds * batch_size / network)))
@@ -178,12 +175,12 @@ def measure_files(loads, batch_size: int, seconds: float, rate: float) -> list[d
 def make_row(
     task: str, unit: str, count: int, took: list[float], ideal: float | None, memory: float | None
 ) -> dict:
-    """A line of the table.
+    """A row of the table.
 
     Args:
         count: images in one run.
-        took: seconds of a run, and of the plain version's where that was measured.
-        ideal: seconds that its arithmetic takes at the matrix rate.
+        took: seconds of a run, and of the plain version's if it was measured.
+        ideal: seconds of its arithmetic at the matrix rate.
         memory: gigabytes.
     """
     return {

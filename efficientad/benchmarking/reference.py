@@ -1,4 +1,4 @@
-"""The plain version of the method, which the toolkit is held against: fp32, NCHW, whole passes, sorting."""
+"""A plain version of the method to compare the toolkit with: fp32, NCHW, whole passes, sorting."""
 
 import math
 
@@ -46,7 +46,7 @@ def raw_maps(model, images):
 
 
 def memory_map(teacher, memory, weights):
-    """To each average of 2 x 2 features the weighted distance of the nearest patch, between them bilinear."""
+    """The weighted distance of each average of 2 x 2 features to the nearest patch, interpolated bilinearly."""
     count, channels, height, width = teacher.shape
     averages = teacher.reshape(count, channels, height // 2, 2, width // 2, 2).mean(dim=(3, 5))
     distances = torch.cdist(averages.permute(0, 2, 3, 1).reshape(-1, channels).double(), memory.double())
@@ -82,7 +82,7 @@ def scores(anomaly_maps):
 
 
 def paper_target(layers):
-    """The paper's 384 channels of layers that have the same grid, before their normalization."""
+    """The paper's 384 channels, before normalization, of layers with the same grid."""
     pooled = []
     for layer in layers:
         patches = F.unfold(layer, 3, padding=1)  # N x C*9 x positions

@@ -1,4 +1,4 @@
-"""What the benchmark runs: the toolkit's own steps on made-up images, and the plain version of each."""
+"""The work that is measured: the toolkit's own steps on made-up images, and the plain version of each."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ Work = Callable[[], object]
 
 
 class Workloads:
-    """One model on one machine, beside a copy of it that the plain version works with."""
+    """One model on one machine, and a copy of it for the plain version."""
 
     def __init__(self, model: EfficientAD, device: torch.device, precision: str, workers: int) -> None:
         self.device, self.precision, self.workers = device, precision, workers
-        self.plain_seconds_per_image = 0.0  # of a training step, as far as known
+        self.plain_seconds_per_image = 0.0  # of a training step; 0 until it is measured
         self._alone = _with_memory_alone(model)  # as train.py leaves it by default
         self._plain_alone = copy.deepcopy(self._alone).to(device)
         self._alone.to(device, memory_format=torch.channels_last)
@@ -48,17 +48,17 @@ class Workloads:
 
     @cached_property
     def training_flops(self) -> int:
-        """Of a training step, for each image."""
+        """FLOPs of a training step per image."""
         return count_flops(self.training_steps(1)[0])
 
     @cached_property
     def inference_flops(self) -> int:
-        """Of the detector with a memory alone, for each image."""
+        """FLOPs of the detector with a memory alone, per image."""
         return count_flops(self.inference_runs(1)[0])
 
     @cached_property
     def student_inference_flops(self) -> int:
-        """Of the detector with student and autoencoder, for each image."""
+        """FLOPs of the detector with student and autoencoder, per image."""
         return count_flops(self.inference_runs(1, with_student=True)[0])
 
     def training_steps(self, batch_size: int) -> tuple[Work, Work]:
@@ -67,7 +67,7 @@ class Workloads:
         with torch.no_grad():
             one = self._model.teacher_features(self._model.normalize(to_unit_range(pixels[:1])))
         answers = one.repeat(batch_size, 1, 1, 1)
-        learner = Learner(self._model, self._plan)  # one for each size of batch: it has one CUDA graph
+        learner = Learner(self._model, self._plan)  # one per batch size: it has one CUDA graph
         generator = torch.Generator().manual_seed(0)
         plain_images = (pixels / 255).contiguous()
 
@@ -86,10 +86,10 @@ class Workloads:
         return step, plain_step
 
     def inference_runs(self, batch_size: int, with_student: bool = False) -> tuple[Work, Work]:
-        """uint8 images on the host to maps and scores on the host, and the plain way.
+        """Work from uint8 images on the host to maps and scores on the host, and the plain version.
 
         Args:
-            with_student: of the paper's detector, with student and autoencoder, not of that with a memory alone.
+            with_student: for the paper's detector with student and autoencoder, instead of a memory alone.
         """
         pixels = self._pixels(batch_size)
         model, plain_model = (self._model, self._plain_model) if with_student else (self._alone, self._plain_alone)
@@ -108,7 +108,7 @@ class Workloads:
         return run, plain_run
 
     def exported_runs(self, folder: Path, batch_size: int) -> dict[str, Work]:
-        """For the model exported into `folder`, as inference_runs; only those whose packages are installed."""
+        """As inference_runs, for exports of the model in `folder` whose packages are installed."""
         pixels = self._pixels(batch_size)
         runs: dict[str, Work] = {}
         for name, precision in EXPORTS:
@@ -123,7 +123,7 @@ class Workloads:
         return runs
 
     def file_works(self, folder: Path, count: int, size: tuple[int, int], batch_size: int) -> dict[str, Work]:
-        """Work on `count` JPEG photographs, by name; they are drawn in `folder`, and maps go there, too."""
+        """Work on `count` JPEG photographs, by name; they are drawn in `folder`, where maps go, too."""
         photo = _draw_photo(size)
         photo.save(folder / "0.jpg", quality=95)
         data = (folder / "0.jpg").read_bytes()
@@ -167,7 +167,7 @@ class Workloads:
         }
 
     def profile(self, lines: int) -> str:
-        """Where a training step of batch size 4 and an inference of one image spend their time."""
+        """Tables of the operations in a training step of batch size 4 and in the inference of one image."""
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self.device.type == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -191,7 +191,7 @@ class Workloads:
 
 
 def _with_memory_alone(model: EfficientAD) -> EfficientAD:
-    """A detector without student and autoencoder, whose memory holds anything."""
+    """A detector without student and autoencoder, with a random memory."""
     alone = EfficientAD(model.model_size, model.image_size, has_student=False)
     alone.teacher.load_state_dict(model.teacher.state_dict())
     alone.memory = torch.randn(MEMORY_PATCHES, FEATURE_CHANNELS, generator=torch.Generator().manual_seed(2))
@@ -201,7 +201,7 @@ def _with_memory_alone(model: EfficientAD) -> EfficientAD:
 
 
 def _draw_photo(size: tuple[int, int]) -> Image.Image:
-    """Smooth shapes and some noise: neither as easy nor as hard for a JPEG as pure colour or pure noise."""
+    """Smooth shapes and some noise, as hard to compress as a photograph."""
     rng = np.random.default_rng(0)
     small = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
     smooth = np.asarray(Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)).astype(np.float32)

@@ -95,11 +95,7 @@ def leave_out_below(folder: Path, paths: Iterable[Path]) -> list[Path]:
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
-    """Decode an image file's bytes to upright 8-bit RGB, the same way whatever the file's mode is.
-
-    EXIF rotation is applied; transparency goes on black; gray is repeated in the three channels. 16-bit
-    values are divided by 257 and floats taken as [0, 1], both clipped: never stretched by the image's own
-    range, so that equal light gives equal pixels. Of an animation the first frame counts.
+    """Decode an image file's bytes; see to_upright_rgb. Of an animation the first frame counts.
 
     Raises:
         UnreadableImageError: not an image, damaged, or too large to be a photograph.
@@ -107,11 +103,21 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data)) as opened:
             opened.load()
-            return _to_rgb(ImageOps.exif_transpose(opened))
+            return to_upright_rgb(opened)
     except MemoryError:
         raise
     except Exception as error:  # Pillow's plugins raise almost any type on damaged files
         raise UnreadableImageError(name, failure_reason(error, empty=not data)) from error
+
+
+def to_upright_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as upright 8-bit RGB.
+
+    EXIF rotation is applied; transparency goes on black; gray is repeated in the three channels. 16-bit
+    values are divided by 257 and floats taken as [0, 1], both clipped: never stretched by the image's own
+    range, so that equal light gives equal pixels.
+    """
+    return _to_rgb(ImageOps.exif_transpose(image))
 
 
 def failure_reason(error: Exception, empty: bool) -> str:

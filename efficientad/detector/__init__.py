@@ -1,1 +1,1 @@
-"""The method: what is saved in model.pt."""
+"""The method: networks, calibration and model.pt."""

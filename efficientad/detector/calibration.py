@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Context, Decimal
 
 import numpy as np
 
-DEFAULT_THRESHOLD = 80.0  # for a detector without calibration: a habit of this method's users
+DEFAULT_THRESHOLD = 80.0  # without a calibration: what users of this method usually take
 FEWEST_SCORES = 4
 RATE_INTERVAL = 0.9  # probability that the true rate lies within Calibration.rate_interval
 _LEFT_OUT = 0.1  # of the scores, the highest: a defect among the good images must not set the threshold
 _TRIALS = 20_000
+_ROUND_UP = Context(prec=6, rounding=ROUND_CEILING)  # to the six digits that :g prints
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A threshold with what it rests on. Scores and threshold on the 0-255 scale of the maps, rates in [0, 1]."""
+    """A threshold and its basis. Scores and threshold on the 0-255 scale of the maps, rates in [0, 1]."""
 
     scores: tuple[float, ...]  # of the held-out good images, ascending
     target_fpr: float
     threshold: float
-    rate_interval: tuple[float, float]  # where the true false-positive rate lies, with RATE_INTERVAL
-    extrapolated: bool  # the target is below what so many scores can show, so a tail was fitted
+    rate_interval: tuple[float, float]  # holds the true false-positive rate with the probability RATE_INTERVAL
+    extrapolated: bool  # there are too few scores to show the target, so a tail was fitted
 
 
 def calibrate(scores: Sequence[float], target_fpr: float) -> Calibration:
@@ -31,17 +33,17 @@ def calibrate(scores: Sequence[float], target_fpr: float) -> Calibration:
     With n scores and n + 1 >= 1 / target_fpr it is one of the scores: the k-th smallest of n is exceeded by one
     more good image with probability 1 - k / (n + 1), whatever the distribution, and the true rate follows a beta
     distribution. A lower rate lies beyond the highest score and is extrapolated with an exponential tail. Good
-    images of boards and tiles kept the rate of that one, where a Gumbel or a normal tail promised too little, and
-    a tail on a logarithmic scale led to thresholds that find nothing. Location and scale are estimated without the
+    images of boards and tiles kept its rate, where a Gumbel or a normal tail gave thresholds that were too low,
+    and a tail on a logarithmic scale thresholds that find nothing. Location and scale are estimated without the
     highest tenth. How many scales out the threshold lies depends on n alone and comes from simulated samples: the
     true rate is as likely to be above the target as below it.
 
     Args:
-        scores: n >= FEWEST_SCORES finite scores of good images that no network has learnt from.
+        scores: n >= FEWEST_SCORES finite scores of good images that nothing was trained on.
         target_fpr: in (0, 1).
 
     Raises:
-        ValueError: too few scores, or a rate that is none.
+        ValueError: too few scores, or a rate out of range.
     """
     ordered = np.sort(np.asarray(scores, dtype=np.float64))
     count = len(ordered)
@@ -55,25 +57,27 @@ def calibrate(scores: Sequence[float], target_fpr: float) -> Calibration:
         threshold, interval = _extrapolated_threshold(ordered, target_fpr)
     else:
         threshold, interval = float(ordered[max(rank, 1) - 1]), _beta_interval(count + 1 - rank, rank)
-    threshold = float(f"{threshold:.6g}")  # as tables print it, so that a user can give the same to -T
+    # What tables print is the threshold itself, so that -T can repeat it; rounded up, so that the score it was
+    # taken from is not above it.
+    threshold = float(_ROUND_UP.create_decimal(Decimal(threshold)))
     return Calibration(tuple(ordered.tolist()), target_fpr, threshold, interval, extrapolated)
 
 
 def choose_threshold(given: float | None, calibration: Calibration | None) -> tuple[float, str]:
-    """The threshold to take, and where it comes from in words; `given` is None for the calibrated one."""
+    """The threshold to use, and its origin in words; `given` is None for the calibrated one."""
     if given is not None:
         return given, "given"
     if calibration is None:
-        return DEFAULT_THRESHOLD, "the usual one: this model has no calibration"
+        return DEFAULT_THRESHOLD, "default: this model has no calibration"
     return calibration.threshold, f"calibrated for {100 * calibration.target_fpr:g} % false positives"
 
 
 def describe_calibration(calibration: Calibration | None, held_out: int) -> str:
-    """A line or two for the user: the threshold, how sure it is, and on what it rests."""
+    """A line or two for the user: the threshold, its basis, and the range of its true rate."""
     if calibration is None:
         return (
             f"Threshold not calibrated: {held_out} held-out good images are too few, {FEWEST_SCORES} at least; "
-            f"eval.py will take {DEFAULT_THRESHOLD:g}"
+            f"eval.py and predict will use {DEFAULT_THRESHOLD:g}"
         )
     low, high = (100 * rate for rate in calibration.rate_interval)
     text = (
@@ -84,7 +88,7 @@ def describe_calibration(calibration: Calibration | None, held_out: int) -> str:
     if calibration.extrapolated:
         text += (
             f"\nNote: {held_out} images cannot show a rate below {100 / (held_out + 1):.2g} %, so the threshold is "
-            "extrapolated with an exponential tail; more good images make it surer"
+            "extrapolated with an exponential tail; more good images make it more certain"
         )
     return text
 

@@ -1,6 +1,6 @@
-"""Reading and writing detectors and teacher weights: one self-describing file, and what other tools leave.
+"""Read and write detectors and teacher weights: one self-describing file, or the six of other tools.
 
-Nothing here ever unpickles code: every file is read by torch_file.
+Nothing here ever unpickles code: every file is read by torch_files.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from efficientad.system.torch_files import read_torch_file, require_weights, wri
 MODEL_FILE = "model.pt"
 FORMAT = "efficientad-detector"
 FORMAT_VERSION = 3  # 2 had no memory and always a student; 1 had neither map_weights nor a calibration
-_LARGEST_IMAGE_SIZE = 2048  # a file that claims more is damaged, or wants the memory
+_LARGEST_IMAGE_SIZE = 2048  # a file that claims more is damaged, or made to fill the memory
 MOST_MEMORY_PATCHES = 200_000  # 154 MB in model.pt
 _SHIPPED_WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 _NETWORK_FILES = {name: f"{name}_final.pth" for name in ("teacher", "student", "autoencoder")}
@@ -44,7 +44,7 @@ def save_model(model: EfficientAD, path: Path, training: Mapping[str, Any]) -> N
     """Write the whole detector to `path`, which appears complete or not at all.
 
     Args:
-        training: plain numbers, strings and lists that tell how it was trained, for whoever reads it.
+        training: plain numbers, strings and lists that say how it was trained.
     """
     contents = {
         "format": FORMAT,
@@ -67,7 +67,7 @@ def save_model(model: EfficientAD, path: Path, training: Mapping[str, Any]) -> N
 
 
 def load_model(folder: Path, device: torch.device) -> EfficientAD:
-    """The detector that a training left in `folder`, in eval mode on `device`.
+    """The detector of a training's folder, in eval mode on `device`.
 
     Reads model.pt or, where there is none, the six files of other EfficientAD scripts.
 
@@ -92,7 +92,7 @@ def load_model(folder: Path, device: torch.device) -> EfficientAD:
 
 
 def read_training(folder: Path) -> dict[str, Any]:
-    """What model.pt in `folder` tells of its training; nothing where other scripts left their six files."""
+    """The facts of the training in model.pt of `folder`; empty for the six files of other scripts."""
     if not (folder / MODEL_FILE).is_file():
         return {}
     return dict(read_torch_file(folder / MODEL_FILE).get("training", {}))
@@ -111,8 +111,8 @@ def load_teacher_weights(model: EfficientAD, path: Path | None) -> Path:
         path = _SHIPPED_WEIGHTS / f"teacher_{model.model_size}.pth"
         if not path.is_file():
             raise UserError(
-                f"{path} is missing, so this copy of the toolkit is not complete; get the whole of it, or give "
-                "pretrained weights with --weights FILE"
+                f"{path} is missing, so this copy of the toolkit is incomplete; get it again, or name pretrained "
+                "weights with --weights FILE"
             )
     state = _sequential_keys(_read_state_dict(path), model.teacher)
     size = infer_model_size(state)
@@ -154,8 +154,8 @@ def _load_own(path: Path) -> EfficientAD:
         reason = textwrap.shorten(str(error), 200)
         raise UserError(f"{path} is damaged: no complete description of a detector ({reason})") from None
     if version < 3:
-        _add_what_was_not_there(state)
-        model.calibration = None  # its threshold was for the maximum of a map, not for the mean of the highest
+        _upgrade(state)
+        model.calibration = None  # its scores were maxima of maps, not means of the highest values
     _load_state(model, state, path, f"{model.model_size} detector")
     return model
 
@@ -172,12 +172,15 @@ def _build(model_size: str, image_size: int, has_student: bool = True, memory_pa
     return EfficientAD(model_size, image_size, has_student, memory_patches)
 
 
-def _add_what_was_not_there(state: dict[str, Tensor]) -> None:
-    """Bring the state_dict of a detector of version 1 or 2 to that of version 3, as far as it is one."""
+def _upgrade(state: dict[str, Tensor]) -> None:
+    """Turn the state_dict of a detector of version 1 or 2 into one of version 3."""
     state.setdefault("map_weights", torch.tensor((0.5, 0.5)))  # version 1 had none
     state["memory"], state["memory_weights"] = torch.zeros(0, FEATURE_CHANNELS), torch.zeros(0)
     for key, row in (("map_weights", torch.zeros(1)), ("quantiles", torch.tensor([UNFITTED_QUANTILES]))):
-        if key in state and state[key].shape == (2, *row.shape[1:]):  # else it is damaged, and refused later
+        if key in state and state[key].shape == (
+            2,
+            *row.shape[1:],
+        ):  # else it is damaged, which _load_state reports
             state[key] = torch.cat([state[key], row])
 
 

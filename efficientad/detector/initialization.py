@@ -1,4 +1,4 @@
-"""The first weights of a teacher, and its last layer solved for."""
+"""A network's first weights, and its last layer by ridge regression."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from efficientad.detector.checkpoint import load_teacher_weights, teacher_size
 from efficientad.detector.networks import EfficientAD
 from efficientad.system.errors import UserError
 
-_KEPT_ABOVE = 3.0  # standard deviations of a normalized feature: what lies lower is cut off, once in a thousand
+_KEPT_ABOVE = 3.0  # standard deviations of a normalized feature; one value in a thousand is lower, and cut off
 
 
 def initialize_network(network: nn.Sequential) -> None:
-    """He initialization, under which the variance neither grows nor shrinks from layer to layer; the last is zero.
+    """He initialization, which keeps the variance from layer to layer; the last layer is zero.
 
     Zero is the mean of the normalized features, the best of all constant answers; random answers are worse.
     """
@@ -28,7 +28,7 @@ def initialize_network(network: nn.Sequential) -> None:
 
 
 def start_teacher(model_size: str, weights: Path | None) -> nn.Sequential:
-    """A trainable PDN with random weights or those of the file; a small one's serve a medium one, too.
+    """A trainable PDN with random weights or those of a file; weights of a small one fit a medium one, too.
 
     Raises:
         UserError: the file is missing, no teacher, or a medium one for a small teacher.
@@ -49,10 +49,10 @@ def start_teacher(model_size: str, weights: Path | None) -> nn.Sequential:
 
 @torch.no_grad()
 def widen_pdn(small: nn.Sequential, medium: nn.Sequential) -> None:
-    """Make an initialized medium PDN answer as a small one does; its further channels stay random and unused.
+    """Make an initialized medium PDN answer as a small one does; its extra channels stay random and unused.
 
-    Its two further 1x1 convolutions begin as identities. Before the last one stands a ReLU, through which features
-    of both signs pass raised by a constant, which the last bias takes away again.
+    Its two extra 1x1 convolutions begin as identities. A constant lifts features of both signs through the ReLU
+    before the last one, whose bias subtracts it again.
     """
     for convolution in (3, 6, 8, 10, 12):
         old = {3: 128, 6: 256, 8: 256, 10: 256, 12: 384}[convolution]
@@ -74,7 +74,7 @@ _ROWS_PER_WEIGHT = 16  # patches for each weight of an output channel
 
 
 class OutputLayerFit:
-    """What has to be summed up over patches to solve a convolution: its outputs are linear in its weights.
+    """Sums over patches from which a convolution is solved: its outputs are linear in its weights.
 
     Attributes:
         squares: (weights + 1) x (weights + 1), float64, for the weights of an output channel and its bias.
@@ -94,16 +94,16 @@ class OutputLayerFit:
 
     @property
     def patches_needed(self) -> int:
-        """With fewer, the regression follows their noise."""
+        """With fewer, the regression fits their noise."""
         return _ROWS_PER_WEIGHT * len(self.squares)
 
     @torch.no_grad()
     def add(self, hidden: Tensor, answers: Tensor, patches: int) -> None:
-        """Take `patches` random patches of every image.
+        """Add `patches` random patches of every image.
 
         Args:
             hidden: N x C x H x W, float32, the layer's input.
-            answers: N x outputs x P x P, what it should give.
+            answers: N x outputs x P x P, its wanted outputs.
         """
         rows = F.unfold(hidden, self._layer.kernel_size)
         chosen = torch.randperm(rows.shape[2], generator=self._generator)[:patches].to(rows.device)
@@ -113,7 +113,7 @@ class OutputLayerFit:
         self.squares += rows.T @ rows
         self.products += rows.T @ answers
 
-    def present(self) -> Tensor:
+    def weights(self) -> Tensor:
         """The layer's weights and bias as solve gives them: (weights + 1) x outputs, float64."""
         weight, bias = self._layer.weight[: self._outputs], self._layer.bias[: self._outputs]
         return torch.cat([weight.detach().flatten(1).T, bias.detach()[None]]).double()
@@ -122,8 +122,8 @@ class OutputLayerFit:
         """The best weights and bias: (weights + 1) x outputs, float64.
 
         Args:
-            ridge: what deviation costs, in variances of an input; the bias is free.
-            towards: weights from which deviation is counted, as `present` gives them.
+            ridge: cost of a deviation, in variances of an input; the bias is free.
+            towards: weights from which deviations count, in the layout of `weights`.
         """
         count = self.squares[-1, -1]
         variance = (self.squares.diagonal() / count - (self.squares[-1] / count).square())[:-1].mean()
@@ -131,8 +131,8 @@ class OutputLayerFit:
         regularized.diagonal()[:-1] += ridge * count * variance
         products = self.products
         if isinstance(towards, Tensor):
-            products = products - self.squares @ towards  # what those weights leave to explain
-        # LAPACK's order of elements is another one, in which NCCL refuses to send a tensor
+            products = products - self.squares @ towards  # the residual of those weights
+        # NCCL refuses to send a tensor in LAPACK's order of elements
         return (towards + torch.linalg.solve(regularized, products)).contiguous()
 
     @torch.no_grad()

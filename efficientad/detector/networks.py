@@ -16,14 +16,14 @@ from efficientad.detector.calibration import Calibration
 
 IMAGE_SIZE = 256  # side of the square network input, in pixels
 FEATURE_CHANNELS = 384  # of the teacher and of the autoencoder; the student has twice as many
-MAP_SCALE = 255.0  # public maps and scores: 25.5 is the 0.995 quantile of held-out good pixels
-PATCH_SIZE = 33  # what one output of a PDN sees, in pixels
+MAP_SCALE = 255.0  # of maps and scores: before the maps are averaged, 25.5 is each one's 0.995 quantile
+PATCH_SIZE = 33  # receptive field of a PDN, in pixels
 PATCH_STRIDE = 4
 PATCH_CENTRE = 16  # of the first patch: the networks pad nothing
-UNFITTED_QUANTILES = (0.0, 0.1)  # of a map that is not there: it would stay as it is
-MEMORY_POOLING = 2  # patches are remembered and looked up as averages of so many by so many
-_MEMORY_BLOCK = 1024  # patches that are compared at once: more would not stay in a processor's cache
-SCORED_SHARE = 0.006  # of a map: the score is the mean of so many of its highest values, about 20 x 20 pixels
+UNFITTED_QUANTILES = (0.0, 0.1)  # of a missing map: they would leave it as it is
+MEMORY_POOLING = 2  # the memory holds averages of this many by this many patches
+_MEMORY_BLOCK = 1024  # patches compared at once: more would not fit into a processor's cache
+SCORED_SHARE = 0.006  # the score is the mean of this share of a map's highest values, about 20 x 20 pixels
 MAP_PADDING = 4  # the networks see no border, so their maps are this much smaller on each side
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -32,8 +32,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def build_pdn(model_size: str, out_channels: int) -> nn.Sequential:
     """The patch description network (paper, tables 5 and 6): 33x33 receptive field, stride 4, no padding.
 
-    The paper pads it while a teacher is pretrained. Here the patches that lie wholly within the image learn the
-    same without, and the others, which see made-up zeros, would not be asked later.
+    The paper pads it while a teacher is pretrained. Patches that lie wholly within the image learn the same
+    without; the others, which see made-up zeros, are never used later.
 
     Args:
         model_size: "small" or "medium".
@@ -114,17 +114,17 @@ class EfficientAD(nn.Module):
 
     Buffers, fitted by training.fitting and training.memory:
         teacher_mean, teacher_std: 1 x 384 x 1 x 1, of the teacher's output on good training images.
-        memory: P x 384, what the teacher says of good parts: normalized, averaged over 2 x 2 patches and thinned
-            out; P is 0 without a memory. Not in the paper.
-        memory_weights: P, what a distance to each of them counts; see memory.weigh_patches.
+        memory: P x 384, teacher features of good parts: normalized, averaged over 2 x 2 patches, a coreset of
+            them; P is 0 without a memory. Not in the paper.
+        memory_weights: P, the weight of a distance to each of them; see memory.weigh_patches.
         quantiles: 3 x 2; rows student-teacher, autoencoder-student and memory map, columns the 0.9 and the
             0.995 quantile over the pixels of held-out good images.
-        map_weights: 3, of these maps; see recipes.map_weights.
+        map_weights: 3, of these maps; see training.options.map_weights.
 
     Attributes:
-        student, autoencoder: None in a detector that has a memory alone.
+        student, autoencoder: None in a detector with a memory alone.
         calibration: the threshold and the held-out scores behind it; None where there were too few.
-        provenance: how a loaded detector was trained (save_model's `training`), and under "versions" with what.
+        provenance: how a loaded detector was trained (save_model's `training`); under "versions" the software.
     """
 
     def __init__(
@@ -161,11 +161,11 @@ class EfficientAD(nn.Module):
         return self.normalize_features(self.teacher(normalized).float())
 
     def normalize_features(self, features: Tensor) -> Tensor:
-        """The teacher's own output, N x 384 x 56 x 56, float32, normalized channel by channel."""
+        """Teacher output N x 384 x 56 x 56, float32, normalized channel by channel."""
         return (features - self.teacher_mean) / self.teacher_std
 
     def raw_maps(self, images: Tensor) -> RawMaps:
-        """The maps of section 3.2 and 3.3, means over the channels of squared differences, and that of the memory.
+        """The maps of sections 3.2 and 3.3, means over the channels of squared differences, and the memory's.
 
         Args:
             images: N x 3 x S x S, float32 RGB in [0, 1].
@@ -176,7 +176,7 @@ class EfficientAD(nn.Module):
         return self.compare(self.teacher_features(normalized), student, autoencoder)
 
     def compare(self, teacher: Tensor, student: Tensor | None, autoencoder: Tensor | None) -> RawMaps:
-        """The maps that follow from the normalized teacher's and the other networks' outputs, all float32.
+        """The maps, from the normalized output of the teacher and those of the other networks, all float32.
 
         Args:
             teacher, autoencoder: N x 384 x 56 x 56.
@@ -196,15 +196,15 @@ class EfficientAD(nn.Module):
         """Quantile-normalize the maps and average them with their weights (section 3.4), at the input's size.
 
         Returns:
-            N x 1 x S x S, float32, on the 0-255 scale: 0 is the 0.9 quantile and 25.5 the 0.995
-            quantile of good pixels. Values may be negative and may exceed 255.
+            N x 1 x S x S, float32, on the 0-255 scale, where 0 is the 0.9 and 25.5 the 0.995 quantile of good
+            pixels of each map, not of their average. Values may be negative and may exceed 255.
         """
         normalized = [
             0.1 * weight * (raw - start) / (end - start)
             for raw, (start, end), weight in zip(maps, self.quantiles, self.map_weights, strict=True)
             if raw is not None
         ]
-        # The quantiles know nothing of this padding: a border of zeros stands for "unremarkable".
+        # The quantiles ignore this padding: a border of zeros means "unremarkable".
         combined = F.pad(sum(normalized), (MAP_PADDING,) * 4)
         size = (self.image_size, self.image_size)
         return MAP_SCALE * F.interpolate(combined, size, mode="bilinear", align_corners=False)
@@ -215,16 +215,15 @@ class EfficientAD(nn.Module):
 
 
 def pool_features(features: Tensor) -> Tensor:
-    """Normalized features N x 384 x 56 x 56 as a memory knows them: averages of 2 x 2, N x 784 x 384."""
+    """Normalized features N x 384 x 56 x 56 as a memory holds them: averages of 2 x 2, N x 784 x 384."""
     return F.avg_pool2d(features, MEMORY_POOLING).flatten(2).transpose(1, 2)
 
 
 def memory_map(features: Tensor, memory: Tensor, weights: Tensor) -> Tensor:
-    """How far features are from the nearest of a memory: N x 1 x 56 x 56, float32.
+    """Distances of features to the nearest patch of a memory: N x 1 x 56 x 56, float32.
 
-    Squared and weighted, the mean over the channels.
-
-    The nearest is found by matrix products, in whatever precision autocast has; the distance to it is exact.
+    Squared, weighted, the mean over the channels. The nearest patch is found by matrix products, in the precision
+    of autocast; the distance to it is exact.
 
     Args:
         features: N x 384 x 56 x 56, float32, normalized.
@@ -249,15 +248,15 @@ def memory_map(features: Tensor, memory: Tensor, weights: Tensor) -> Tensor:
 def anomaly_score(anomaly_maps: Tensor) -> Tensor:
     """Image scores, shape N, float32: the mean of the highest SCORED_SHARE of each map N x 1 x S x S.
 
-    The paper takes the maximum. A defect shows in every patch that sees some of it, so that there are many high
-    values, and their mean depends less on chance. May exceed 255.
+    The paper takes the maximum. Every patch that sees some of a defect has a high value, so there are many, and
+    their mean depends less on chance. May exceed 255.
     """
     values = anomaly_maps.flatten(1)
     return values.topk(max(1, round(SCORED_SHARE * values.shape[1])), dim=1).values.mean(dim=1)
 
 
 def infer_model_size(teacher_state: dict[str, Tensor]) -> str | None:
-    """The size whose first layer has these weights' width ("0.weight"), or None if neither has."""
+    """small or medium, by the width of the first layer ("0.weight"), or None for any other."""
     first = teacher_state.get("0.weight")
     widths = {128: "small", 256: "medium"}
     return widths.get(first.shape[0]) if first is not None and first.dim() == 4 else None

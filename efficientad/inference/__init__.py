@@ -1,1 +1,1 @@
-"""A trained detector, and what is made of its answers."""
+"""Use of a trained detector: predictions, results, exports."""

@@ -1,4 +1,4 @@
-"""A fitted detector behind one call, whether torch computes it or the runtime of an exported file."""
+"""A detector behind one call, computed by torch or by the runtime of an exported file."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ class MissingPackageError(UserError):
 
 
 Answers = tuple[np.ndarray, np.ndarray]  # maps and scores
-_Run = Callable[[np.ndarray], Answers]
+RunExport = Callable[[np.ndarray], Answers]
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What an exported file says of itself."""
+    """The facts in an exported file."""
 
     model_size: str
     image_size: int
     precision: str
     calibration: Calibration | None
-    versions: dict[str, str]  # of this toolkit and of what made the file
+    versions: dict[str, str]  # of this toolkit and of torch
 
     @property
     def threshold(self) -> float:
         return self.calibration.threshold if self.calibration else DEFAULT_THRESHOLD
 
     def as_text(self) -> dict[str, str]:
-        """As texts by name, which every format can hold."""
+        """Texts by name, which every format can hold."""
         return {
             "efficientad_format": str(_FORMAT_VERSION),
             "model_size": self.model_size,
@@ -71,16 +71,18 @@ class Metadata:
 
     @classmethod
     def from_text(cls, text: Mapping[str, str], path: Path) -> Metadata:
-        """Back from texts.
+        """Read texts that as_text made.
 
         Raises:
-            UserError: they are not those of efficientad.export.
+            UserError: a newer version wrote them, or they are not those of efficientad.export.
         """
+        version = text.get("efficientad_format", "")
+        if version.isdecimal() and int(version) > _FORMAT_VERSION:  # whatever else is new in it
+            raise UserError(f"{path} was written by a newer version of this toolkit; update, or export again")
         try:
-            newer = int(text["efficientad_format"]) > _FORMAT_VERSION
             calibration = json.loads(text["calibration"]) or {}
             lists = {key: tuple(value) for key, value in calibration.items() if isinstance(value, list)}
-            metadata = cls(
+            return cls(
                 text["model_size"],
                 int(text["image_size"]),
                 text["precision"],
@@ -89,23 +91,20 @@ class Metadata:
             )
         except (KeyError, TypeError, ValueError, AttributeError):
             raise UserError(f"{path} is no detector that efficientad.export wrote") from None
-        if newer:
-            raise UserError(f"{path} was exported by a newer version of this toolkit; update to read it")
-        return metadata
 
 
 class ExportedDetector:
-    """An exported file as the commands take it; see efficientad.runtimes.Detector."""
+    """A Detector that an exported file computes."""
 
-    def __init__(self, metadata: Metadata, run: _Run, runtime: str) -> None:
+    def __init__(self, metadata: Metadata, run: RunExport, runtime: str) -> None:
         """
         Args:
             run: uint8 images N x S x S x 3 -> maps and scores.
-            runtime: its name, version and device, for people.
+            runtime: its name, version and device, for the description.
         """
         self.model_size, self.image_size = metadata.model_size, metadata.image_size
         self.calibration, self.metadata = metadata.calibration, metadata
-        self.provenance = {"versions": metadata.versions}  # a file tells what made it, not how it was trained
+        self.provenance = {"versions": metadata.versions}  # the file does not say how it was trained
         self.description = f"{runtime}, precision {metadata.precision}"
         self.answer = run
 
@@ -118,11 +117,11 @@ def load_exported(path: Path, device_name: str, precision_name: str) -> Exported
     """Open an exported file, chosen by its suffix.
 
     Args:
-        device_name: auto, cuda or cpu; a GPU is used by ONNX Runtime alone.
+        device_name: auto, cuda or cpu; only ONNX Runtime uses a GPU.
         precision_name: auto, or the file's own.
 
     Raises:
-        UserError: no such file, not an export, its runtime is not installed, or a wish it cannot fulfil.
+        UserError: no such file, no export, no runtime installed, or a device or precision it does not support.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist; name an exported file or a training's folder")
@@ -146,10 +145,10 @@ def import_package(module: str, *packages: str) -> ModuleType:
     """Import an optional package.
 
     Args:
-        packages: to install where it is missing.
+        packages: to install if it is missing.
 
     Raises:
-        MissingPackageError: with the pip line.
+        MissingPackageError: with the pip command.
     """
     try:
         return importlib.import_module(module)
@@ -187,7 +186,8 @@ def _load_openvino(path: Path) -> ExportedDetector:
     core = openvino.Core()
     try:
         model = core.read_model(path)
-        texts = {key: model.get_rt_info(["efficientad", key]).astype(str) for key in _TEXT_KEYS}
+        places = [["efficientad", key] for key in _TEXT_KEYS]
+        texts = {place[1]: model.get_rt_info(place).astype(str) for place in places if model.has_rt_info(place)}
     except RuntimeError as error:
         raise _damaged(path, error) from None
     metadata = Metadata.from_text(texts, path)
@@ -209,7 +209,7 @@ def _load_openvino(path: Path) -> ExportedDetector:
 
 def _load_program(path: Path) -> ExportedDetector:
     texts = {METADATA_FILE: ""}
-    if not zipfile.is_zipfile(path):  # torch would print a traceback of its own
+    if not zipfile.is_zipfile(path):  # torch would print a traceback
         raise _damaged(path, "not a zip file")
     try:
         program = torch.export.load(path, extra_files=texts).module()
@@ -233,13 +233,13 @@ def _damaged(path: Path, error: Exception | str) -> UserError:
 
 
 class Detector(Protocol):
-    """What the commands need of a detector.
+    """The interface that the commands use.
 
     Attributes:
-        image_size: side S of the square images that it takes.
-        calibration: its own threshold, where the training could find one.
-        provenance: how and with what it was trained, as far as its file tells; see checkpoint.save_model.
-        description: runtime, device and precision, for people.
+        image_size: side S of its square input images.
+        calibration: its own threshold, if the training found one.
+        provenance: how and with what it was trained, if its file says so; see checkpoint.save_model.
+        description: runtime, device and precision, in words.
     """
 
     model_size: str
@@ -251,12 +251,12 @@ class Detector(Protocol):
     def __call__(self, pixels: Tensor) -> Tensor:
         """Anomaly maps N x 1 x S x S, float32, 0-255 scale, of uint8 RGB images N x 3 x S x S on the host.
 
-        The maps may be on a GPU that is still at work on them.
+        The maps may be on a GPU that is still computing them.
         """
 
 
 class TorchDetector:
-    """The networks as train.py left them."""
+    """A Detector that torch computes."""
 
     def __init__(self, model: EfficientAD, device: torch.device, precision: str) -> None:
         """
@@ -271,13 +271,13 @@ class TorchDetector:
     @torch.inference_mode()
     def __call__(self, pixels: Tensor) -> Tensor:
         if self._device.type == "cuda":
-            pixels = pixels.pin_memory()  # else the copy would wait for the batch before
+            pixels = pixels.pin_memory()  # otherwise the copy would wait for the previous batch
         with autocast(self._device, self._precision):
             return self._model(to_unit_range(pixels.to(self._device, non_blocking=True)))
 
 
-def load_detector(path: Path, device_name: str, precision_name: str) -> Detector:
-    """The detector of a training's folder or of an exported file.
+def load_detector(path: str | Path, device_name: str = "auto", precision_name: str = "auto") -> Detector:
+    """The detector of a training's folder or of an exported file; see prediction.inspect for its use.
 
     Args:
         device_name: auto, cuda or cpu.
@@ -286,6 +286,7 @@ def load_detector(path: Path, device_name: str, precision_name: str) -> Detector
     Raises:
         UserError: see load_model, resolve_device, resolve_precision and load_exported.
     """
+    path = Path(path)
     if path.suffix in SUFFIXES.values() and not path.is_dir():
         return load_exported(path, device_name, precision_name)
     device = resolve_device(device_name)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import efficientad
 from efficientad.detector.networks import EfficientAD, anomaly_score
 from efficientad.inference.detectors import INPUT_NAME, METADATA_FILE, OUTPUT_NAMES, Metadata, import_package
+from efficientad.system.errors import UserError
+from efficientad.system.runs import lock_output
 
 
 class ExportableDetector(nn.Module):
-    """A detector with its normalizations folded into its convolutions, where that is exact.
+    """A detector with its normalizations folded into its convolutions where that is exact.
 
-    ImageNet's mean and standard deviation go into the first convolution of teacher and student, which pad nothing,
-    and the teacher's statistics into its last one. The autoencoder pads its input with the mean colour, so its
-    normalization stays a step of its own. Maps are combined in float32 whatever the networks compute in.
+    ImageNet's mean and standard deviation go into the first convolutions of teacher and student, which do not pad,
+    and the teacher's statistics into its last one. The autoencoder pads its normalized input with zeros, so its
+    normalization remains a separate step. Maps are always combined in float32.
     """
 
     def __init__(self, model: EfficientAD, dtype: torch.dtype = torch.float32) -> None:
@@ -70,10 +76,10 @@ def _convolutions(network: nn.Sequential) -> list[int]:
 
 @torch.no_grad()
 def _fold_input(network: nn.Sequential, mean: Tensor, std: Tensor) -> None:
-    """Let the network take x where it took (x - mean) / std; its first convolution must not pad."""
+    """Make the network take x instead of (x - mean) / std; its first convolution must not pad."""
     layer = network[_convolutions(network)[0]]
     if any(layer.padding):
-        raise ValueError("a padded convolution cannot take over the normalization of its input")
+        raise ValueError("the normalization of its input cannot be folded into a padded convolution")
     weight = layer.weight.double() / std
     layer.bias.copy_(layer.bias.double() - (weight * mean).sum(dim=(1, 2, 3)))
     layer.weight.copy_(weight)
@@ -81,29 +87,56 @@ def _fold_input(network: nn.Sequential, mean: Tensor, std: Tensor) -> None:
 
 @torch.no_grad()
 def _fold_output(network: nn.Sequential, mean: Tensor, std: Tensor) -> None:
-    """Let the network answer (y - mean) / std where it answered y."""
+    """Make the network return (y - mean) / std instead of y."""
     layer = network[_convolutions(network)[-1]]
     layer.weight.copy_(layer.weight.double() / std.view(-1, 1, 1, 1))
     layer.bias.copy_((layer.bias.double() - mean.flatten()) / std.flatten())
 
 
-# Convolutions that int8 leaves alone. The autoencoder has few multiply-adds, which it needs exactly: its bottleneck
-# sees every pixel. The first convolutions have fewer still, and filters that add up to nearly nothing: what
-# rounding them adds, times the brightness of the pixels, would drown their answers.
+# Convolutions that int8 leaves exact. The autoencoder has few multiply-adds but needs them exactly: its bottleneck
+# sees every pixel. The first convolutions have fewer still, and filters that sum to nearly zero: their rounding
+# errors, times the brightness of the pixels, would drown their outputs.
 _KEPT_EXACT = ("autoencoder.", "teacher.0.", "student.0.")
 _OPSET = 20
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
+@contextmanager
+def unfinished_file(output: Path, suffix: str, overwrite: bool) -> Iterator[Path]:
+    """A path to write an export to; it and the files beside it appear at `output` if the block raises nothing.
+
+    Raises:
+        UserError: the file cannot be written, is there and may not be replaced, or another run is writing it.
+    """
+    if output.suffix != suffix:
+        raise UserError(f"--output {output}: its name must end in {suffix}")
+    if not output.parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {output.parent}")
+    with lock_output(output, "--output"):
+        for file in (output, output.with_suffix(".bin")) if output.suffix == ".xml" else (output,):
+            if file.exists() and not overwrite:
+                raise UserError(f"{file} is there already; add --overwrite, or choose another --output")
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.unfinished-") as folder:
+            yield Path(folder, output.name)
+            for file in sorted(Path(folder).iterdir(), key=lambda file: file.suffix == output.suffix):
+                file.replace(output.with_name(file.name))  # an .xml appears after its .bin
+
+
+def describe(model: EfficientAD, precision: str) -> Metadata:
+    """The metadata of an export."""
+    versions = {"efficientad": efficientad.__version__, "torch": str(torch.__version__)}
+    return Metadata(model.model_size, model.image_size, precision, model.calibration, versions)
+
+
 def write_export(name: str, model: EfficientAD, metadata: Metadata, path: Path, calibration: np.ndarray) -> None:
-    """Write the detector in one of the formats.
+    """Write the detector in a format.
 
     Args:
         name: of the format: onnx, openvino or torch.
         model: in eval mode; it is left as it is.
-        metadata: with the precision: fp32; for onnx fp16, int8; for openvino bf16, a hint, int8; for torch bf16.
-        path: of the file, with the format's suffix; files may be left beside it if this fails.
-        calibration: uint8 good images N x S x S x 3; only int8 looks at them.
+        metadata: its precision is fp32; for onnx also fp16, int8; for openvino bf16 (a hint), int8; for torch bf16.
+        path: with the format's suffix; files may be left beside it if this fails.
+        calibration: uint8 good images N x S x S x 3; used by int8 only.
 
     Raises:
         MissingPackageError
@@ -122,9 +155,9 @@ def write_export(name: str, model: EfficientAD, metadata: Metadata, path: Path, 
 
 
 def _graph(model: EfficientAD, metadata: Metadata, path: Path, calibration: np.ndarray) -> Any:
-    """The ModelProto; the names in it are the networks', and nothing of this machine.
+    """The ModelProto, which names the networks' layers and nothing of this machine.
 
-    Only fp16 is in the graph: OpenVINO makes bf16 of fp32 itself.
+    Only fp16 is in the graph: OpenVINO itself computes an fp32 graph in bf16.
     """
     import_package("onnxscript", *_ONNX_PACKAGES)
     detector = ExportableDetector(model, torch.float16 if metadata.precision == "fp16" else torch.float32)
@@ -143,14 +176,14 @@ def _graph(model: EfficientAD, metadata: Metadata, path: Path, calibration: np.n
     proto = program.model_proto
     graph = proto.graph
     for item in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer, graph):
-        del item.metadata_props[:]  # torch notes here from which lines of which files each step came
+        del item.metadata_props[:]  # torch notes here which lines of which files each step came from
     return _quantize(proto, path, calibration) if metadata.precision == "int8" else proto
 
 
 def _quantize(proto: Any, path: Path, calibration: np.ndarray) -> Any:
-    """8-bit teacher and student, but for their first layers: weights by output channel and in 7 bits.
+    """8-bit teacher and student, except their first layers; weights by output channel and in 7 bits.
 
-    Without VNNI, a processor adds two products in 16 bits, which 8-bit weights would overflow.
+    Processors without VNNI add two products in 16 bits, which 8-bit weights would overflow.
     """
     import onnx
 
@@ -163,7 +196,7 @@ def _quantize(proto: Any, path: Path, calibration: np.ndarray) -> Any:
     convolutions = [node for node in nodes if node.op_type == "Conv"]
     into_convolutions = {node.input[0] for node in convolutions}
     kept = [node.name for node in convolutions if any(part in node.input[1] for part in _KEPT_EXACT)]
-    # The memory's comparison, too: what is pooled for it is no network's
+    # And the memory's comparison: its pooling belongs to no network
     kept += [n.name for n in nodes if n.op_type == "AveragePool" and n.output[0] not in into_convolutions]
 
     class Images(quantization.CalibrationDataReader):
@@ -192,10 +225,10 @@ def _quantize(proto: Any, path: Path, calibration: np.ndarray) -> Any:
 
 
 def _write_openvino(graph: Any, metadata: Metadata, path: Path) -> None:
-    """An .xml file and the .bin file beside it, of an ONNX graph.
+    """Write an ONNX graph as an .xml file and the .bin file beside it.
 
-    So both runtimes share a quantizer: OpenVINO's own, NNCF, lost 4 points of AUROC or more on a part of the
-    magnetic tiles' test images, where this one lost 0.3.
+    Both runtimes share a quantizer: OpenVINO's own, NNCF, lost 4 points of AUROC or more on some of the magnetic
+    tiles' test images, where this one lost 0.3.
     """
     openvino = import_package("openvino", *_ONNX_PACKAGES, "openvino")
     plain = path.with_name("plain.onnx")

@@ -1,4 +1,4 @@
-"""Anomaly maps for people and programs: float TIFF, or the image beside a heat map as JPG."""
+"""Anomaly maps as files: float TIFF, or a JPG of the image with a heat map."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def resize_map(anomaly_map: np.ndarray, width: int, height: int) -> np.ndarray:
 def heat_levels(anomaly_map: np.ndarray, threshold: float) -> np.ndarray:
     """The map through a sigmoid centred on the threshold with softness threshold / 3: float32 in [0, 1].
 
-    0.5 is the threshold, 0.05 is nothing; a threshold of 0 gives a step.
+    0.5 is the threshold, 0.05 a map value of 0; a threshold of 0 gives a step.
     """
     softness = max(threshold / 3, _SMALLEST_SOFTNESS)
     # tanh saturates where the exp of the textbook's formula overflows
@@ -37,7 +37,7 @@ def heat_levels(anomaly_map: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def jet(levels: np.ndarray) -> np.ndarray:
-    """The jet colour map, blue - cyan - yellow - red: [0, 1] of any shape -> uint8 RGB in a last axis of 3."""
+    """The jet colour map, blue - cyan - yellow - red: [0, 1] of any shape -> uint8 RGB in a new last axis."""
     distance = np.abs(4 * levels[..., None] - np.array([3, 2, 1], dtype=np.float32))
     return np.rint(255 * np.clip(1.5 - distance, 0, 1)).astype(np.uint8)
 
@@ -51,7 +51,7 @@ def heat_map(anomaly_map: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def _strips(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Some rows after others, so that what is computed of them on the way stays small."""
+    """Slices of rows, so that temporary arrays stay small."""
     height = max(1, _STRIP_PIXELS // shape[1])
     return (slice(top, top + height) for top in range(0, shape[0], height))
 

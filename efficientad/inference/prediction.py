@@ -1,4 +1,4 @@
-"""A fitted detector and image files in, predictions out: reading runs ahead of the network."""
+"""From a detector and image files to predictions; reading runs ahead of the network."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,31 +14,66 @@ from PIL import Image
 from torch import Tensor
 
 from efficientad.data.datasets import Sample
-from efficientad.data.images import UnreadableImageError, decode_image, raise_if_unreadable, read_bytes
+from efficientad.data.images import (
+    UnreadableImageError,
+    decode_image,
+    raise_if_unreadable,
+    read_bytes,
+    read_image,
+    to_upright_rgb,
+)
 from efficientad.data.transforms import to_square
+from efficientad.detector.calibration import choose_threshold
 from efficientad.detector.networks import anomaly_score
 from efficientad.inference.detectors import Detector
+from efficientad.inference.maps import resize_map
 from efficientad.system.errors import UserError
 from efficientad.system.parallel import parallel_map
 
 
 @dataclass(frozen=True)
+class Inspection:
+    """A detector's answer for one image."""
+
+    score: float  # of the map, float32; see networks.anomaly_score
+    is_anomalous: bool
+    threshold: float
+    anomaly_map: np.ndarray  # float32, height x width of the upright image, 0-255 scale
+
+
+def inspect(detector: Detector, image: str | Path | Image.Image, threshold: float | None = None) -> Inspection:
+    """Score one image as predict does.
+
+    Args:
+        image: a file, or an image of any mode.
+        threshold: None for the detector's own.
+
+    Raises:
+        UnreadableImageError: the file cannot be read.
+    """
+    rgb = to_upright_rgb(image) if isinstance(image, Image.Image) else read_image(Path(image))
+    maps = detector(to_square(rgb, detector.image_size)[None]).cpu()
+    score, (threshold, _) = anomaly_score(maps).item(), choose_threshold(threshold, detector.calibration)
+    return Inspection(score, score > threshold, threshold, resize_map(maps[0, 0].numpy(), *rgb.size))
+
+
+@dataclass(frozen=True)
 class Prediction:
-    """What the detector says of one image."""
+    """The detector's answer for one image, with facts about its file."""
 
     sample: Sample
     digest: str  # SHA-256 of the file's bytes
     image_size: tuple[int, int]  # width and height of the upright image
-    data: bytes | None  # of the file, where asked for
-    thumbnail: bytes | None  # where asked for
+    data: bytes | None  # of the file, if kept
+    thumbnail: bytes | None  # if made
     score: float  # of the map, float32; see networks.anomaly_score
     anomaly_map: np.ndarray  # S x S float32, 0-255 scale
-    milliseconds: float  # spent on reading it, and on its share of the batch; not those it waited
+    milliseconds: float  # for reading it, and its share of the batch; without waiting
 
     def decode(self) -> Image.Image | None:
-        """The upright RGB image at its own size, where its data were asked for.
+        """The upright RGB image at its own size, if its data were kept.
 
-        Decoded again, since dozens of large photographs that wait for their turn would fill the memory.
+        Decoded again, since dozens of decoded photographs waiting for their turn would fill the memory.
         """
         return None if self.data is None else decode_image(self.data, str(self.sample.path))
 
@@ -50,15 +86,16 @@ class _Loaded:
     data: bytes | None
     thumbnail: bytes | None
     pixels: Tensor  # uint8, 3 x S x S
-    seconds: float  # that reading took
+    seconds: float  # for reading
 
 
 @dataclass(frozen=True)
 class _Started:
-    """A batch that the detector works on, or has worked on."""
+    """A batch that a GPU may still be working on."""
 
     batch: list[_Loaded]
-    anomaly_maps: Tensor  # N x 1 x S x S
+    anomaly_maps: Tensor  # N x 1 x S x S, on the host
+    copied: torch.cuda.Event | None  # the maps are complete when it has happened; None: they are
     seconds: float  # so far
 
 
@@ -68,19 +105,19 @@ def predict(
     batch_size: int,
     workers: int,
     keep_data: bool = False,
-    pass_over: Callable[[UnreadableImageError], None] | None = None,
+    on_unreadable: Callable[[UnreadableImageError], None] | None = None,
     make_thumbnail: Callable[[Image.Image], bytes] | None = None,
 ) -> Iterator[Prediction]:
     """Predictions in the order of the samples; at most a few batches are in memory at once.
 
     Args:
         workers: threads that read images ahead.
-        keep_data: give the predictions what they decode their images from.
-        pass_over: is told of each unreadable image, which then has no prediction; None: they are an error.
-        make_thumbnail: what remains of an image otherwise; called in the threads that read.
+        keep_data: keep each file's bytes for Prediction.decode.
+        on_unreadable: called for each unreadable image, which has no prediction; None: they are an error.
+        make_thumbnail: makes a thumbnail of each image; called in the threads that read.
 
     Raises:
-        UserError: images are unreadable, and pass_over is None. From the first one on nothing more is predicted,
+        UserError: images are unreadable, and on_unreadable is None. After the first one nothing more is predicted,
             but all remaining files are read, so that the error names every bad one.
     """
 
@@ -97,10 +134,10 @@ def predict(
         return _Loaded(sample, digest, image.size, kept, thumbnail, pixels, time.perf_counter() - start)
 
     pending: _Started | None = None
-    for batch in _batches(parallel_map(load, samples, workers), batch_size, pass_over):
+    for batch in _batches(parallel_map(load, samples, workers), batch_size, on_unreadable):
         started = _start(detector, batch)
         if pending:
-            yield from _finish(pending)  # a GPU is at work on the next batch meanwhile
+            yield from _finish(pending)  # a GPU computes the next batch meanwhile
         pending = started
     if pending:
         yield from _finish(pending)
@@ -109,13 +146,13 @@ def predict(
 def _batches(
     items: Iterator[_Loaded | UnreadableImageError],
     batch_size: int,
-    pass_over: Callable[[UnreadableImageError], None] | None,
+    on_unreadable: Callable[[UnreadableImageError], None] | None,
 ) -> Iterator[list[_Loaded]]:
     unreadable: list[UnreadableImageError] = []
     batch: list[_Loaded] = []
     for loaded in items:
         if isinstance(loaded, UnreadableImageError):
-            (pass_over or unreadable.append)(loaded)
+            (on_unreadable or unreadable.append)(loaded)
         elif not unreadable:
             batch.append(loaded)
             if len(batch) == batch_size:
@@ -128,13 +165,29 @@ def _batches(
 
 def _start(detector: Detector, batch: list[_Loaded]) -> _Started:
     start = time.perf_counter()
-    anomaly_maps = detector(torch.stack([loaded.pixels for loaded in batch]))
-    return _Started(batch, anomaly_maps, time.perf_counter() - start)
+    anomaly_maps, copied = _copy_to_host(detector(torch.stack([loaded.pixels for loaded in batch])))
+    return _Started(batch, anomaly_maps, copied, time.perf_counter() - start)
+
+
+def _copy_to_host(anomaly_maps: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """The maps on the host and, from a GPU, the event after which they are complete.
+
+    A copy started later would wait for the batches started meanwhile.
+    """
+    if not anomaly_maps.is_cuda:
+        return anomaly_maps, None
+    on_host = torch.empty(anomaly_maps.shape, dtype=anomaly_maps.dtype, pin_memory=True)
+    on_host.copy_(anomaly_maps, non_blocking=True)
+    copied = torch.cuda.Event(blocking=True)  # a wait that leaves its core to the threads that read
+    copied.record()
+    return on_host, copied
 
 
 def _finish(started: _Started) -> Iterator[Prediction]:
     start = time.perf_counter()
-    anomaly_maps = started.anomaly_maps.cpu()
+    if started.copied:
+        started.copied.synchronize()
+    anomaly_maps = started.anomaly_maps
     scores = anomaly_score(anomaly_maps).tolist()
     share = (started.seconds + time.perf_counter() - start) / len(started.batch)
     for loaded, score, anomaly_map in zip(started.batch, scores, anomaly_maps[:, 0].numpy(), strict=True):

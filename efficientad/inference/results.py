@@ -1,4 +1,4 @@
-"""What predict leaves of an image: a line of scores.csv, its map, its regions."""
+"""The files of predict: a line of scores.csv for each image, its map, its regions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import numpy as np
 from efficientad.inference.maps import resize_map, write_overlay, write_side_by_side, write_tiff
 from efficientad.inference.prediction import Prediction
 from efficientad.system.errors import UserError
-from efficientad.system.files import csv_cell, write_text_atomically
+from efficientad.system.files import FILE_LIST, csv_cell, write_text_atomically
+from efficientad.system.runs import LOCK_FILE
 
 SCORES_FILE = "scores.csv"
 MAP_FOLDER = "maps"
@@ -26,10 +27,10 @@ Signature = tuple[int, int]  # of a file's contents: its length in bytes and whe
 
 @dataclass(frozen=True)
 class Result:
-    """A decision on an image, and its regions where they were asked for."""
+    """A decision on an image, and its regions if they are saved."""
 
     path: Path
-    name: str  # below the folder that was given
+    name: str  # below the input folder
     score: float
     is_anomalous: bool
     milliseconds: float
@@ -47,7 +48,7 @@ class ResultWriter:
         """
         Args:
             map_format: tiff, jpg, overlay or none.
-            save_regions: look for them.
+            save_regions: find the anomalous regions of each image.
             file_per_image: write the regions of each image to regions/<name>.json.
         """
         self.threshold = threshold
@@ -56,7 +57,7 @@ class ResultWriter:
         self._regions, self._file_per_image = save_regions, file_per_image
 
     def names(self, name: str) -> list[str]:
-        """The files below the folder that an image of this name leads to; it keeps its suffix: a.png and a.jpg."""
+        """The files below the folder for an image of this name, which keeps its suffix: a.png and a.jpg differ."""
         names = []
         if suffix := MAP_SUFFIXES[self._map_format]:
             names.append(f"{MAP_FOLDER}/{name}{suffix}")
@@ -65,7 +66,7 @@ class ResultWriter:
         return names
 
     def write(self, prediction: Prediction, signature: Signature) -> Result:
-        """The result of a prediction, when its files are written."""
+        """Write the files of a prediction and return its result."""
         name, is_anomalous = prediction.sample.image_name, prediction.score > self.threshold
         files = [self._folder / file for file in self.names(name)]
         for file in files:
@@ -102,11 +103,11 @@ def write_regions(path: Path, results: Sequence[Result], threshold: float) -> No
 
 
 class ScoresFile:
-    """scores.csv, written line by line, so that an interrupted run leaves what it has done."""
+    """scores.csv, written line by line, so that an interrupted run leaves its results."""
 
     def __init__(self, path: Path, go_on: bool) -> None:
-        """Begin the file, or with `go_on` append to the one that is there."""
-        self.done: dict[str, Signature] = {}  # by path as csv_cell writes it, as far as the file goes back
+        """Start the file, or with `go_on` append to an existing one."""
+        self.done: dict[str, Signature] = {}  # by path as csv_cell writes it
         if go_on and path.exists():
             self.done = _read_done(path)
             torn = not path.read_bytes().endswith(b"\n")  # the last run was killed while it wrote
@@ -135,32 +136,37 @@ class ScoresFile:
         self._file.close()
 
 
-def check_results_folder(folder: Path, go_on: bool) -> None:
-    """Refuse a folder whose files are not predict's.
+def check_results_folder(folder: Path, is_watching: bool) -> None:
+    """Refuse a folder that this command must not write to.
 
-    Args:
-        go_on: whether results are going to be added to those in it.
+    A folder holds the results of one --input, which the next one replaces, or those of --watch, which only grow.
+    The former are listed in FILE_LIST.
 
     Raises:
         UserError
     """
     path = folder / SCORES_FILE
+    is_replaceable = (folder / FILE_LIST).exists()
     if path.exists():
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
             if next(csv.reader(file), []) != list(COLUMNS):
                 raise UserError(f"{path} was not written by predict; choose another --output_dir")
-    elif go_on and folder.is_dir() and any(folder.iterdir()):
+        if is_watching and is_replaceable:
+            raise UserError(f"{folder} holds the results of an --input; choose another --output_dir for --watch")
+        if not is_watching and not is_replaceable:
+            raise UserError(f"{folder} holds the results of --watch; choose another --output_dir for --input")
+    elif is_watching and {file.name for file in folder.iterdir()} - {LOCK_FILE}:
         raise UserError(f"{folder} holds other files; choose another --output_dir")
 
 
 def signature_of(path: Path) -> Signature:
-    """Of the file as it is now."""
+    """The signature of the file as it is now."""
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns
 
 
 def _read_done(path: Path) -> dict[str, Signature]:
-    """The last signature of each path; a line that was torn counts as missing."""
+    """The last signature of each path; a torn line is ignored."""
     done = {}
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         for row in csv.DictReader(file):
@@ -171,7 +177,7 @@ def _read_done(path: Path) -> dict[str, Signature]:
     return done
 
 
-_NEIGHBOURS = np.ones((3, 3), dtype=int)  # pixels that touch at a corner belong together
+_NEIGHBOURS = np.ones((3, 3), dtype=int)  # pixels that touch at a corner are connected
 
 
 @dataclass(frozen=True)
@@ -196,13 +202,12 @@ class ImageRegions:
 def find_regions(anomaly_map: np.ndarray, threshold: float) -> list[Region]:
     """The regions above the threshold of the map H x W of an anomalous image, highest score first.
 
-    No region is too small to count. The images that are called good have none: a few high pixels do not make a
-    high score.
+    No region is too small to count. Good images have none: a few high pixels do not make a high score.
 
     Args:
         anomaly_map: float32, at the image's own size.
-        threshold: below the image's score. A peak can still fall below it when the map is made smaller for a small
-            image; then the highest pixel is the region.
+        threshold: below the image's score. If no pixel exceeds it, since the map was shrunk to a small image, the
+            highest pixel is the region.
     """
     from pycocotools import mask as coco_mask
     from scipy import ndimage
@@ -232,7 +237,7 @@ def coco_contents(images: Iterable[ImageRegions], facts: dict[str, Any]) -> dict
     """A COCO file's contents: one category, every image, and an annotation with its score for each region.
 
     Args:
-        facts: plain values that go into its "info".
+        facts: plain values for its "info".
     """
     entries, annotations = [], []
     for image_id, image in enumerate(images, start=1):

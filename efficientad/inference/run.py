@@ -1,121 +1,205 @@
-"""A folder that images appear in: which of them are complete and new, and how long they had to wait."""
+"""Score images, or a folder that they appear in, and write the results: the work of predict."""
 
 from __future__ import annotations
 
+import glob
+import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+from tqdm import tqdm
 
-from efficientad.data.images import find_images, leave_out_below
-from efficientad.inference.results import Signature, signature_of
-from efficientad.system.files import csv_cell
+from efficientad.data.datasets import Sample
+from efficientad.data.images import find_images, is_image_name, leave_out_below
+from efficientad.detector.calibration import choose_threshold
+from efficientad.inference import results
+from efficientad.inference.detectors import Detector, load_detector
+from efficientad.inference.prediction import predict
+from efficientad.inference.watching import FolderWatcher, LatencyLog
+from efficientad.system.errors import UserError, list_files, printable
+from efficientad.system.files import claim_files, release_files
+from efficientad.system.parallel import parallel_map
+from efficientad.system.runs import lock_folder, stop_requests
 
-SETTLING_SECONDS = 0.5  # a file that has not changed for so long is complete
+LOG_SECONDS = 60.0
+SCAN_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
-class Arrival:
-    """A complete image file."""
+class PredictOptions:
+    """The user's choices; the names are those of predict's flags."""
 
-    path: Path
-    signature: Signature
-    noticed: float  # on the monotonic clock: when it was known to be complete
+    weights_dir: Path
+    threshold: float | None  # None: the detector's own
+    batch_size: int
+    device: str
+    precision: str
+    num_workers: int
+    output_dir: Path
+    map_format: str
+    save_regions: bool
+    print_each: bool
 
 
-class FolderWatcher:
-    """Finds the image files of a folder, at any depth, that are complete and were not there before, or differ.
+def find_inputs(words: Sequence[str], output_dir: Path) -> list[Sample]:
+    """The images of folders, files and patterns, each once, named by their path below the common folder.
 
-    A file is complete when it was last modified a while ago, as one that is moved in often is, or has not changed
-    for that while under the watcher's eyes. The folder is listed again and again: that works on every file system,
-    those of a network included.
+    Args:
+        output_dir: maps of an earlier run in it are left out.
+
+    Raises:
+        UserError: a word leads to no image.
     """
-
-    def __init__(
-        self,
-        folder: Path,
-        passed_over: Path,
-        done: dict[str, Signature],
-        warn: Callable[[OSError], None] = lambda error: None,
-    ) -> None:
-        """
-        Args:
-            passed_over: a folder whose images do not count, such as the one that maps are written to.
-            done: signatures by path as csv_cell writes it; a file with the same one is not new.
-            warn: is told when a folder cannot be listed, once until it can.
-        """
-        self._folder, self._passed_over, self._done, self._warn = folder, passed_over, dict(done), warn
-        self._troubles: set[str] = set()  # of the last scan
-        self._changing: dict[Path, tuple[Signature, float]] = {}  # and since when the signature is the same
-
-    def scan(self) -> list[Arrival]:
-        """The files that have become complete since the last scan, oldest first; each is given once.
-
-        None while the folder cannot be listed, as when a share is away for a while; a folder in it that cannot be
-        is passed over.
-        """
-        now, changing, arrivals = time.monotonic(), {}, []
-        troubles: list[OSError] = []
-        paths = find_images(self._folder, troubles.append)
-        self._tell(troubles)
-        for path in leave_out_below(self._passed_over, paths):
-            try:
-                signature = signature_of(path)
-            except OSError:
-                continue  # gone again
-            if self._done.get(csv_cell(path)) == signature:
-                continue
-            earlier, since = self._changing.get(path, (None, now))
-            since = since if earlier == signature else now
-            if max(time.time() - signature[1] / 1e9, now - since) >= SETTLING_SECONDS:
-                self._done[csv_cell(path)] = signature
-                arrivals.append(Arrival(path, signature, now))
-            else:
-                changing[path] = signature, since
-        self._changing = changing
-        return sorted(arrivals, key=lambda arrival: arrival.signature[1])
-
-    def _tell(self, troubles: list[OSError]) -> None:
-        for error in troubles:
-            if str(error) not in self._troubles:
-                self._warn(error)
-        self._troubles = {str(error) for error in troubles}
+    found: dict[str, Path] = {}  # by absolute path
+    bases = []
+    for word in words:
+        path = Path(word)
+        if path.is_dir():
+            images = find_images(path)
+        elif path.exists():
+            images = [path]
+        else:
+            matches = [Path(name) for name in sorted(glob.glob(word, recursive=True))]
+            images = [match for match in matches if is_image_name(match.name) and match.is_file()]
+        images = leave_out_below(output_dir / results.MAP_FOLDER, images)
+        if not images:
+            reason = "holds no images" if path.is_dir() else "no such file or folder, nor a pattern of images"
+            raise UserError(f"--input {word}: {reason}")
+        bases += [path] if path.is_dir() else [image.parent for image in images]
+        for image in images:
+            found.setdefault(os.path.abspath(image), image)
+    common = os.path.commonpath([os.path.abspath(base) for base in bases])
+    return [Sample(image, "", Path(os.path.relpath(whole, common)).as_posix()) for whole, image in found.items()]
 
 
-class LatencyLog:
-    """Percentiles of how long images waited and were worked on, told at regular intervals."""
+def score_inputs(words: Sequence[str], options: PredictOptions) -> int:
+    """Score the images of folders, files and patterns; returns how many are anomalous.
 
-    def __init__(self, seconds: float, tell: Callable[[str], None]) -> None:
-        """
-        Args:
-            seconds: between two lines; an interval without images has none.
-            tell: is given each line.
-        """
-        self._seconds, self._tell = seconds, tell
-        self._due = time.monotonic() + seconds
-        self._latencies: list[float] = []
-
-    def add(self, arrival: Arrival) -> None:
-        """Note that the image's result has been written just now."""
-        self._latencies.append(1000 * (time.monotonic() - arrival.noticed))
-
-    def tell_when_due(self) -> None:
-        if time.monotonic() >= self._due:
-            self._due = time.monotonic() + self._seconds
-            self.tell()
-
-    def tell(self) -> None:
-        """Tell what there is to tell, now."""
-        if not self._latencies:
-            return
-        values = ", ".join(
-            f"{name} {value:.0f}"
-            for name, value in zip(
-                ("median", "p95", "p99", "max"), np.percentile(self._latencies, (50, 95, 99, 100)), strict=True
-            )
+    Raises:
+        UserError: nothing can be scored or written; or images are unreadable, once the others have their results.
+    """
+    samples = find_inputs(words, options.output_dir)
+    unreadable: list[Exception] = []
+    with lock_folder(options.output_dir):
+        results.check_results_folder(options.output_dir, is_watching=False)
+        detector, writer = _open(options, file_per_image=False)
+        names = [file for sample in samples for file in writer.names(sample.image_name)]
+        names += [results.SCORES_FILE, *([results.REGIONS_FILE] if options.save_regions else [])]
+        stale = claim_files(options.output_dir, names)
+        done = _score(detector, samples, writer, options, unreadable)
+        if options.save_regions:
+            results.write_regions(options.output_dir / results.REGIONS_FILE, done, writer.threshold)
+        release_files(options.output_dir, stale, names)
+    anomalous = sum(result.is_anomalous for result in done)
+    print(f"{anomalous} of {len(done)} images are anomalous; results are in {options.output_dir}")
+    if unreadable:
+        raise UserError(
+            f"cannot read {len(unreadable)} of {len(samples)} images:{list_files([*map(str, unreadable)])}"
         )
-        count = f"{len(self._latencies)} image" + "s" * (len(self._latencies) != 1)
-        self._tell(f"{time.strftime('%H:%M:%S')}  {count}, ms from complete to result: {values}")
-        self._latencies = []
+    return anomalous
+
+
+def watch_folder(folder: Path, options: PredictOptions) -> None:
+    """Score images as they appear in a folder, until Ctrl-C or SIGTERM; then finish the one in progress.
+
+    Raises:
+        UserError: nothing can be watched, scored or written.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--watch {folder}: there is no such folder")
+    with lock_folder(options.output_dir):
+        results.check_results_folder(options.output_dir, is_watching=True)
+        detector, writer = _open(options, file_per_image=True)
+        scores = results.ScoresFile(options.output_dir / results.SCORES_FILE, go_on=True)
+        count = _watch(folder.absolute(), detector, writer, scores, options)
+        scores.close()
+    print(f"Stopped after {count} images; results are in {options.output_dir}")
+
+
+def _watch(
+    folder: Path,
+    detector: Detector,
+    writer: results.ResultWriter,
+    scores: results.ScoresFile,
+    options: PredictOptions,
+) -> int:
+    """Score images until asked to stop; returns how many."""
+    watcher = FolderWatcher(folder, options.output_dir / results.MAP_FOLDER, scores.done, _warn_of_folder)
+    latencies = LatencyLog(LOG_SECONDS, lambda line: print(line, flush=True))
+    count = 0
+    with stop_requests("") as asked_to_stop:
+        print(f"Watching {folder}, {len(scores.done)} images are done already; Ctrl-C stops", flush=True)
+        while not asked_to_stop():
+            time.sleep(SCAN_SECONDS)
+            latencies.report_when_due()
+            by_path = {arrival.path: arrival for arrival in watcher.scan()}
+            samples = [Sample(path, "", path.relative_to(folder).as_posix()) for path in by_path]
+            predictions = predict(
+                detector, samples, options.batch_size, options.num_workers, writer.needs_data, _warn_of_image
+            )
+            for one in predictions:
+                arrival = by_path[one.sample.path]
+                result = writer.write(one, arrival.signature)
+                scores.append(result, writer.threshold)
+                latencies.add(arrival)
+                latencies.report_when_due()
+                count += 1
+                if options.print_each:
+                    _print_result(result)
+                if asked_to_stop():
+                    break
+    latencies.report()
+    return count
+
+
+def _open(options: PredictOptions, file_per_image: bool) -> tuple[Detector, results.ResultWriter]:
+    """Load the detector, and print it and its threshold."""
+    detector = load_detector(options.weights_dir, options.device, options.precision)
+    threshold, origin = choose_threshold(options.threshold, detector.calibration)
+    print(f"Model {options.weights_dir} ({detector.model_size}), {detector.description}")
+    print(f"Threshold {threshold:g} ({origin})", flush=True)
+    return detector, results.ResultWriter(
+        options.output_dir, threshold, options.map_format, options.save_regions, file_per_image
+    )
+
+
+def _score(
+    detector: Detector,
+    samples: Sequence[Sample],
+    writer: results.ResultWriter,
+    options: PredictOptions,
+    unreadable: list[Exception],
+) -> list[results.Result]:
+    """Score the images and write scores.csv and the maps; collects the unreadable ones."""
+    predictions = predict(
+        detector, samples, options.batch_size, options.num_workers, writer.needs_data, unreadable.append
+    )
+    written = parallel_map(
+        lambda one: writer.write(one, results.signature_of(one.sample.path)), predictions, options.num_workers
+    )
+    scores = results.ScoresFile(options.output_dir / results.SCORES_FILE, go_on=False)
+    done = []
+    for result in tqdm(written, "Scoring", len(samples), unit="image", disable=options.print_each):
+        scores.append(result, writer.threshold)
+        done.append(result)
+        if options.print_each:
+            _print_result(result)
+    scores.close()
+    return done
+
+
+def _print_result(result: results.Result) -> None:
+    decision = "anomalous" if result.is_anomalous else "good"
+    path = printable(str(result.path))
+    print(f"{decision:9}  {result.score:10.3f}  {result.milliseconds:7.1f} ms  {path}", flush=True)
+
+
+def _warn_of_image(problem: Exception) -> None:
+    print(f"Skipped until it changes: {printable(str(problem))}", file=sys.stderr, flush=True)
+
+
+def _warn_of_folder(error: OSError) -> None:
+    print(f"Skipped: {printable(str(error.filename))}: {error.strerror}", file=sys.stderr, flush=True)

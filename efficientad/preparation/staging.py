@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from efficientad.data.images import SKIPPED_FILE
 from efficientad.system.errors import UserError
 from efficientad.system.files import csv_cell, write_csv
+from efficientad.system.runs import lock_output
 
 MANIFEST_FILE = "manifest.csv"
 COUNTS_FILE = "image_counts.csv"
@@ -100,28 +101,28 @@ def staged_folder(folder: Path, overwrite: bool, flag: str) -> Iterator[Path]:
     After an exception (Ctrl-C too) everything is as it was before. A replaced folder is removed last.
 
     Raises:
-        UserError: see require_free.
+        UserError: see require_free; or another run is writing the same folder.
     """
     final = Path(os.path.realpath(folder))
-    new_parents = [parent for parent in final.parents if not parent.exists()]
-    final.parent.mkdir(parents=True, exist_ok=True)
     staging = final.with_name(f".{final.name}.unfinished-{os.getpid()}")
-    replaced = final.with_name(f".{final.name}.replaced-{os.getpid()}")
-    staging.mkdir()
-    try:
-        yield staging
-        require_free(final, overwrite, flag)  # again: filling may have taken long
+    with lock_output(final, flag):
+        staging.mkdir()
         try:
-            if final.exists():
-                final.rename(replaced)
-            staging.rename(final)
-        except BaseException:
-            if replaced.exists():
-                replaced.rename(final)
-            raise
-        shutil.rmtree(replaced, ignore_errors=True)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        for parent in new_parents:
-            if parent.is_dir() and not any(parent.iterdir()):
-                parent.rmdir()
+            yield staging
+            require_free(final, overwrite, flag)  # again: filling may have taken long
+            _replace(final, staging)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _replace(final: Path, staging: Path) -> None:
+    replaced = final.with_name(f".{final.name}.replaced-{os.getpid()}")
+    try:
+        if final.exists():
+            final.rename(replaced)
+        staging.rename(final)
+    except BaseException:
+        if replaced.exists():
+            replaced.rename(final)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)

@@ -88,7 +88,7 @@ def solve_output_layer(
             bar.update()
     sum_over_ranks(fit.squares)
     sum_over_ranks(fit.products)
-    fit.set(from_first_rank(fit.solve(_RIDGE, towards=fit.present() if trained else 0.0)))
+    fit.set(from_first_rank(fit.solve(_RIDGE, towards=fit.weights() if trained else 0.0)))
 
 
 def _make_optimizer(pdn: nn.Module, plan: DistillationPlan) -> torch.optim.Optimizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 
 import torch
@@ -23,6 +24,7 @@ from efficientad.system.devices import describe_device, keep_freed_memory, resol
 from efficientad.system.distributed import rank, ranks, say, wait_for_ranks
 from efficientad.system.errors import UserError
 from efficientad.system.random_streams import seed_torch
+from efficientad.system.runs import lock_output
 from efficientad.system.torch_files import read_state
 
 
@@ -35,6 +37,13 @@ def pretrain_teacher(options: PretrainingOptions) -> None:
         UserError: flags or files that do not fit, a file in the way, or answers that are not finite.
         Interrupted: by a signal during the training; its state is saved.
     """
+    with lock_output(options.output, "--output") if rank() == 0 else nullcontext():
+        wait_for_ranks()  # the first one has the lock, or has failed alone
+        distill_teacher(options)
+
+
+def distill_teacher(options: PretrainingOptions) -> None:
+    """What pretrain_teacher does once it has the output to itself."""
     check_options(options)
     plan = make_plan(options)
     keep_freed_memory(plan.device)

@@ -20,7 +20,7 @@ def resolve_device(name: str) -> torch.device:
     """The torch device for --device auto, cuda or cpu.
 
     Raises:
-        UserError: CUDA was asked for and torch sees none.
+        UserError: CUDA was requested and torch sees none.
     """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -33,10 +33,10 @@ def resolve_device(name: str) -> torch.device:
 def resolve_precision(name: str, device: torch.device) -> str:
     """The precision for --precision auto, fp32, bf16 or fp16: "auto" takes bf16 only where it is faster.
 
-    From fp32 on a GPU on, convolutions are computed in it, which by default have the 10 bits of TF32.
+    Choosing fp32 on a GPU turns TF32 off, in which torch computes convolutions by default.
 
     Raises:
-        UserError: fp16 on a CPU, where training in it would not converge and nothing would be gained.
+        UserError: fp16 on a CPU, where training would not converge and nothing is gained.
     """
     if name == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16 needs a CUDA GPU; on a CPU use bf16 or fp32")
@@ -62,7 +62,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 
 
 def compute_deterministically() -> None:
-    """From now on the same input gives the same output on a CUDA GPU, too; where that cannot be, torch warns.
+    """Make a CUDA GPU give the same output for the same input, too; torch warns where it cannot.
 
     The bilinear upsampling of the autoencoder has no deterministic gradient on a GPU; torch then takes another,
     slower implementation.
@@ -73,7 +73,7 @@ def compute_deterministically() -> None:
 
 
 def describe_device(device: torch.device, precision: str) -> str:
-    """For people: "device cuda (NVIDIA H200), precision bf16", with a warning where that will be slow."""
+    """Device and precision in words, as in "device cuda (NVIDIA H200), precision bf16"; warns if that is slow."""
     if device.type == "cuda":
         hardware = torch.cuda.get_device_name(device)
     else:
@@ -87,10 +87,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def keep_freed_memory(device: torch.device) -> None:
-    """Where a CPU computes, keep from now on what is freed, for the next step.
+    """On a CPU, keep freed memory for the next step.
 
-    Otherwise every large block goes back to the system and comes again, page by page and filled with zeros, which
-    takes a fifth of a training step of batch size 16.
+    Otherwise every large block goes back to the system and returns page by page, filled with zeros, which takes a
+    fifth of a training step of batch size 16.
     """
     set_option = _from_glibc("mallopt")
     if device.type == "cpu" and set_option:
@@ -99,7 +99,7 @@ def keep_freed_memory(device: torch.device) -> None:
 
 
 def release_freed_memory() -> None:
-    """Give what was kept so far back to the system."""
+    """Give the memory kept so far back to the system."""
     release = _from_glibc("malloc_trim")
     if release:
         release(0)

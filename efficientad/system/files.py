@@ -17,11 +17,11 @@ from efficientad.system.errors import UserError
 
 @contextmanager
 def atomic_file(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
-    """A file to write in binary; after the block it takes the place of `path`, after an error nothing has changed.
+    """A binary file that replaces `path` after the block; after an error nothing has changed.
 
     Args:
-        durable: wait until the disk has it, so that a power failure does no harm either. What is quickly made
-            again in great numbers, as maps are, need not wait.
+        durable: wait until the disk has it, so that a power failure does no harm either. Not needed for files
+            that are many and quickly made again, as maps are.
 
     Raises:
         OSError: it cannot be written, as on a full disk; the error names `path`.
@@ -43,21 +43,21 @@ def atomic_file(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
 
 
 def part_of(path: Path) -> Path:
-    """The file that atomic_file writes, which is left over when the process is killed."""
+    """The temporary file of atomic_file, left behind when the process is killed."""
     return path.with_name(f"{path.name}.part")
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """`path` with this text as UTF-8; file names in it that are not valid UTF-8 keep their bytes."""
+    """Write the text to `path` as UTF-8; file names in it that are not valid UTF-8 keep their bytes."""
     with atomic_file(path) as file:
         file.write(text.encode("utf-8", errors="surrogateescape"))
 
 
-_FORMULA = re.compile("'*[=+@\\t\\r\\n-]")  # a cell that begins so would be computed by a spreadsheet
+_FORMULA = re.compile("'*[=+@\\t\\r\\n-]")  # a spreadsheet would compute a cell that begins like this
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
-    """A header line and the rows, in UTF-8, by csv_cell; the file appears whole or not at all."""
+    """Write a header line and the rows in UTF-8, by csv_cell; the file appears whole or not at all."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(header)
@@ -68,8 +68,8 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> No
 def csv_cell(value: object) -> str:
     """The value as text that is safe to open anywhere.
 
-    What a spreadsheet would take for a formula gets an apostrophe in front, numbers excepted, and bytes of a file
-    name that are no UTF-8 become escapes, as in \\udcff for the byte ff.
+    Text that a spreadsheet would take for a formula, and that is no number, gets an apostrophe in front; bytes of
+    a file name that are not UTF-8 become escapes, as in \\udcff for the byte ff.
     """
     text = str(value).encode("utf-8", errors="backslashreplace").decode("utf-8")
     return f"'{text}" if _FORMULA.match(text) and not _is_number(text) else text
@@ -83,17 +83,17 @@ def _is_number(text: str) -> bool:
     return True
 
 
-FILE_LIST = "written_files.json"  # what the last evaluation wrote here, so that the next one may remove it
+FILE_LIST = "written_files.json"  # lists what the last run wrote here, so that the next one may remove it
 
 
 def claim_files(folder: Path, names: Sequence[str]) -> set[str]:
-    """Make ready to write `names` below `folder`, and note them so that a later evaluation knows them as its own.
+    """Prepare to write `names` below `folder`, and list them so that a later run knows them as its own.
 
     Returns:
-        The files of the last evaluation that this one does not write again; remove them with release_files.
+        The files of the last run that this one does not write again; remove them with release_files.
 
     Raises:
-        UserError: a file to be written is there already and no evaluation wrote it.
+        UserError: a file to be written is there already and no run wrote it.
     """
     earlier = _read_list(folder)
     foreign = [name for name in names if name not in earlier and (folder / name).exists()]
@@ -109,10 +109,10 @@ def claim_files(folder: Path, names: Sequence[str]) -> set[str]:
 
 
 def release_files(folder: Path, stale: set[str], names: Sequence[str]) -> None:
-    """Remove the stale files of an earlier evaluation, and the folders that they leave empty."""
+    """Remove the stale files of an earlier run, and the folders that they leave empty."""
     for name in stale:
         (folder / name).unlink(missing_ok=True)
-    for name in stale.union(names):  # what a killed evaluation had in hand
+    for name in stale.union(names):  # left by a killed run
         part_of(folder / name).unlink(missing_ok=True)
     for parent in {(folder / name).parent for name in stale}:
         if parent.is_dir() and not any(parent.iterdir()):

@@ -1,4 +1,4 @@
-"""map() over threads, for work that waits for the disk or decodes images."""
+"""A parallel map() for work that waits for the disk or decodes images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _Result = TypeVar("_Result")
 def parallel_map(function: Callable[[_Item], _Result], items: Iterable[_Item], workers: int) -> Iterator[_Result]:
     """map() with `workers` threads, in order, never more than a few results ahead of the consumer.
 
-    0 workers means no threads. `items` may be endless. An exception of `function` is raised in its turn.
+    0 workers means no threads. `items` may be endless. An exception raised by `function` is raised in its turn.
     """
     if workers == 0:
         yield from map(function, items)

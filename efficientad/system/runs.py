@@ -1,4 +1,4 @@
-"""A run in its folder: one at a time, and asked to stop by a signal."""
+"""One run at a time in a folder, and how a signal asks it to stop."""
 
 from __future__ import annotations
 
@@ -12,39 +12,45 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from efficientad.system.errors import UserError
 
 LOCK_FILE = ".lock"
-_CLOSE_FIRST = os.name == "nt"  # Windows removes no open file, and this one locks nothing there
 _NO_LOCKS_HERE = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # some network file systems
+_HOLDER_START = 1  # in a lock file: Windows lets nobody read the first byte, which is the one that is locked
 
 
 @contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Keep other runs out of `folder` for the time of the block; the folder is made if it is missing.
+def lock_folder(folder: Path, flag: str = "--output_dir") -> Iterator[None]:
+    """Keep other runs out of `folder` during the block; the folder is made if it is missing.
 
-    The system releases the lock with the process, however that ends: a lock file that was left behind locks
-    nothing. A folder that was made and is empty at the end is removed again.
+    Folders that were made and are empty at the end are removed again.
+
+    Args:
+        flag: what the user chose the folder with.
 
     Raises:
         UserError: another run has the folder; the message names its process and host.
         OSError: the folder cannot be made or written to.
     """
+    with _existing(folder), _lock(folder / LOCK_FILE, folder, flag):
+        yield
+
+
+@contextmanager
+def lock_output(output: Path, flag: str) -> Iterator[None]:
+    """Keep other runs from writing `output`, a file or a folder that need not exist; otherwise as lock_folder."""
+    with _existing(output.parent), _lock(output.parent / f".{output.name}{LOCK_FILE}", output, flag):
+        yield
+
+
+@contextmanager
+def _existing(folder: Path) -> Iterator[None]:
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK_FILE
     try:
-        descriptor = _acquire(path)
-        try:
-            yield
-        finally:
-            if _CLOSE_FIRST:
-                os.close(descriptor)
-                with suppress(OSError):  # another run has it open
-                    path.unlink(missing_ok=True)
-            else:
-                path.unlink(missing_ok=True)  # before it is released: whoever gets it next must make a new one
-                os.close(descriptor)
+        yield
     finally:
         for made in missing:
             try:
@@ -53,50 +59,50 @@ def lock_folder(folder: Path) -> Iterator[None]:
                 break
 
 
-def _acquire(path: Path) -> int:
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            _lock(descriptor)
-        except BlockingIOError:
-            holder = os.read(descriptor, 200).decode(errors="replace").strip()
-            os.close(descriptor)
-            raise UserError(
-                f"{path.parent} is in use by another run ({holder or 'which has just begun'}); wait for it, "
-                "stop it, or choose another --output_dir"
-            ) from None
-        if _is_still(path, descriptor):
-            break
-        os.close(descriptor)  # its owner removed it between our opening and our locking it
-    started = time.strftime("%Y-%m-%d %H:%M:%S")
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}, since {started}\n".encode())
-    return descriptor
-
-
-def _lock(descriptor: int) -> None:
+@contextmanager
+def _lock(path: Path, output: Path, flag: str) -> Iterator[None]:
+    """The system releases the lock with the process, however that ends: a lock file left behind locks nothing."""
+    lock = FileLock(path, fallback_to_soft=False)
     try:
-        import fcntl
-    except ImportError:  # Windows: without locks
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"{output} is in use by another run ({_read_holder(path) or 'which has just begun'}); wait for it, "
+            f"stop it, or choose another {flag}"
+        ) from None
     except OSError as error:
         if error.errno not in _NO_LOCKS_HERE:
             raise
-
-
-def _is_still(path: Path, descriptor: int) -> bool:
+        path.unlink(missing_ok=True)
+        yield  # without a lock
+        return
     try:
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
+        _write_holder(path)
+        yield
+    finally:
+        with suppress(PermissionError):  # on Windows, where filelock removes it after the release
+            path.unlink(missing_ok=True)  # before the release: whoever comes next must make a new one
+        lock.release()
+
+
+def _write_holder(path: Path) -> None:
+    started = time.strftime("%Y-%m-%d %H:%M:%S")
+    with path.open("r+b") as file:
+        file.seek(_HOLDER_START)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {started}\n".encode())
+
+
+def _read_holder(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(_HOLDER_START)
+            return file.readline(200).decode(errors="replace").strip()
+    except OSError:  # just removed
+        return ""
 
 
 STOP_NOTICE = "Stopping after this step; a second time stops at once"
-ECHO_SECONDS = 2  # torchrun passes on to its processes what the system may have told them already
+ECHO_SECONDS = 2  # torchrun forwards to its processes signals that they may already have had
 
 
 @contextmanager
@@ -109,7 +115,7 @@ def stop_requests(notice: str) -> Iterator[Callable[[], bool]]:
         notice: printed at the first one.
 
     Yields:
-        a function that tells whether it was asked to stop.
+        a function that returns whether a stop was requested.
     """
     asked: list[float] = []  # when
     echo = ECHO_SECONDS if "TORCHELASTIC_RUN_ID" in os.environ else 0

@@ -18,7 +18,7 @@ from efficientad.system.random_streams import VERSION
 
 
 def read_torch_file(path: Path) -> Any:
-    """torch.load on the CPU that never runs code from the file, with a line for each way to fail.
+    """torch.load on the CPU, without running code from the file, with a one-line message for each way to fail.
 
     Raises:
         UserError: no such file, no torch file, damaged, compressed, or with pickled code.
@@ -42,7 +42,7 @@ def read_torch_file(path: Path) -> Any:
 
 
 def _refuse_inflated(path: Path) -> None:
-    """torch never compresses: what claims to hold more than the file has would only fill the memory."""
+    """torch never compresses: a file that claims to hold more than its size would only fill the memory."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             claimed = sum(entry.file_size for entry in archive.infolist())
@@ -64,7 +64,7 @@ def require_weights(state: object, path: Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not state:
         raise UserError(f"{path} holds no state_dict of a network")
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
-        raise UserError(f"{path} holds no state_dict of a network, but other things")
+        raise UserError(f"{path} holds no state_dict of a network, but something else")
     for key, tensor in state.items():
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.is_floating_point()
         if not plain:
@@ -113,7 +113,7 @@ def read_state(path: Path, kind: str, part: str, settings: Mapping[str, Any]) ->
 
 
 def compare_images(then: Mapping[str, str], now: Mapping[str, str], path: Path) -> None:
-    """Raise a UserError unless both are the same images.
+    """Raise a UserError unless the images are the same.
 
     Args:
         then, now: digests by name.
@@ -126,5 +126,5 @@ def compare_images(then: Mapping[str, str], now: Mapping[str, str], path: Path) 
         more = f" and {len(changed) - 1} more differences" if len(changed) > 1 else ""
         raise UserError(
             f"{path} was made with other images: {changed[0]}{more}; "
-            "bring them back, or add --overwrite and begin anew"
+            "bring them back, or start again with --overwrite"
         )

@@ -1,4 +1,4 @@
-"""The benchmark runs the toolkit's own steps, and what it says of them follows from what it measured."""
+"""The benchmark runs the toolkit's own steps, and its numbers agree with each other."""
 
 import json
 import sys
@@ -27,7 +27,7 @@ def run(*words):
     benchmark.main(benchmark.get_parser().parse_args(["--device", "cpu", "--seconds", "0.01", *map(str, words)]))
 
 
-def test_table_and_json_tell_the_same(quick, tmp_path, capsys):
+def test_table_and_json_agree(quick, tmp_path, capsys):
     run("--json", tmp_path / "b.json", "--precision", "fp32")
     printed = capsys.readouterr().out
     contents = json.loads((tmp_path / "b.json").read_text())
@@ -132,11 +132,11 @@ def test_matrix_rate_is_plausible():
 def test_peak_memory_sees_what_was_freed_again():
     without = peak_memory_of(lambda: None, CPU)
     if without is None:
-        pytest.skip("this system does not tell")
+        pytest.skip("this system does not report it")
     with_tensor = peak_memory_of(lambda: torch.ones(100_000_000), CPU)
     assert 0.35 < with_tensor - without < 0.45
 
 
-def test_wrong_json_path_is_told_at_once(monkeypatch, capsys, tmp_path):
+def test_wrong_json_path_is_reported_at_once(monkeypatch, capsys, tmp_path):
     message = fail(monkeypatch, capsys, benchmark, "--json", tmp_path / "missing" / "b.json")
     assert "there is no folder" in message

@@ -1,4 +1,4 @@
-"""The calibrated threshold: its rate on new good images, what it rests on, and what one wrong image does to it."""
+"""The calibrated threshold: its rate on new good images, its basis, and the effect of one wrong image."""
 
 import numpy as np
 import pytest
@@ -20,6 +20,18 @@ def test_enough_scores_give_the_conformal_one():
     low, high = calibration.rate_interval
     assert 0 < low < 0.01 < high < 0.03
     assert calibration.scores == tuple(np.arange(1.0, 200.0))
+
+
+def test_the_score_that_is_the_threshold_is_not_above_it():
+    """Nor above the number as it is printed, stored with nine digits, or compared in float32."""
+    rng = np.random.default_rng(1)
+    for _ in range(100):
+        scores = rng.gamma(9, 4, 199).astype(np.float32)
+        threshold = calibrate(scores.tolist(), 0.01).threshold
+        chosen = np.sort(scores)[-2]
+        assert chosen <= threshold == pytest.approx(chosen, rel=1e-5)
+        assert float(f"{threshold:g}") == float(f"{threshold:.9g}") == threshold
+        assert not chosen > np.float32(threshold) and (scores > threshold).sum() == 1
 
 
 @pytest.mark.parametrize(("count", "extrapolated"), [(98, True), (99, False)])
@@ -61,7 +73,7 @@ def test_equal_scores_have_a_threshold():
     assert calibrate([7.0] * 9, 0.01).threshold == 7.0
 
 
-def test_the_line_for_the_user_tells_how_sure_it_is():
+def test_the_line_for_the_user_says_how_sure_it_is():
     sure = describe_calibration(calibrate(np.arange(300.0), 0.01), 300)
     assert sure.startswith("Threshold 297 for 1 % false positives, from 300 held-out good images")
     assert "extrapolated" not in sure

@@ -181,7 +181,7 @@ def change_contents(path, change):
         (lambda c: c["state_dict"]["quantiles"].fill_(0.5), "statistics are degenerate"),
         (lambda c: c.update(version="2"), "its version is '2'"),
         (lambda c: c.update(state_dict=[1]), "holds no state_dict"),
-        (lambda c: c["state_dict"].update(teacher_mean=7), "holds no state_dict of a network, but other things"),
+        (lambda c: c["state_dict"].update(teacher_mean=7), "holds no state_dict of a network, but something else"),
         (
             lambda c: c["state_dict"].update(teacher_mean=torch.zeros(1, 384, 1, 1, dtype=torch.complex64)),
             "teacher_mean is not a tensor of plain numbers",

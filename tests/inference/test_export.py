@@ -19,11 +19,13 @@ from efficientad.data import images
 from efficientad.data.images import UnreadableImageError, read_image
 from efficientad.data.transforms import to_square
 from efficientad.detector.calibration import calibrate
-from efficientad.detector.checkpoint import load_teacher_weights, save_model
+from efficientad.detector.checkpoint import load_model, load_teacher_weights, save_model
 from efficientad.detector.networks import EfficientAD
-from efficientad.inference import export_check
-from efficientad.inference.detectors import TorchDetector, load_exported
+from efficientad.inference import export_check, exporting
+from efficientad.inference.detectors import Metadata, TorchDetector, load_exported
 from efficientad.inference.exporting import ExportableDetector
+from efficientad.system.errors import UserError
+from efficientad.system.runs import lock_output
 from efficientad.training.fitting import map_quantiles
 from exports import SUFFIXES, VARIANTS, random_pixels, skip_without
 
@@ -171,7 +173,7 @@ def test_images_that_the_training_skipped_are_left_out(weights, tmp_path, monkey
     assert "decisions agree" in capsys.readouterr().out
 
 
-def test_wrong_commands_are_told(weights, tmp_path, monkeypatch, capsys):
+def test_wrong_commands_are_refused(weights, tmp_path, monkeypatch, capsys):
     def error(*words):
         return fail(monkeypatch, capsys, export, "-w", weights, *words)
 
@@ -181,13 +183,16 @@ def test_wrong_commands_are_told(weights, tmp_path, monkeypatch, capsys):
     (tmp_path / "d.pt2").write_text("mine")
     assert "add --overwrite" in error("--format", "torch", "-o", tmp_path / "d.pt2")
     assert (tmp_path / "d.pt2").read_text() == "mine"
+    with lock_output(tmp_path / "e.pt2", "--output"):
+        message = error("--format", "torch", "-o", tmp_path / "e.pt2")
+    assert "e.pt2 is in use by another run" in message and not list(tmp_path.glob("*e.pt2*"))
     monkeypatch.setitem(sys.modules, "onnx", None)
     message = error("-o", tmp_path / "d.onnx")
     assert "onnx is missing; install it with: pip install onnx onnxscript onnxruntime" in message
 
 
 @pytest.mark.parametrize("name", ["onnx", "openvino", "torch"])
-def test_damaged_exports_are_told(tmp_path, monkeypatch, capsys, name):
+def test_damaged_exports_are_reported(tmp_path, monkeypatch, capsys, name):
     skip_without(name)
     path = tmp_path / f"d{SUFFIXES[name]}"
     fill_folder(tmp_path / "in", 1)
@@ -197,7 +202,24 @@ def test_damaged_exports_are_told(tmp_path, monkeypatch, capsys, name):
     assert "is no detector that efficientad.export wrote" in fail(monkeypatch, capsys, predict, *words)
 
 
-def test_wishes_that_a_file_cannot_fulfil(detector_file, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name", ["onnx", "openvino", "torch"])
+def test_an_export_of_a_newer_version_is_called_newer(weights, tmp_path, monkeypatch, name):
+    """Even if other facts in it are new, too."""
+    skip_without(name)
+
+    def as_text(metadata):
+        texts = as_text_now(metadata) | {"efficientad_format": "2", "calibration": '{"thresholds": [1, 2]}'}
+        return {key: text for key, text in texts.items() if key != "image_size"}
+
+    as_text_now = Metadata.as_text
+    monkeypatch.setattr(Metadata, "as_text", as_text)
+    model, path = load_model(weights, CPU), tmp_path / f"d{SUFFIXES[name]}"
+    exporting.write_export(name, model, exporting.describe(model, "fp32"), path, np.zeros(0))
+    with pytest.raises(UserError, match="newer version of this toolkit; update, or export again"):
+        load_exported(path, "cpu", "auto")
+
+
+def test_flags_that_a_file_cannot_follow(detector_file, tmp_path, monkeypatch, capsys):
     words = ["-i", tmp_path / "parts", "-o", tmp_path / "out", "-w"]
     message = fail(monkeypatch, capsys, predict, *words, detector_file, "--precision", "bf16")
     assert "computes in fp32, not in bf16" in message
@@ -216,7 +238,7 @@ def test_the_real_networks_export(tmp_path):
 
     model = EfficientAD().eval()
     load_teacher_weights(model, None)
-    metadata = export.describe(model, "fp32")
+    metadata = exporting.describe(model, "fp32")
     write_export("onnx", model, metadata, tmp_path / "d.onnx", np.zeros(0))
     pixels = random_pixels(1)
     found = export_check.compare(
@@ -226,7 +248,7 @@ def test_the_real_networks_export(tmp_path):
 
 
 def test_int8_sees_what_the_exact_detector_sees(tmp_path):
-    """A student near its teacher, as a trained one is: what rounding adds must be small beside what is left.
+    """A student near its teacher, as a trained one is: rounding errors must be small beside what is left.
 
     The first convolutions are left exact for that.
     """
@@ -247,7 +269,7 @@ def test_int8_sees_what_the_exact_detector_sees(tmp_path):
             model.student[-1].bias[half] = (model.teacher[-1].bias - model.teacher_mean.flatten()) * scale
         model.quantiles.copy_(torch.from_numpy(map_quantiles([model.raw_maps(pixels / 255)])))
     write_export(
-        "onnx", model, export.describe(model, "int8"), tmp_path / "d.onnx", pixels.permute(0, 2, 3, 1).numpy()
+        "onnx", model, exporting.describe(model, "int8"), tmp_path / "d.onnx", pixels.permute(0, 2, 3, 1).numpy()
     )
     found = export_check.compare(
         TorchDetector(model, CPU, "fp32"), load_exported(tmp_path / "d.onnx", "cpu", "auto"), pixels, 3, 80.0

@@ -1,4 +1,4 @@
-"""Scoring new images: which are found, what is written, how the command ends."""
+"""Scoring new images: inputs, files written, exit status."""
 
 import csv
 import json
@@ -15,7 +15,9 @@ from efficientad import predict
 from efficientad.detector.calibration import calibrate
 from efficientad.detector.checkpoint import save_model
 from efficientad.inference.results import find_regions
+from efficientad.inference.run import find_inputs
 from efficientad.system.errors import run_command
+from efficientad.system.runs import lock_folder
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def test_scores_are_those_of_eval(weights, parts, tmp_path, tiny_model):
     run("-w", weights, "-i", parts, "-o", tmp_path / "out", "-T", 20, "--precision", "fp32")
     rows = read_scores(tmp_path / "out")
     assert list(rows[0])[:5] == ["path", "score", "threshold", "anomalous", "milliseconds"]
-    samples = predict.find_inputs([str(parts)], tmp_path / "out")
+    samples = find_inputs([str(parts)], tmp_path / "out")
     expected = {
         str(one.sample.path): one.score
         for one in predict_samples(TorchDetector(tiny_model, predict_device(), "fp32"), samples, 16, 0)
@@ -93,9 +95,7 @@ def test_a_bug_does_not_look_like_a_result(monkeypatch, capsys):
 
 def test_folders_files_and_patterns(parts, tmp_path, monkeypatch):
     def names(*words):
-        return [
-            sample.image_name for sample in predict.find_inputs([str(word) for word in words], tmp_path / "out")
-        ]
+        return [sample.image_name for sample in find_inputs([str(word) for word in words], tmp_path / "out")]
 
     everything = ["a/000.png", "a/001.png", "a/002.png", "b/000.jpg", "b/001.jpg"]
     assert names(parts) == names(parts, parts / "b") == names(f"{parts}/**/*.*") == everything
@@ -108,7 +108,7 @@ def test_folders_files_and_patterns(parts, tmp_path, monkeypatch):
     assert names("[1].png") == ["[1].png"]
 
 
-def test_wrong_inputs_are_told(weights, parts, tmp_path, monkeypatch, capsys):
+def test_wrong_inputs_are_reported(weights, parts, tmp_path, monkeypatch, capsys):
     def error(*words):
         return fail(monkeypatch, capsys, predict, "-w", weights, "-o", tmp_path / "out", *words)
 
@@ -134,7 +134,7 @@ def test_threshold_of_the_model(weights, parts, tmp_path, tiny_model, capsys):
     tiny_model.calibration = None
     save_model(tiny_model, weights / "model.pt", {})
     run(*words, "-T", "auto")
-    assert "Threshold 80 (the usual one: this model has no calibration)" in capsys.readouterr().out
+    assert "Threshold 80 (default: this model has no calibration)" in capsys.readouterr().out
 
 
 def test_maps_and_running_again(weights, parts, tmp_path):
@@ -150,7 +150,7 @@ def test_maps_and_running_again(weights, parts, tmp_path):
     run("-w", weights, "-i", parts / "b", "-o", out, "-f", "overlay")
     with Image.open(out / "maps" / "000.jpg.jpg") as image:
         assert image.size == (60, 40)
-    run("-w", weights, "-i", tmp_path, "-o", out)  # the output folder stands in the input folder
+    run("-w", weights, "-i", tmp_path, "-o", out)  # the output folder is in the input folder
     assert len(read_scores(out)) == 5 and (out / "maps" / "mine.txt").exists()
 
 
@@ -221,3 +221,21 @@ def test_print(weights, parts, tmp_path, capsys):
         row["path"] for row in read_scores(tmp_path / "out")
     }
     assert "Scoring" not in printed.err
+
+
+def test_a_folder_in_use_keeps_the_results_of_one_run(weights, parts, tmp_path, monkeypatch, capsys):
+    words = ["-w", weights, "-o", tmp_path / "out"]
+    with lock_folder(tmp_path / "out"):
+        for source in ("-i", "--watch"):
+            message = fail(monkeypatch, capsys, predict, *words, source, parts)
+            assert f"{tmp_path / 'out'} is in use by another run (process " in message
+    run(*words, "-i", parts)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["scores.csv", "written_files.json"]
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(weights, parts, tmp_path, monkeypatch, capsys):
+    (weights / "model.pt").write_text("text")
+    words = ["-w", weights, "-o", tmp_path / "a" / "out"]
+    for source in ("-i", "--watch"):
+        fail(monkeypatch, capsys, predict, *words, source, parts)
+    assert not (tmp_path / "a").exists()

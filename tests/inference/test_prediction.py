@@ -3,14 +3,18 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from conftest import make_dataset
 from efficientad.benchmarking import reference
 from efficientad.data.datasets import find_test_samples, open_dataset
 from efficientad.data.images import read_image
 from efficientad.data.transforms import to_square
-from efficientad.inference.detectors import TorchDetector
-from efficientad.inference.prediction import predict
+from efficientad.detector.calibration import calibrate
+from efficientad.detector.checkpoint import save_model
+from efficientad.inference.detectors import TorchDetector, load_detector
+from efficientad.inference.maps import resize_map
+from efficientad.inference.prediction import inspect, predict
 from efficientad.system.errors import UserError
 
 CPU = torch.device("cpu")
@@ -66,10 +70,10 @@ def test_all_unreadable_images_are_named(tiny_model, samples):
         predict_all(tiny_model, samples, 1)
 
 
-def test_unreadable_images_can_be_passed_over(tiny_model, samples):
+def test_unreadable_images_can_be_skipped(tiny_model, samples):
     samples[1].path.write_text("text")
     problems = []
-    predictions = predict_all(tiny_model, samples, 3, pass_over=problems.append)
+    predictions = predict_all(tiny_model, samples, 3, on_unreadable=problems.append)
     assert [p.sample for p in predictions] == [samples[0], *samples[2:]]
     assert len(problems) == 1 and str(samples[1].path) in str(problems[0])
 
@@ -78,3 +82,87 @@ def test_score_that_is_not_finite_is_an_error(tiny_model, samples):
     tiny_model.quantiles.fill_(float("nan"))
     with pytest.raises(UserError, match="is not finite"):
         predict_all(tiny_model, samples, 2)
+
+
+def test_one_image_is_inspected_as_predict_scores_it(tiny_model, samples, tmp_path):
+    tiny_model.calibration = calibrate([10.0, 11.0, 12.0, 13.0, 14.0], 0.5)
+    save_model(tiny_model, tmp_path / "model.pt", {})
+    detector = load_detector(tmp_path)
+    assert isinstance(load_detector(str(tmp_path), "cpu"), TorchDetector)
+    for one in predict(detector, samples, 1, 0):
+        found = inspect(detector, one.sample.path)
+        assert (found.score, found.threshold) == (one.score, 12.0)
+        assert found.is_anomalous == (one.score > 12.0)
+        np.testing.assert_array_equal(found.anomaly_map, resize_map(one.anomaly_map, *one.image_size))
+        assert not inspect(detector, str(one.sample.path), threshold=one.score).is_anomalous
+    with Image.open(samples[0].path) as image:
+        turned = image.convert("RGBA").transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[0x0112] = 6  # to be turned by 90 degrees clockwise
+    found = inspect(detector, turned)
+    assert found.score == inspect(detector, samples[0].path).score and found.anomaly_map.shape == image.size[::-1]
+
+
+class OnGpu(torch.Tensor):
+    is_cuda = True
+
+
+class Pinned(torch.Tensor):
+    def copy_(self, source, non_blocking=False):
+        """As from a GPU: the values come later."""
+        assert non_blocking
+        copies.append(lambda: torch.Tensor.copy_(self.as_subclass(torch.Tensor), source.as_subclass(torch.Tensor)))
+        return self
+
+
+class Event:
+    def __init__(self, blocking):
+        self.before = None
+
+    def record(self):
+        self.before, copies[:] = list(copies), []
+
+    def synchronize(self):
+        steps.append("waited")
+        for copy in self.before:
+            copy()
+
+
+copies, steps = [], []
+
+
+def test_maps_are_copied_from_a_gpu_while_it_works_on(tiny_model, samples, monkeypatch):
+    """On a pretended one, whose copies arrive only when their event is waited for."""
+    expected = predict_all(tiny_model, samples, 3)
+    detector, empty = TorchDetector(tiny_model, CPU, "fp32"), torch.empty
+
+    class GpuDetector:
+        image_size = 256
+
+        def __call__(self, pixels):
+            steps.append("started")
+            return detector(pixels).as_subclass(OnGpu)
+
+    def pinned(shape, dtype, pin_memory):
+        assert pin_memory
+        return empty(shape, dtype=dtype).fill_(-1).as_subclass(Pinned)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch, "empty", pinned)
+    found = list(predict(GpuDetector(), samples, 3, 0))
+    monkeypatch.undo()
+    assert steps == ["started", "started", "waited", "started", "waited", "waited"]
+    assert [one.score for one in found] == [one.score for one in expected]
+    for one, plain in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.anomaly_map, plain.anomaly_map)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_predictions_of_a_gpu_equal_those_of_the_cpu(tiny_model, samples, batch_size):
+    expected = predict_all(tiny_model, samples, batch_size)
+    gpu = torch.device("cuda")
+    found = list(predict(TorchDetector(tiny_model.to(gpu), gpu, "fp32"), samples, batch_size, 2))
+    assert all(torch.from_numpy(one.anomaly_map).is_pinned() for one in found)
+    np.testing.assert_allclose([one.score for one in found], [one.score for one in expected], rtol=1e-3)
+    for one, plain in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.anomaly_map, plain.anomaly_map, rtol=1e-3, atol=0.05)

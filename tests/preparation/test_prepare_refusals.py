@@ -1,12 +1,18 @@
 """prepare_dataset.py, called as users should not: one line, and everything stays as it was."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import prepare_dataset
 from conftest import fail
+from efficientad.preparation.staging import staged_folder
 from originals import prepare, tree
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("way", ["..", "..\\", "absolute", "link"])
@@ -141,3 +147,21 @@ def test_preview_of_a_damaged_image_is_an_error_and_nothing_is_written(originals
     assert not (originals.root / "set").exists() and not (originals.root / "preview").exists()
     words[-1] = originals.root / "set" / "preview"
     assert "are one in the other" in fail(monkeypatch, capsys, prepare_dataset, *words)
+
+
+SECOND = """
+import pathlib, sys
+from efficientad.preparation.staging import staged_folder
+with staged_folder(pathlib.Path(sys.argv[1]), True, "--output_dir") as folder:
+    (folder / "file").write_text("second")
+"""
+
+
+def test_two_runs_at_once_do_not_replace_each_other(tmp_path):
+    with staged_folder(tmp_path / "set", False, "--output_dir") as folder:
+        (folder / "file").write_text("first")
+        command = [sys.executable, "-c", SECOND, str(tmp_path / "set")]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        assert "set is in use by another run (process " in done.stderr
+    assert (tmp_path / "set" / "file").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]

@@ -14,6 +14,7 @@ from efficientad.detector.networks import EfficientAD, build_pdn
 from efficientad.pretraining import backbones
 from efficientad.pretraining import loop as pretraining_loop
 from efficientad.system.errors import UserError
+from efficientad.system.runs import lock_output
 from efficientad.system.saving import StateSaver
 from stubs import random_backbone
 
@@ -188,3 +189,11 @@ def test_the_command_is_named_in_its_errors(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         pretrain.get_parser().parse_args([])
     assert "python -m efficientad.pretrain: error: the following arguments are required" in capsys.readouterr().err
+
+
+def test_one_run_at_a_time(natural, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "teacher.pth"
+    with lock_output(output, "--output"):
+        message = fail(monkeypatch, capsys, pretrain, "--images", natural, "--output", output, "--steps", 1)
+    assert f"{output} is in use by another run (process " in message and "choose another --output" in message
+    assert not output.exists()

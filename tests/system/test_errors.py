@@ -1,14 +1,11 @@
 """How commands end on what is no bug, and on what the system refuses."""
 
 import argparse
-import os
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from efficientad.system import runs
 from efficientad.system.distributed import each_category, process_group
 from efficientad.system.errors import UserError, run_command
 
@@ -69,27 +66,3 @@ def test_more_processes_than_gpus(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UserError, match="2 GPUs are too few for process 3 of this machine"), process_group("auto"):
         pass
-
-
-def test_windows_removes_a_lock_file_that_is_closed(tmp_path, monkeypatch):
-    """There an open file cannot be removed."""
-    acquire, opened, open_at_removal = runs._acquire, [], []
-    monkeypatch.setattr(runs, "_acquire", lambda path: opened.append(acquire(path)) or opened[0])
-    monkeypatch.setattr(runs, "_CLOSE_FIRST", True)
-    unlink = Path.unlink
-
-    def note(path, **options):
-        open_at_removal.append(_is_open(opened[0]))
-        unlink(path, **options)
-
-    with runs.lock_folder(tmp_path):
-        monkeypatch.setattr(Path, "unlink", note)
-    assert open_at_removal == [False] and not list(tmp_path.iterdir())
-
-
-def _is_open(descriptor):
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True

@@ -66,5 +66,5 @@ def test_a_step_of_a_distillation_stays_on_the_gpu(pretended):
     Muon(pdn.parameters(), 1e-3).step()
     fit = OutputLayerFit(pdn[-1], 384, torch.Generator())
     fit.add(pdn[:-1](images), answers, 100)
-    fit.set(fit.solve(0.1, towards=fit.present()))
+    fit.set(fit.solve(0.1, towards=fit.weights()))
     assert pdn[-1].weight.device == answers.device == GPU

@@ -20,7 +20,7 @@ from conftest import draw_part, fail, fill_folder
 from efficientad.detector.networks import EfficientAD
 from efficientad.system import runs
 from efficientad.system.errors import Interrupted
-from efficientad.system.runs import LOCK_FILE, lock_folder, stop_requests
+from efficientad.system.runs import LOCK_FILE, stop_requests
 from efficientad.training import loop as training_loop
 from efficientad.training import run as training_run
 from trainings import assert_same_model, folder_of, read_log, stop_at
@@ -249,13 +249,3 @@ def test_a_model_that_appears_before_the_lock_is_had_is_not_replaced(tiny_traini
     monkeypatch.setattr(training_run, "lock_folder", lock_late)
     error = fail(monkeypatch, capsys, train_script, *tiny_training)
     assert "already holds a trained model; add --overwrite" in error
-
-
-def test_a_lock_leaves_no_folders_behind(tmp_path):
-    with lock_folder(tmp_path / "a" / "b"):
-        assert (tmp_path / "a" / "b" / LOCK_FILE).read_text().startswith(f"process {os.getpid()} on ")
-    assert not (tmp_path / "a").exists()
-    (tmp_path / "a").mkdir()
-    with lock_folder(tmp_path / "a" / "b"):
-        (tmp_path / "a" / "b" / "file").write_text("mine")
-    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["file"]

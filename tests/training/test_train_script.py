@@ -109,9 +109,11 @@ def test_the_threshold_is_calibrated_on_held_out_images_and_taken(tmp_path, tiny
 def test_few_held_out_images_give_no_threshold(tmp_path, dataset_folder, tiny_teacher, capsys):
     output = tmp_path / "out"
     train("-d", "custom", "-c", dataset_folder, "-o", output, "-w", tiny_teacher)
-    assert "1 held-out good images are too few, 4 at least; eval.py will take 80" in capsys.readouterr().out
+    assert (
+        "1 held-out good images are too few, 4 at least; eval.py and predict will use 80" in capsys.readouterr().out
+    )
     evaluate("-d", "custom", "-c", dataset_folder, "-o", output, "-f", "none")
-    assert "threshold 80 (the usual one: this model has no calibration)" in capsys.readouterr().out
+    assert "threshold 80 (default: this model has no calibration)" in capsys.readouterr().out
 
 
 def test_finished_model_is_replaced_only_when_asked(output, dataset_folder, tiny_teacher, monkeypatch, capsys):
