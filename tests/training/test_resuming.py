@@ -20,7 +20,7 @@ from conftest import draw_part, fail, fill_folder
 from efficientad.detector.networks import EfficientAD
 from efficientad.system import runs
 from efficientad.system.errors import Interrupted
-from efficientad.system.runs import LOCK_FILE, stop_requests
+from efficientad.system.runs import LOCK_FILE, lock_folder, stop_requests
 from efficientad.training import loop as training_loop
 from efficientad.training import run as training_run
 from trainings import assert_same_model, folder_of, read_log, stop_at
