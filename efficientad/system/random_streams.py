@@ -25,8 +25,6 @@ STREAMS = (
     "output layer",  # for each time that it is solved
 )
 VERSION = 1  # of all this: a run is not resumed with other numbers than it began with
-_WORDS = 624  # of the Mersenne Twister's state
-_HEADER = 24  # bytes before them in the state of a torch.Generator
 
 
 def seed_sequence(seed: int, stream: str, *numbers: int) -> np.random.SeedSequence:
@@ -35,18 +33,14 @@ def seed_sequence(seed: int, stream: str, *numbers: int) -> np.random.SeedSequen
 
 
 def random_stream(seed: int, stream: str, *numbers: int) -> torch.Generator:
-    """A generator on the CPU, at the beginning of the stream.
-
-    The whole state is filled: manual_seed keeps 32 bits, which some of the many steps of a run would share.
-    """
-    generator = torch.Generator().manual_seed(0)
-    state = generator.get_state()
-    words = seed_sequence(seed, stream, *numbers).generate_state(_WORDS)
-    state[_HEADER : _HEADER + 8 * _WORDS].view(torch.int64).copy_(torch.from_numpy(words.astype(np.int64)))
-    return generator.set_state(state)
+    """A generator on the CPU, at the beginning of the stream."""
+    return torch.Generator().manual_seed(_to_integer(seed_sequence(seed, stream, *numbers)))
 
 
 def seed_torch(seed: int, stream: str, *numbers: int) -> None:
     """Let torch's default generators, of all devices, begin the stream."""
-    torch.manual_seed(int(seed_sequence(seed, stream, *numbers).generate_state(1, np.uint64)[0]))  # a GPU's
-    torch.set_rng_state(random_stream(seed, stream, *numbers).get_state())
+    torch.manual_seed(_to_integer(seed_sequence(seed, stream, *numbers)))
+
+
+def _to_integer(sequence: np.random.SeedSequence) -> int:
+    return int(sequence.generate_state(1, np.uint64)[0])
