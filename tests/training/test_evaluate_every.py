@@ -1,4 +1,4 @@
-"""train.py --evaluate_every: what it finds on the way is what eval.py would, and the training does not notice."""
+"""train.py --evaluate_every: it finds what eval.py would, and the training does not depend on it."""
 
 import csv
 import functools
@@ -55,7 +55,7 @@ def aurocs(output):
     return {row["step"]: row["test_auroc"] for row in read_log(output) if row["test_auroc"]}
 
 
-def test_it_tells_what_eval_finds_after_that_many_steps(words, dataset, tmp_path, monkeypatch, capsys):
+def test_it_reports_what_eval_finds_after_that_many_steps(words, dataset, tmp_path, monkeypatch, capsys):
     """With a learning rate that does not depend on the number of steps to come."""
     monkeypatch.setattr(training_loop, "learning_rate", lambda lr, *_: lr)
     words += ["--lr", 3e-3]
@@ -64,11 +64,11 @@ def test_it_tells_what_eval_finds_after_that_many_steps(words, dataset, tmp_path
     for bar in ("Final map normalization", "Calibrating the threshold"):
         assert sum(bar in line for line in printed.err.split("\n")) == 1  # not those of the evaluations
     assert "Note: every 5 steps 20 test images are scored, 9 good and 11 defective; that looks at" in printed.out
-    told = aurocs(tmp_path / "out")
-    assert list(told) == ["5", "7"] and set(told.values()) != {"1.0"}
+    found = aurocs(tmp_path / "out")
+    assert list(found) == ["5", "7"] and set(found.values()) != {"1.0"}
     train(*words, "-o", tmp_path / "shorter", "--train_steps", 5)
     capsys.readouterr()
-    for (steps, auroc), output in zip(told.items(), ("shorter", "out"), strict=True):
+    for (steps, auroc), output in zip(found.items(), ("shorter", "out"), strict=True):
         line = f"Step {steps}: image AUROC {100 * float(auroc):.2f}, with the labels of 20 test images\n"
         assert printed.out.count(line) == 1
         common = ["-d", "custom", "-c", dataset, "-o", tmp_path / output, "--device", "cpu"]
@@ -201,7 +201,7 @@ def test_networks_without_a_meaningful_map_have_no_auroc(tiny_model):
     assert math.isnan(progress_of(tiny_model).auroc())
 
 
-def test_an_auroc_that_is_undefined_is_told_as_such(tmp_path, capsys):
+def test_an_undefined_auroc_is_reported(tmp_path, capsys):
     losses = Losses(*torch.ones(4))
     with TrainingLog(tmp_path / "log.csv", 30) as log:
         for step in range(1, 12):

@@ -239,7 +239,7 @@ def test_an_interrupted_replacement_is_not_taken_for_done(words, tmp_path, capsy
     assert "already holds a trained model: nothing to resume" in capsys.readouterr().out
 
 
-def test_copies_on_both_sides_are_told(words, tmp_path, dataset_folder, capsys):
+def test_copies_on_both_sides_are_reported(words, tmp_path, dataset_folder, capsys):
     good = dataset_folder / "train" / "good"
     for path in sorted(good.iterdir()):
         for number in range(3):

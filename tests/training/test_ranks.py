@@ -95,8 +95,8 @@ def test_training_that_loses_a_rank_is_resumed(dataset_folder, tiny_teacher, tmp
     assert whole.returncode == [0, 0], whole.stderr
     assert "12 steps of batch size 2 on each of 2 processes" in whole.stdout
     assert whole.stdout.count("Trained in") == 1
-    told = [line.split(":")[0] for line in whole.stdout.splitlines() if "with the labels of 7 test images" in line]
-    assert told == ["Step 5", "Step 10", "Step 12"]
+    found = [line.split(":")[0] for line in whole.stdout.splitlines() if "with the labels of 7 test images" in line]
+    assert found == ["Step 5", "Step 10", "Step 12"]
 
     lost = run_torchrun("train_worker.py", *words, "-o", tmp_path / "lost", DIE_IN_STEP="7")
     assert lost.returncode != 0
@@ -114,7 +114,7 @@ def test_training_that_loses_a_rank_is_resumed(dataset_folder, tiny_teacher, tmp
     assert steps == ["1", "10", "12"]
 
 
-def test_training_whose_first_process_is_told_to_end_saves_first(dataset_folder, tiny_teacher, tmp_path):
+def test_training_whose_first_process_is_stopped_saves_first(dataset_folder, tiny_teacher, tmp_path):
     """torchrun ends the others as soon as one has ended."""
     words = ["-d", "custom", "-c", dataset_folder, "-w", tiny_teacher, "-e", 4, "-b", 2, "--device", "cpu"]
     words += ["--recipe", "paper"]
