@@ -33,12 +33,12 @@ _UNPRINTED = {"Cc", "Cs", "Zl", "Zp", "Cf"}  # control, broken Unicode, line bre
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a report tells of the run beside its scores."""
+class ReportFacts:
+    """What a report says of the run beside its scores."""
 
     title: str
     test_folder: Path
-    facts: Sequence[tuple[str, str]]  # label and value
+    rows: Sequence[tuple[str, str]]  # label and value
     commands: Sequence[tuple[str, str]]  # what it does and the command line
     calibration: Calibration | None
 
@@ -48,7 +48,7 @@ def write_report(
     scored: Sequence[ScoredSample],
     maps: Mapping[Sample, str],
     evaluation: Evaluation,
-    run: Run,
+    facts: ReportFacts,
 ) -> None:
     """Write the page.
 
@@ -62,15 +62,15 @@ def write_report(
 
     script = "\n".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     script = f'"use strict";\n(() => {{\n{script}}})();\n'
-    data = _page_data(path.parent, scored, maps, evaluation, run)
+    data = _page_data(path.parent, scored, maps, evaluation, facts)
     loader = jinja2.FileSystemLoader(_TEMPLATES)
     template = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(
         "report.html"
     )
     page = template.render(
-        title=visible(run.title),
-        facts=[(label, visible(value)) for label, value in run.facts],
-        commands=[(label, visible(command)) for label, command in run.commands],
+        title=visible(facts.title),
+        facts=[(label, visible(value)) for label, value in facts.rows],
+        commands=[(label, visible(command)) for label, command in facts.commands],
         style=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         # the page's own script may run and no other, should a hostile name ever get through the escaping
@@ -103,7 +103,7 @@ def describe_run(
     command: str,
     evaluation: Evaluation,
     skipped: Sequence[UnreadableImageError],
-) -> Run:
+) -> ReportFacts:
     """The facts of an evaluation, and of the training as far as the detector knows it.
 
     Args:
@@ -131,7 +131,7 @@ def describe_run(
     if "command" in known:
         commands.insert(0, ("Train again", str(known["command"])))
     title = dataset.root.resolve().name if dataset.name == "custom" else dataset.name
-    return Run(title, dataset.root / "test", facts, commands, calibration)
+    return ReportFacts(title, dataset.root / "test", facts, commands, calibration)
 
 
 def _metric_facts(evaluation: Evaluation) -> list[tuple[str, str]]:
@@ -191,7 +191,11 @@ def _test_fact(dataset: Dataset, evaluation: Evaluation) -> str:
 
 
 def _page_data(
-    folder: Path, scored: Sequence[ScoredSample], maps: Mapping[Sample, str], evaluation: Evaluation, run: Run
+    folder: Path,
+    scored: Sequence[ScoredSample],
+    maps: Mapping[Sample, str],
+    evaluation: Evaluation,
+    facts: ReportFacts,
 ) -> dict[str, Any]:
     """What the page's script works on: numbers, strings and lists only."""
     classes = sorted(evaluation.classes, key=lambda row: row.name != GOOD)  # good first
@@ -212,7 +216,7 @@ def _page_data(
             thumbnail = base64.b64encode(picture.thumbnail).decode()
             row += [*picture.image_size, thumbnail, picture.anomaly_map, picture.mask, picture.peak]
         images.append(row)
-    calibration = run.calibration
+    calibration = facts.calibration
     return {
         "key": hashlib.sha256("".join(item.digest for item in scored).encode()).hexdigest()[:16],
         "threshold": evaluation.threshold,
@@ -220,8 +224,8 @@ def _page_data(
         "good": numbers.get(GOOD),
         "auroc": _number(evaluation.overall.auroc),
         "images": images,
-        "test_folder": visible(str(run.test_folder)),
-        "test_link": _folder_link(run.test_folder, folder),
+        "test_folder": visible(str(facts.test_folder)),
+        "test_link": _folder_link(facts.test_folder, folder),
         "held_out": list(calibration.scores) if calibration else [],
         "held_out_threshold": calibration.threshold if calibration else None,
         "map_levels": MAP_LEVELS,
