@@ -34,7 +34,6 @@ from efficientad.system.errors import UserError
 from efficientad.system.files import claim_files, release_files
 from efficientad.system.runs import lock_folder
 
-
 _MAP_SUFFIXES = {"tiff": ".tiff", "jpg": ".jpg", "none": None}
 
 
