@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-_ROUNDING = 1e-9  # 0.05 * 60 is not 3
+ROUNDING = 1e-9  # 0.05 * 60 is not 3
 
 
 def auroc(hits: np.ndarray, false_alarms: np.ndarray) -> np.ndarray:
@@ -48,8 +48,13 @@ def average_precision(hits: np.ndarray, false_alarms: np.ndarray) -> np.ndarray:
     return np.where(false_alarms[..., -1] > 0, value, np.nan)
 
 
+def f1(hits: np.ndarray, false_alarms: np.ndarray) -> np.ndarray:
+    """F1 = 2 hits / (anomalous items + items called anomalous) at each entry: ... x G floats, 0 where undefined."""
+    return 2 * hits / np.maximum(hits[..., -1:] + hits + false_alarms, 1)
+
+
 def f1_max(hits: np.ndarray, false_alarms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The largest F1 = 2 hits / (anomalous items + items called anomalous) over all thresholds.
+    """The largest F1 over all thresholds.
 
     Returns:
         ... floats in [0, 1], undefined as the average precision is, and ... ints: where on the curve it is
@@ -59,9 +64,9 @@ def f1_max(hits: np.ndarray, false_alarms: np.ndarray) -> tuple[np.ndarray, np.n
     >>> round(float(value), 4), int(index)
     (0.6667, 0)
     """
-    f1 = 2 * hits / np.maximum(hits[..., -1:] + hits + false_alarms, 1)
-    value = np.where((hits[..., -1] > 0) & (false_alarms[..., -1] > 0), f1.max(axis=-1), np.nan)
-    return value, f1.argmax(axis=-1)
+    values = f1(hits, false_alarms)
+    value = np.where((hits[..., -1] > 0) & (false_alarms[..., -1] > 0), values.max(axis=-1), np.nan)
+    return value, values.argmax(axis=-1)
 
 
 def recall_at_fpr(hits: np.ndarray, false_alarms: np.ndarray, limit: float) -> np.ndarray:
@@ -73,7 +78,7 @@ def recall_at_fpr(hits: np.ndarray, false_alarms: np.ndarray, limit: float) -> n
     0.5
     """
     good = false_alarms[..., -1]
-    allowed = false_alarms <= limit * good[..., None] + _ROUNDING
+    allowed = false_alarms <= limit * good[..., None] + ROUNDING
     found = _ratio(np.where(allowed, hits, 0).max(axis=-1), hits[..., -1])
     return np.where(good > 0, found, np.nan)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import accuracy_score, precision_score, recall_score, roc_auc_score
+from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score, roc_auc_score
 
 from efficientad.evaluation import curves
 
@@ -262,81 +262,53 @@ def sweep_thresholds(y_true: np.ndarray, y_score: np.ndarray, threshold: float) 
     >>> [(row.threshold, row.f1) for row in rows]
     [(1.5, 1.0)]
     """
-    cuts = _Cuts(y_true, y_score)
-    wanted: dict[int, list[str]] = {}
+    y_score = y_score.astype(np.float64)
+    ascending, index = np.unique(y_score, return_inverse=True)
+    scores = ascending[::-1]
+    place = len(scores) - 1 - index
+    hits, alarms = (  # as in curves.py, after a first entry at which nothing is called anomalous
+        np.append(0, np.bincount(place[kind], minlength=len(scores)).cumsum()) for kind in (y_true, ~y_true)
+    )
+    wanted: dict[int, list[str]] = {}  # notes by entry: how many of the highest scores are called anomalous
 
-    def want(cut: int, note: str) -> None:
-        wanted.setdefault(cut, []).append(note)
+    def want(entry: int, note: str) -> None:
+        wanted.setdefault(int(entry), []).append(note)
 
-    in_use = int(np.searchsorted(cuts.scores, threshold, side="right"))
+    in_use = int((scores > threshold).sum())
     want(in_use, "in use")
-    if cuts.positives and cuts.negatives:
-        want(int(np.nanargmax(cuts.f1)), "best F1 (an oracle: it has seen the labels)")
-    if cuts.negatives:
+    if hits[-1] and alarms[-1]:
+        f1 = curves.f1(hits, alarms)
+        want(np.flatnonzero(f1 == f1.max())[-1], "best F1 (an oracle: it has seen the labels)")
+    if alarms[-1]:
         for rate in FALSE_POSITIVE_RATES:
             name = f"false positives <= {100 * rate:g} %" if rate else "no false positive"
-            want(int(np.argmax(cuts.false_positives <= rate * cuts.negatives + 1e-9)), name)
-    if cuts.positives:
+            want(np.flatnonzero(alarms <= rate * alarms[-1] + curves.ROUNDING)[-1], name)
+    if hits[-1]:
         for recall in RECALLS:
             name = f"recall >= {100 * recall:g} %" if recall < 1 else "every defect found"
-            want(int(np.flatnonzero(cuts.true_positives >= recall * cuts.positives - 1e-9)[-1]), name)
-    rows = [
-        (cut, threshold if cut == in_use else cuts.threshold(cut), tuple(notes)) for cut, notes in wanted.items()
+            want(np.flatnonzero(hits >= recall * hits[-1] - curves.ROUNDING)[0], name)
+    bounds = [np.inf, *scores, -np.inf]
+    return [
+        _sweep_row(
+            y_true,
+            y_score,
+            threshold if entry == in_use else _shortest_between(bounds[entry + 1], bounds[entry]),
+            tuple(notes),
+        )
+        for entry, notes in sorted(wanted.items(), reverse=True)
     ]
-    return [cuts.row(*row) for row in sorted(rows)]
 
 
-class _Cuts:
-    """Every way to part the images by a threshold: cut i calls all but the i lowest distinct scores anomalous."""
-
-    def __init__(self, y_true: np.ndarray, y_score: np.ndarray) -> None:
-        self.scores, index = np.unique(y_score.astype(np.float64), return_inverse=True)
-        positives = np.bincount(index, weights=y_true, minlength=len(self.scores))
-        negatives = np.bincount(index, weights=~y_true, minlength=len(self.scores))
-        self.positives, self.negatives = int(positives.sum()), int(negatives.sum())
-        self.true_positives = self.positives - np.concatenate([[0], positives.cumsum()])
-        self.false_positives = self.negatives - np.concatenate([[0], negatives.cumsum()])
-        # 2 TP / (2 TP + FP + FN), which is 0 where precision is undefined
-        self.f1 = (
-            2 * self.true_positives / np.maximum(self.true_positives + self.false_positives + self.positives, 1)
-        )
-
-    def threshold(self, cut: int) -> float:
-        """The number with the fewest digits that makes this cut."""
-        if cut == len(self.scores):
-            low, high = self.scores[-1], np.inf
-        elif cut == 0:
-            low, high = -np.inf, self.scores[0]
-        else:
-            low, high = self.scores[cut - 1], self.scores[cut]
-        return _shortest_between(low, high)
-
-    def row(self, cut: int, threshold: float, notes: tuple[str, ...]) -> SweepRow:
-        hits, alarms = self.true_positives[cut], self.false_positives[cut]
-        right = hits + self.negatives - alarms
-
-        def share(part: float, whole: float) -> float:
-            return float(part / whole) if whole else float("nan")
-
-        return SweepRow(
-            threshold,
-            accuracy=share(right, self.positives + self.negatives),
-            precision=share(hits, hits + alarms),
-            recall=share(hits, self.positives),
-            f1=float(self.f1[cut]) if self.positives else float("nan"),
-            false_positive_rate=share(alarms, self.negatives),
-            notes=notes,
-        )
+def _sweep_row(y_true: np.ndarray, y_score: np.ndarray, threshold: float, notes: tuple[str, ...]) -> SweepRow:
+    row, called = decision_row("", y_true, y_score, threshold, auroc=np.nan), y_score > threshold
+    f1 = float(f1_score(y_true, called)) if y_true.any() else np.nan
+    false_positive_rate = np.nan if y_true.all() else float(called[~y_true].mean())
+    return SweepRow(threshold, row.accuracy, row.precision, row.recall, f1, false_positive_rate, notes)
 
 
 def _shortest_between(low: float, high: float) -> float:
-    """A decimal with few digits in [low, high), near the middle of it."""
-    if np.isinf(high):
-        middle = low
-    elif np.isinf(low):
-        middle = high
-    else:
-        middle = (low + high) / 2
+    """A decimal with few digits in [low, high), near the middle of it or, without one end, near the other."""
+    middle = low if np.isinf(high) else high if np.isinf(low) else (low + high) / 2
     for digits in range(18):
         step = 10.0**-digits
         for candidate in (round(middle, digits), round(middle, digits) + step, round(middle, digits) - step):
