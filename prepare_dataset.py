@@ -175,15 +175,14 @@ def check_flags(args: argparse.Namespace) -> None:
 
 def report(args: argparse.Namespace, counts: dict[str, int], class_names: dict[str, str]) -> None:
     """Print the folders and how many images each has, and the command that comes next."""
-    from tabulate import tabulate
-
     from efficientad.preparation.staging import MANIFEST_FILE
+    from efficientad.system.tables import format_table
 
     rows = [
-        (printable(folder), count, class_names.get(folder.removeprefix("test/"), ""))
+        [printable(folder), str(count), class_names.get(folder.removeprefix("test/"), "")]
         for folder, count in counts.items()
     ]
-    table = tabulate(rows, headers=["Directory", "Count", "Category"], disable_numparse=[0, 2])
+    table = format_table(["Directory", "Count", "Category"], rows, "lrl")
     print(f"\n{table}\n\nWrote {args.output_dir}; {MANIFEST_FILE} in it says where each image comes from")
     if args.preview:
         print(f"The annotations are drawn in {args.preview}")

@@ -278,7 +278,7 @@ def sweep_thresholds(y_true: np.ndarray, y_score: np.ndarray, threshold: float) 
     want(in_use, "in use")
     if hits[-1] and alarms[-1]:
         f1 = curves.f1(hits, alarms)
-        want(np.flatnonzero(f1 == f1.max())[-1], "best F1 (an oracle: it has seen the labels)")
+        want(np.flatnonzero(f1 == f1.max())[-1], "best F1")
     if alarms[-1]:
         for rate in FALSE_POSITIVE_RATES:
             name = f"false positives <= {100 * rate:g} %" if rate else "no false positive"

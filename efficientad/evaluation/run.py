@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -33,6 +34,7 @@ from efficientad.system.distributed import gather_objects, rank, ranks, wait_for
 from efficientad.system.errors import UserError
 from efficientad.system.files import claim_files, release_files
 from efficientad.system.runs import lock_folder
+from efficientad.system.tables import WIDTH
 
 _MAP_SUFFIXES = {"tiff": ".tiff", "jpg": ".jpg", "none": None}
 
@@ -221,6 +223,8 @@ def print_results(run: EvaluationRun, scores: Scores, evaluation: Evaluation) ->
     print(f"\n{report.format_tables(evaluation, auc_by_class=by_class)}\n")
     print(f"{report.format_metrics(evaluation)}\n")
     print(f"{report.format_thresholds(evaluation)}\n")
+    if warning := report.describe_chance(evaluation, run.detector.image_size):
+        print(f"{textwrap.fill(warning, WIDTH)}\n")
     mismatches = sum(item.is_mismatch(run.threshold) for item in scores.scored)
     print(
         f"Label and score disagree on {mismatches} images, most suspicious first: "

@@ -7,22 +7,22 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from tabulate import tabulate
-
 from efficientad.evaluation.report import Evaluation
+from efficientad.system.errors import printable
 from efficientad.system.files import claim_files, release_files, write_csv, write_text_atomically
+from efficientad.system.tables import format_table, number
 
 CSV_FILE = "summary.csv"
 JSON_FILE = "summary.json"
 _HEADERS = {
     "category": "Category",
-    "images": "Num Samples",
+    "images": "Num\nSamples",
     "image_auroc": "AUROC",
     "accuracy": "Accuracy",
     "precision": "Precision",
     "recall": "Recall",
-    "pixel_auroc": "Pixel AUROC",
-    "au_pro_30": "AU-PRO 0.30",
+    "pixel_auroc": "Pixel\nAUROC",
+    "au_pro_30": "AU-PRO\n0.30",
 }
 
 
@@ -54,8 +54,11 @@ def _mean(values: list[float]) -> float:
 
 def format_summary(evaluations: Mapping[str, Evaluation]) -> str:
     """The rows for the terminal."""
-    rows = [list(row.values()) for row in summary_rows(evaluations)]
-    return tabulate(rows, headers=list(_HEADERS.values()), floatfmt=("", "g", *[".4f"] * 6))
+    rows = [
+        [printable(row["category"]), f"{row['images']:g}", *map(number, list(row.values())[2:])]
+        for row in summary_rows(evaluations)
+    ]
+    return format_table(list(_HEADERS.values()), rows, "lrrrrrrr")
 
 
 def write_summary(folder: Path, evaluations: Mapping[str, Evaluation]) -> None:

@@ -60,7 +60,11 @@ def list_some(problems: Sequence[str]) -> str:
 
 
 def run_command(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser) -> None:
-    """Parse the command line, run main(args), and exit: what main returns or 0, 2 any error, 130 interrupted."""
+    """Parse the command line, run main(args), and exit: what main returns or 0, 2 any error, 130 interrupted.
+
+    An error is one line: a wrong flag does not print the usage.
+    """
+    parser.error = lambda message: sys.exit(_fail(parser, f"{message}; see --help", 2))
     args = parser.parse_args()
     sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be valid Unicode
     warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; what is refused is named by us

@@ -38,7 +38,7 @@ def test_images_go_to_a_folder_for_each_kind_of_defect(originals, capsys):
     assert {"c.png", "x.PNG"} <= {Path(name).name for name in names if "good" in name}
     printed = capsys.readouterr().out
     assert "Categories that count as normal, not as defects: LED (1)" in printed
-    assert "test/defect_type_12        1  bent" in printed
+    assert "test/defect_type_12      1  bent" in printed
     assert f"--custom_dataset_path {output}" in printed
     counts = {row["directory"]: int(row["count"]) for row in read_csv(output / "image_counts.csv")}
     assert counts == {"train/good": 9, "test/good": 2, "test/defect_type_3": 2, "test/defect_type_12": 1}
