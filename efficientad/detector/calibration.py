@@ -80,7 +80,7 @@ def describe_calibration(calibration: Calibration | None, held_out: int) -> str:
     likely = f"{low:.2g} to {high:.2g} %" if high < _WIDE * low else f"anything up to {high:.2g} %"
     text = (
         f"Threshold {calibration.threshold:g} for {100 * calibration.target_fpr:g} % false positives, from "
-        f"{held_out} held-out good images; new good images will probably show {likely}"
+        f"{held_out} held-out good images; on new good images expect {likely}"
     )
     if calibration.extrapolated:
         text += (

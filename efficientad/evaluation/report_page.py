@@ -19,7 +19,7 @@ from efficientad.data.datasets import GOOD, Dataset, Sample
 from efficientad.data.images import UnreadableImageError
 from efficientad.detector.calibration import Calibration, describe_calibration
 from efficientad.evaluation.image_metrics import INTERVAL
-from efficientad.evaluation.report import Evaluation, ScoredSample
+from efficientad.evaluation.report import Evaluation, ScoredSample, describe_chance
 from efficientad.evaluation.thumbnails import MAP_FLOOR, MAP_LEVELS, PAGE_BYTES, REPORT_BYTES, TEXT_BYTES
 from efficientad.inference.detectors import Detector
 from efficientad.system.arguments import path_argument
@@ -41,6 +41,7 @@ class ReportFacts:
     rows: Sequence[tuple[str, str]]  # label and value
     commands: Sequence[tuple[str, str]]  # what it does and the command line
     calibration: Calibration | None
+    warning: str = ""  # where the detector is no better than chance
 
 
 def write_report(
@@ -69,6 +70,7 @@ def write_report(
     )
     page = template.render(
         title=visible(facts.title),
+        warning=facts.warning,
         facts=[(label, visible(value)) for label, value in facts.rows],
         commands=[(label, visible(command)) for label, command in facts.commands],
         style=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
@@ -124,14 +126,16 @@ def describe_run(
     if skipped:
         facts.insert(2, ("Unreadable images", f"{len(skipped)}, which are not in this report"))
     if calibration:
-        facts.append(("Calibration", describe_calibration(calibration, len(calibration.scores)).replace("\n", " ")))
+        described = describe_calibration(calibration, len(calibration.scores))
+        facts.append(("Calibration", described.replace("\nNote: ", ". ")))
     commands = [("Evaluate again", command)]
     if "steps" in known:
         facts += _training_facts(known)
     if "command" in known:
         commands.insert(0, ("Train again", str(known["command"])))
     title = dataset.root.resolve().name if dataset.name == "custom" else dataset.name
-    return ReportFacts(title, dataset.root / "test", facts, commands, calibration)
+    warning = describe_chance(evaluation, detector.image_size)
+    return ReportFacts(title, dataset.root / "test", facts, commands, calibration, warning)
 
 
 def _metric_facts(evaluation: Evaluation) -> list[tuple[str, str]]:
@@ -230,6 +234,7 @@ def _page_data(
         "held_out_threshold": calibration.threshold if calibration else None,
         "map_levels": MAP_LEVELS,
         "map_floor": MAP_FLOOR,
+        "is_chance": bool(facts.warning),
     }
 
 
