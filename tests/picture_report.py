@@ -37,7 +37,8 @@ def main(report, target):
         picture = Image.new("RGB", (WIDTH, TOP + RULE + IMAGES), RULE_COLOUR)
         picture.paste(top, (0, 0))
         picture.paste(images, (0, TOP + RULE))
-        picture.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE).save(target, optimize=True)
+        picture = picture.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+        picture.save(target, optimize=True)
 
 
 if __name__ == "__main__":
