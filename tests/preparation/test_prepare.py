@@ -106,7 +106,7 @@ def test_good_and_defective_at_once_is_told_and_not_learnt_from(originals, capsy
     bad = originals.root / "images" / "a.png"
     (originals.root / "normal" / "secretly.png").write_bytes(bad.read_bytes())
     prepare(*originals.flags())
-    assert "1 images are good and defective at once" in (printed := capsys.readouterr().out)
+    assert "Good images that are byte-identical to defective ones: 1;" in (printed := capsys.readouterr().out)
     assert f"secretly.png is {bad}" in printed
     assert not any("secretly" in name for name in tree(originals.root / "set"))
 
