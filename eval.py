@@ -1,4 +1,4 @@
-"""Evaluate a trained EfficientAD detector: scores, anomaly maps, metrics per class, likely wrong labels."""
+"""Evaluate a trained EfficientAD detector: scores, anomaly maps, metrics per class, probably wrong labels."""
 
 import argparse
 from pathlib import Path
@@ -16,8 +16,8 @@ def get_parser() -> argparse.ArgumentParser:
         "--weights_dir",
         type=Path,
         metavar="PATH",
-        help="folder of the training, or a file of efficientad.export (default: where train.py puts it for this "
-        "--output_dir and data set)",
+        help="folder with model.pt, or with the six files that other EfficientAD scripts write (teacher_final.pth, "
+        "...), or an exported file (default: where train.py puts the model for this --output_dir and data set)",
     )
     group.add_argument(
         "-m",
@@ -43,8 +43,8 @@ def get_parser() -> argparse.ArgumentParser:
         "--map_format",
         choices=("tiff", "jpg", "none"),
         default="tiff",
-        help="tiff: float32 maps at each image's size; jpg: the image beside a heat map; none: only the "
-        "tables (default: %(default)s)",
+        help="tiff: float32 maps at each image's size; jpg: the image beside its heat map; none: no maps "
+        "(default: %(default)s)",
     )
     arguments.add_on_error_argument(group)
     group.add_argument(
@@ -58,13 +58,13 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--no_report",
         action="store_true",
-        help="do without report.html, the page with pictures, charts and a threshold to move (default: write it)",
+        help="do not write report.html, the page with pictures, charts and an adjustable threshold",
     )
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
-    # Heavy imports after parsing: --help and a wrong flag answer at once.
+    # Heavy imports after parsing, so that --help and flag errors are instant.
     from efficientad.data.datasets import ALL_CATEGORIES, find_categories
     from efficientad.evaluation.summary import CSV_FILE, JSON_FILE, format_summary, write_summary
     from efficientad.system.distributed import each_category, process_group, raise_if_failed

@@ -50,22 +50,22 @@ class ScoredSample:
 
 @dataclass(frozen=True)
 class Decisions:
-    """What the scores decide at one threshold."""
+    """The metrics of the decisions at one threshold."""
 
     threshold: float
     classes: list[Row]
     overall: Row
-    distinct: Row | None  # over distinct images, where some stand in several classes
-    sweep: list[SweepRow]  # of this and of other informative thresholds
+    distinct: Row | None  # over distinct images, if some are in several classes
+    sweep: list[SweepRow]  # at this and other informative thresholds
 
 
 @dataclass(frozen=True)
 class Evaluation(Decisions):
     """Every number of one evaluation."""
 
-    others: list[Decisions]  # at the further thresholds that were asked for
+    others: list[Decisions]  # at the further thresholds of --thresholds
     image_metrics: ImageMetrics
-    pixel_metrics: PixelMetrics | None  # where the data set has masks
+    pixel_metrics: PixelMetrics | None  # if the data set has masks
 
     @property
     def is_chance(self) -> bool:
@@ -79,7 +79,7 @@ def evaluate_scores(
     other_thresholds: Sequence[float] = (),
     pixel_metrics: PixelMetrics | None = None,
 ) -> Evaluation:
-    """All rows for the scored images (at least one); the pixel metrics are taken over."""
+    """All metrics of the scored images (at least one); the pixel metrics are included as they are."""
     y_true, y_score, digests, names = _columns(scored)
     return Evaluation(
         **vars(_decide(scored, threshold)),
@@ -141,7 +141,7 @@ def format_tables(evaluation: Decisions, auc_by_class: bool = False) -> str:
 
 
 def format_thresholds(evaluation: Evaluation) -> str:
-    """The tables at the further thresholds that were asked for, then a short sweep over others."""
+    """The tables at the further thresholds of --thresholds, then a short sweep over others."""
     parts = [f"Threshold {other.threshold:g}:\n{format_tables(other)}\n" for other in evaluation.others]
     headers = ["Threshold", "Accuracy", "Precision", "Recall", "F1", "FP rate", "Why it is listed"]
     rows = [
@@ -242,7 +242,7 @@ def _format_pixels(metrics: PixelMetrics) -> str:
 
 
 def write_scores(path: Path, scored: Iterable[ScoredSample], threshold: float) -> None:
-    """A line for every image, in the order of the classes."""
+    """Write a line for every image, in the order of the classes."""
     header = ["defect_class", "image_name", "y_score", "y_true", "y_pred", "path", "threshold", "sha256"]
     write_csv(
         path,
@@ -264,7 +264,7 @@ def write_scores(path: Path, scored: Iterable[ScoredSample], threshold: float) -
 
 
 def write_mismatches(path: Path, scored: Iterable[ScoredSample], threshold: float) -> int:
-    """The images whose label and decision disagree, farthest from the threshold first; returns their number."""
+    """Write the images whose label and decision disagree, farthest from the threshold first; return how many."""
     mismatches = [item for item in scored if item.is_mismatch(threshold)]
     mismatches.sort(key=lambda item: -abs(item.score - threshold))
     rows = (
@@ -283,7 +283,7 @@ def write_mismatches(path: Path, scored: Iterable[ScoredSample], threshold: floa
 
 
 def write_metrics(path: Path, evaluation: Evaluation, facts: dict) -> None:
-    """Everything of the tables and the run's facts as JSON; an undefined value is null."""
+    """Write all metrics and the run's facts as JSON; undefined values are null."""
     contents = {**facts, **asdict(evaluation)}
     write_text_atomically(path, json.dumps(_without_nan(contents), indent=2) + "\n")
 

@@ -1,4 +1,4 @@
-"""report.html: an evaluation in one file that a browser shows without a network or any other file."""
+"""report.html: an evaluation as one self-contained page, which needs neither a network nor other files."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _UNPRINTED = {"Cc", "Cs", "Zl", "Zp", "Cf"}  # control, broken Unicode, line bre
 
 @dataclass(frozen=True)
 class ReportFacts:
-    """What a report says of the run beside its scores."""
+    """The facts of a run that a report shows beside its scores."""
 
     title: str
     test_folder: Path
     rows: Sequence[tuple[str, str]]  # label and value
-    commands: Sequence[tuple[str, str]]  # what it does and the command line
+    commands: Sequence[tuple[str, str]]  # label and command line
     calibration: Calibration | None
     warning: str = ""  # where the detector is no better than chance
 
@@ -54,9 +54,9 @@ def write_report(
     """Write the page.
 
     Args:
-        scored: with pictures. Where those of all images would make the page too large, the least suspicious ones
+        scored: with pictures. If all of them would make the page too large, those of the least suspicious images
             are left out.
-        maps: for each sample the file of its map, relative to the page's folder; empty where none were written.
+        maps: for each sample the file of its map, relative to the page's folder; empty if none were written.
     """
     import jinja2
     from markupsafe import Markup
@@ -75,7 +75,7 @@ def write_report(
         commands=[(label, visible(command)) for label, command in facts.commands],
         style=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
-        # the page's own script may run and no other, should a hostile name ever get through the escaping
+        # only the page's own script may run, should a hostile name ever get through the escaping
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         data=data,
     )
@@ -83,7 +83,7 @@ def write_report(
 
 
 def visible(text: str) -> str:
-    """The text with control letters, and such as reorder or hide others, as escapes; broken bytes as \\xff."""
+    """The text with control characters, and those that reorder or hide others, escaped; broken bytes as \\xff."""
     return "".join(
         letter
         if unicodedata.category(letter) not in _UNPRINTED or letter in _KEPT_FORMAT_LETTERS
@@ -106,10 +106,10 @@ def describe_run(
     evaluation: Evaluation,
     skipped: Sequence[UnreadableImageError],
 ) -> ReportFacts:
-    """The facts of an evaluation, and of the training as far as the detector knows it.
+    """The facts of an evaluation, and those of the training that the detector has on record.
 
     Args:
-        weights: where the detector came from.
+        weights: the folder or file of the detector.
         threshold_origin: where the threshold came from, in words.
         command: the command line of the evaluation.
         skipped: test images that could not be read.
@@ -124,7 +124,7 @@ def describe_run(
     ]
     facts += _metric_facts(evaluation)
     if skipped:
-        facts.insert(2, ("Unreadable images", f"{len(skipped)}, which are not in this report"))
+        facts.insert(2, ("Unreadable images", f"{len(skipped)}, not in this report"))
     if calibration:
         described = describe_calibration(calibration, len(calibration.scores))
         facts.append(("Calibration", described.replace("\nNote: ", ". ")))
@@ -147,7 +147,7 @@ def _metric_facts(evaluation: Evaluation) -> list[tuple[str, str]]:
         row, area = pixels.overall, "AU-sPRO" if pixels.saturated else "AU-PRO"
         facts.append(
             (
-                "Finding the place",
+                "Localization",
                 f"{area} {100 * row.au_pro_30:.1f} % up to a false-positive rate of 30 %, pixel AUROC "
                 f"{100 * row.auroc:.1f} %, over {row.images} images with masks",
             )
@@ -201,7 +201,7 @@ def _page_data(
     evaluation: Evaluation,
     facts: ReportFacts,
 ) -> dict[str, Any]:
-    """What the page's script works on: numbers, strings and lists only."""
+    """The data of the page's script: numbers, strings and lists only."""
     classes = sorted(evaluation.classes, key=lambda row: row.name != GOOD)  # good first
     numbers = {row.name: number for number, row in enumerate(classes)}
     illustrated = _within_budget(scored, evaluation.threshold)
@@ -239,7 +239,7 @@ def _page_data(
 
 
 def _within_budget(scored: Sequence[ScoredSample], threshold: float) -> set[int]:
-    """Indices of the images whose pictures fit into REPORT_BYTES, the most suspicious first."""
+    """Indices of the most suspicious images whose pictures fit into REPORT_BYTES."""
 
     def suspicion(index: int) -> float:
         item = scored[index]
@@ -259,12 +259,12 @@ def _within_budget(scored: Sequence[ScoredSample], threshold: float) -> set[int]
 
 
 def _link(path: str) -> str:
-    """A relative path as a link; bytes that are not UTF-8 stay what they are."""
+    """A relative path as a link; bytes that are not UTF-8 are kept."""
     return quote(os.fsencode(path))
 
 
 def _folder_link(target: Path, folder: Path) -> str:
-    """The link from a page in `folder` to another folder; relative, so that both can move together."""
+    """The link from a page in `folder` to another folder; relative, so that both can be moved together."""
     try:
         return _link(Path(os.path.relpath(target.resolve(), folder.resolve())).as_posix())
     except ValueError:  # another drive

@@ -147,8 +147,8 @@ def _usable_good(sources: Sequence[SourceImage], facts: Sequence[FileFacts], not
             good.setdefault(os.path.realpath(source.path), index)
     if contradictions:
         notes.append(
-            f"Good images that are byte-identical to defective ones: {len(contradictions)}; they count as defective "
-            f"only:{list_some(contradictions)}"
+            f"Good images that are byte-identical to defective ones: {len(contradictions)}; they count as "
+            f"defective only:{list_some(contradictions)}"
         )
     if not good:
         raise UserError("there are no good images, which training needs; give their folder with --unlabeled_dir")

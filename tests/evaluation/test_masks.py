@@ -183,7 +183,7 @@ def test_damaged_saturations(parts, text):
 
 def test_a_pixel_value_without_saturation(parts):
     loco(parts, LOCO_CONFIG[:1])
-    with pytest.raises(UserError, match="001.png has the pixel value 201, which defects_config.json does not know"):
+    with pytest.raises(UserError, match="001.png has the pixel value 201, which is not in defects_config.json"):
         regions_of(parts.masks(), parts.samples()["dent/a.png"])
 
 

@@ -55,7 +55,7 @@ PHONE_ROWS = [
 ]
 PHONE_FACTS = [
     ("Model", "EfficientAD small in output/1/trainings/mvtec_ad/screw"),
-    ("Finding the place", "AU-PRO 96.4 % up to a false-positive rate of 30 %, pixel AUROC 99.3 %, over 119 images"),
+    ("Localization", "AU-PRO 96.4 % up to a false-positive rate of 30 %, pixel AUROC 99.3 %, over 119 images"),
 ]
 
 

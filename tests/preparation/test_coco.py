@@ -76,7 +76,7 @@ IMAGE = {"id": 1, "file_name": "a.png"}
         ({"annotations": [{"id": [1], "image_id": 1, "category_id": 7}]}, "an annotation's id is neither"),
         (
             {"annotations": [{"id": 1, "image_id": "1", "category_id": 7}]},
-            "no annotation has the image_id of an image",
+            "no annotation has the image_id",
         ),
     ],
 )
