@@ -226,10 +226,8 @@ def print_results(run: EvaluationRun, scores: Scores, evaluation: Evaluation) ->
     if warning := report.describe_chance(evaluation, run.detector.image_size):
         print(f"{textwrap.fill(warning, WIDTH)}\n")
     mismatches = sum(item.is_mismatch(run.threshold) for item in scores.scored)
-    print(
-        f"Label and score disagree on {mismatches} images, most suspicious first: "
-        f"{run.folder / report.MISMATCH_FILE}"
-    )
+    order = "" if evaluation.is_chance else ", most suspicious first"
+    print(f"Label and score disagree on {mismatches} images{order}: {run.folder / report.MISMATCH_FILE}")
     if run.options.on_error == "skip":
         print(describe_skipped(run.folder, scores.skipped))
     print(f"{'Maps, scores' if run.maps else 'Scores'} and metrics are in {run.folder}")

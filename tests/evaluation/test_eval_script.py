@@ -1,4 +1,4 @@
-"""eval.py, called as a user calls it: what it prints and leaves, with what users do wrong."""
+"""eval.py, called as a user calls it: its output and files, and common mistakes."""
 
 import csv
 import json
@@ -54,7 +54,7 @@ def test_tiff_maps_are_float_at_the_images_own_size(output, dataset_folder):
     assert scores["good", "000.png"] == pytest.approx(highest, rel=0.2)
 
 
-def test_the_report_tells_scores_pictures_facts_and_commands(output, dataset_folder):
+def test_the_report_has_scores_pictures_facts_and_commands(output, dataset_folder):
     masks = dataset_folder / "ground_truth" / "defect_type_1"
     masks.mkdir(parents=True)
     Image.new("L", (60, 40), 255).save(masks / "000_mask.png")
@@ -132,7 +132,7 @@ def test_only_good_or_only_defective_test_images(output, dataset_folder, kept, c
     assert "AUC undefined: the test set has no" in capsys.readouterr().out
 
 
-def test_an_image_in_two_classes_is_told(output, dataset_folder, capsys):
+def test_an_image_in_two_classes_is_reported(output, dataset_folder, capsys):
     shutil.copy(dataset_folder / "test/defect_type_1/000.png", dataset_folder / "test/defect_type_2/copy.png")
     evaluate("-d", "custom", "-c", dataset_folder, "-o", output, "-f", "none")
     assert "Over the 7 distinct images" in capsys.readouterr().out
@@ -182,7 +182,7 @@ def test_masks_give_pixel_metrics_whatever_the_map_format(output, dataset_folder
     assert metrics["overall"]["auroc"] == pytest.approx(direct, abs=1e-3)
 
 
-def test_masks_that_do_not_belong_are_told(output, dataset_folder, monkeypatch, capsys):
+def test_masks_that_do_not_belong_are_reported(output, dataset_folder, monkeypatch, capsys):
     words = ["-d", "custom", "-c", dataset_folder, "-o", output, "-f", "none"]
     draw_masks(dataset_folder)
     wrong = dataset_folder / "ground_truth/defect_type_2/001_mask.png"

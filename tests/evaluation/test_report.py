@@ -105,7 +105,7 @@ def test_every_line_fits_80_columns():
     assert any(line.startswith("manipulated_front  ") for line in lines)
 
 
-def test_chance_is_said_with_advice():
+def test_chance_is_reported_with_advice():
     rng = np.random.default_rng(0)
     rows = [(kind, f"{n}.png", rng.random(), None) for kind in ("good", "dent") for n in range(40)]
     text = describe_chance(evaluate_scores(scored(*rows), 0.5), 256)
@@ -124,13 +124,13 @@ def test_names_of_classes_are_printed_as_they_are_but_for_what_a_terminal_obeys(
     assert "007" in first_words and "1e3\\n\\x1b[2J" in first_words
 
 
-def test_loco_tells_the_auc_of_each_kind():
+def test_loco_prints_the_auc_of_each_kind():
     lines = format_tables(evaluate_scores(SCORED, 25.0), auc_by_class=True).splitlines()
     assert lines[-2:] == ["Image auc of defect_type_10: 66.6667", "Image auc of defect_type_2: 33.3333"]
 
 
 @pytest.mark.parametrize(("kept", "missing"), [("good", "defective"), ("defect", "good")])
-def test_auc_of_one_kind_of_image_is_said_to_be_undefined(kept, missing):
+def test_auc_of_one_kind_of_image_is_undefined(kept, missing):
     only = [item for item in SCORED if item.sample.class_name.startswith(kept)]
     text = format_tables(evaluate_scores(only, 25.0))
     assert text.endswith(f"AUC undefined: the test set has no {missing} images")

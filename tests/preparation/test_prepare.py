@@ -102,7 +102,7 @@ def test_copies_stay_on_one_side(originals, capsys):
     assert "5 good images are byte-identical copies" in capsys.readouterr().out
 
 
-def test_good_and_defective_at_once_is_told_and_not_learnt_from(originals, capsys):
+def test_good_and_defective_at_once_is_reported_and_not_learnt_from(originals, capsys):
     bad = originals.root / "images" / "a.png"
     (originals.root / "normal" / "secretly.png").write_bytes(bad.read_bytes())
     prepare(*originals.flags())
