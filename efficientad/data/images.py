@@ -13,11 +13,11 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
-from tqdm import tqdm
 
 from efficientad.system.errors import UserError, list_files, list_some
 from efficientad.system.files import csv_cell, write_csv
 from efficientad.system.parallel import parallel_map
+from efficientad.system.progress_bars import progress_bar
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif"})
 _LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # of a whole file
@@ -230,8 +230,9 @@ def find_unreadable(
             return error
         return None
 
-    problems = parallel_map(problem, paths, workers)
-    return [error for error in tqdm(problems, "Checking images", len(paths), unit="image", disable=quiet) if error]
+    checks = parallel_map(problem, paths, workers)
+    bar = progress_bar(checks, "Checking images", len(paths), unit="image", disable=quiet)
+    return [error for error in bar if error]
 
 
 def write_skipped(folder: Path, skipped: Sequence[UnreadableImageError]) -> None:

@@ -9,8 +9,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
 from efficientad.data.datasets import Dataset, Sample, find_test_samples
 from efficientad.data.images import (
     SKIPPED_FILE,
@@ -33,6 +31,7 @@ from efficientad.inference.detectors import Detector, load_detector
 from efficientad.system.distributed import gather_objects, rank, ranks, wait_for_ranks
 from efficientad.system.errors import UserError
 from efficientad.system.files import claim_files, release_files
+from efficientad.system.progress_bars import progress_bar
 from efficientad.system.runs import lock_folder
 from efficientad.system.tables import WIDTH
 
@@ -168,7 +167,7 @@ def score_all(run: EvaluationRun) -> Scores:
         picture_sizes=None if run.options.no_report else plan_pictures(len(run.samples)),
         masks=run.masks,
     )
-    bar = tqdm(score_samples(work), desc="Evaluating", total=len(own), unit="image", disable=rank() > 0)
+    bar = progress_bar(score_samples(work), desc="Evaluating", total=len(own), unit="image", disable=rank() > 0)
     everywhere = {item.sample: item for part in gather_objects(list(bar)) for item in part}
     skipped = [error for part in gather_objects(skipped) for error in part]
     if work.localization:

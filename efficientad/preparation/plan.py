@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
-from tqdm import tqdm
 
 from efficientad.data.images import UnreadableImageError, check_image, raise_if_unreadable, read_bytes
 from efficientad.preparation.coco import draw_mask
@@ -26,6 +25,7 @@ from efficientad.preparation.staging import COUNTS_FILE, ManifestRow, mask_name,
 from efficientad.system.errors import UserError, list_some
 from efficientad.system.files import write_csv
 from efficientad.system.parallel import parallel_map
+from efficientad.system.progress_bars import progress_bar
 
 TRAIN_GOOD, TEST_GOOD = "train/good", "test/good"
 
@@ -89,7 +89,7 @@ def look_at_files(
         except UnreadableImageError as error:
             return error
 
-    looks = tqdm(parallel_map(look, sources, workers), desc="Reading", total=len(sources), unit="image")
+    looks = progress_bar(parallel_map(look, sources, workers), desc="Reading", total=len(sources), unit="image")
     unreadable: list[UnreadableImageError] = []
     readable, facts = [], []
     for source, found in zip(sources, looks, strict=True):
@@ -220,7 +220,7 @@ def write_plan(plan: Plan, folder: Path, link: bool, workers: int) -> None:
                 (folder / mask_name(name)).write_bytes(mask)
 
     done = parallel_map(write, plan.placements, workers)
-    for _ in tqdm(done, desc="Linking" if link else "Copying", total=len(plan.placements), unit="image"):
+    for _ in progress_bar(done, desc="Linking" if link else "Copying", total=len(plan.placements), unit="image"):
         pass
     rows = [
         ManifestRow(item.source.path.absolute(), name, item.facts.sha256)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from PIL import Image, ImageDraw, ImageFont
-from tqdm import tqdm
 
 from efficientad.data.images import UnreadableImageError, decode_image, fit_jpg, raise_if_unreadable, read_bytes
 from efficientad.preparation.coco import annotation_box, annotation_polygons
@@ -17,6 +16,7 @@ from efficientad.preparation.plan import distinct_names
 from efficientad.preparation.sources import SourceImage
 from efficientad.preparation.staging import ManifestRow, write_manifest
 from efficientad.system.parallel import parallel_map
+from efficientad.system.progress_bars import progress_bar
 
 _JPG_QUALITY = 90
 _GOLDEN_RATIO = 0.618  # hue steps that stay far apart in any number
@@ -113,7 +113,7 @@ def write_previews(
     done = parallel_map(write, list(zip(annotated, names, strict=True)), workers)
     unreadable: list[UnreadableImageError] = []
     rows = []
-    for row in tqdm(done, desc="Drawing annotations", total=len(annotated), unit="image"):
+    for row in progress_bar(done, desc="Drawing annotations", total=len(annotated), unit="image"):
         if isinstance(row, UnreadableImageError):
             (on_unreadable or unreadable.append)(row)
         else:
