@@ -106,11 +106,11 @@ def check_output(output: Path, suffix: str, overwrite: bool) -> None:
 def read_images(args: argparse.Namespace, size: int) -> tuple:
     """Images to compare on and others to calibrate with, uint8 N x 3 x size x size; with few images the same."""
     import torch
-    from tqdm import tqdm
 
     from efficientad.data.images import UnreadableImageError, raise_if_unreadable
     from efficientad.data.transforms import to_square
     from efficientad.system.parallel import parallel_map
+    from efficientad.system.progress_bars import progress_bar
 
     stored = find_images(args)
     check = spread(stored, PARITY_IMAGES)
@@ -124,7 +124,9 @@ def read_images(args: argparse.Namespace, size: int) -> tuple:
             return str(error)
 
     wanted = [*check, *(calibration if args.precision == "int8" else calibration[:1])]
-    pixels = list(tqdm(parallel_map(read, wanted, args.num_workers), "Reading images", len(wanted), unit="image"))
+    pixels = list(
+        progress_bar(parallel_map(read, wanted, args.num_workers), "Reading images", len(wanted), unit="image")
+    )
     raise_if_unreadable([problem for problem in pixels if isinstance(problem, str)])
     return torch.stack(pixels[: len(check)]), torch.stack(pixels[len(check) :])
 

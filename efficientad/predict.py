@@ -134,13 +134,12 @@ def find_inputs(words: list[str], output_dir: Path) -> list:
 
 def score(args: argparse.Namespace, detector, writer, samples: list) -> int:
     """Score the images; returns the exit status."""
-    from tqdm import tqdm
-
     from efficientad.inference import results
     from efficientad.inference.prediction import predict
     from efficientad.system.errors import list_files
     from efficientad.system.files import claim_files, release_files
     from efficientad.system.parallel import parallel_map
+    from efficientad.system.progress_bars import progress_bar
 
     names = [file for sample in samples for file in writer.names(sample.image_name)]
     names += [results.SCORES_FILE, *([results.REGIONS_FILE] if args.save_regions else [])]
@@ -154,7 +153,7 @@ def score(args: argparse.Namespace, detector, writer, samples: list) -> int:
     )
     scores = results.ScoresFile(args.output_dir / results.SCORES_FILE, go_on=False)
     done = []
-    for result in tqdm(written, "Scoring", len(samples), unit="image", disable=args.print_each):
+    for result in progress_bar(written, "Scoring", len(samples), unit="image", disable=args.print_each):
         scores.append(result, writer.threshold)
         done.append(result)
         if args.print_each:

@@ -188,7 +188,6 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
         UserError: flags or files that do not fit, and what the functions below raise.
     """
     import torch
-    from tqdm import tqdm
 
     from efficientad.data.image_collections import ImageCache, find_stored_images
     from efficientad.data.transforms import to_square
@@ -200,6 +199,7 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
     from efficientad.pretraining.targets import DistillationTarget
     from efficientad.system.devices import describe_device, keep_freed_memory, resolve_device, resolve_precision
     from efficientad.system.distributed import wait_for_ranks
+    from efficientad.system.progress_bars import progress_bar
     from efficientad.system.torch_files import read_state
 
     _check_flags(args)
@@ -260,7 +260,7 @@ def pretrain(args: argparse.Namespace, rank: int, ranks: int) -> None:
         if rank == 0:
             state_file.unlink(missing_ok=True)  # of a run that is not to be resumed
         seen = training[: max(args.statistics_images, ranks)][rank::ranks]
-        bar = tqdm(total=len(seen), desc="Statistics of the features", unit="image", disable=rank > 0)
+        bar = progress_bar(total=len(seen), desc="Statistics of the features", unit="image", disable=rank > 0)
         with bar:
             target.fit((large for large, _ in batches.whole(seen, bar.update)), plan.precision)
     pairs = [(small, target(large, plan.precision).half()) for large, small in batches.whole(held_out[rank::ranks])]

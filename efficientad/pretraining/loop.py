@@ -22,6 +22,7 @@ from efficientad.pretraining.targets import DistillationTarget
 from efficientad.system.devices import autocast
 from efficientad.system.distributed import from_first_rank, largest_over_ranks, sum_over_ranks, wait_for_ranks
 from efficientad.system.errors import Interrupted, UserError
+from efficientad.system.progress_bars import progress_bar
 from efficientad.system.runs import STOP_NOTICE, stop_requests
 from efficientad.system.torch_files import write_atomically
 
@@ -77,7 +78,7 @@ def solve_output_layer(
     fit = OutputLayerFit(pdn[-1], FEATURE_CHANNELS, plan.seed)
     images = max(_FEWEST_IMAGES, math.ceil(fit.patches_needed / _PATCHES_PER_IMAGE))
     steps = math.ceil(images / (plan.batch_size * plan.ranks))
-    bar = tqdm(total=steps, desc="Solving the output layer", unit="step", disable=plan.rank > 0)
+    bar = progress_bar(total=steps, desc="Solving the output layer", unit="step", disable=plan.rank > 0)
     with bar:
         for _, (large, small) in zip(range(steps), batches, strict=False):
             answers = target(large, plan.precision)
@@ -162,7 +163,7 @@ class Distillation:
         progress = self.progress()
         loss_sum, since, images = torch.zeros((), device=plan.device), self.step, 0
         start = last = saved = time.perf_counter()
-        bar = tqdm(total=1000, initial=int(1000 * progress), desc="Distilling", disable=plan.rank > 0)
+        bar = progress_bar(total=1000, initial=int(1000 * progress), desc="Distilling", disable=plan.rank > 0)
         with bar, stop_requests("" if plan.rank else STOP_NOTICE) as asked_to_stop:
             for large, small in self.batches.from_step(self.step):
                 if progress >= 1:

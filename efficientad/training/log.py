@@ -16,6 +16,7 @@ from tqdm import tqdm
 from efficientad.system.distributed import rank, sum_over_ranks
 from efficientad.system.errors import UserError
 from efficientad.system.files import atomic_file, write_csv
+from efficientad.system.progress_bars import progress_bar
 from efficientad.training.losses import Losses
 
 LOG_EVERY = 10  # steps; reading a loss makes a GPU wait, so not every step is read
@@ -43,7 +44,9 @@ class TrainingLog:
     def __enter__(self) -> TrainingLog:
         if rank() == 0:
             self._write_all()
-        self._bar = tqdm(total=self._steps, initial=self._step, desc="Training", unit="step", disable=rank() > 0)
+        self._bar = progress_bar(
+            total=self._steps, initial=self._step, desc="Training", unit="step", disable=rank() > 0
+        )
         self._start = time.perf_counter()
         return self
 
