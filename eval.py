@@ -1,4 +1,4 @@
-"""Evaluate a trained EfficientAD detector: scores, anomaly maps, metrics per class, likely wrong labels."""
+"""Evaluate a trained EfficientAD detector: scores, anomaly maps, metrics per class, probably wrong labels."""
 
 import argparse
 from pathlib import Path
@@ -16,8 +16,8 @@ def get_parser() -> argparse.ArgumentParser:
         "--weights_dir",
         type=Path,
         metavar="PATH",
-        help="folder of the training, or a file of efficientad.export (default: where train.py puts it for this "
-        "--output_dir and data set)",
+        help="folder with model.pt, or with the six files that other EfficientAD scripts write (teacher_final.pth, "
+        "...), or an exported file (default: where train.py puts the model for this --output_dir and data set)",
     )
     arguments.add_model_size_argument(
         group, "refuse a model of another size; the model knows its own (default: not checked)", None
@@ -40,21 +40,21 @@ def get_parser() -> argparse.ArgumentParser:
         "--map_format",
         choices=("tiff", "jpg", "none"),
         default="tiff",
-        help="tiff: float32 maps at each image's size; jpg: the image beside a heat map; none: only the "
-        "tables (default: %(default)s)",
+        help="tiff: float32 maps at each image's size; jpg: the image beside its heat map; none: no maps "
+        "(default: %(default)s)",
     )
     arguments.add_on_error_argument(group)
     arguments.add_output_dir_argument(group, "results go to DIR/anomaly_maps/<data set>/test")
     group.add_argument(
         "--no_report",
         action="store_true",
-        help="do without report.html, the page with pictures, charts and a threshold to move (default: write it)",
+        help="do not write report.html, the page with pictures, charts and an adjustable threshold",
     )
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
-    # Heavy imports after parsing: --help and a wrong flag answer at once.
+    # Heavy imports after parsing, so that --help and flag errors are instant.
     from efficientad.data.datasets import ALL_CATEGORIES, find_categories
     from efficientad.system.distributed import each_category, process_group
 

@@ -14,8 +14,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="prepare_dataset.py",
         description=__doc__,
-        epilog="An image goes to test/defect_type_<id> for every kind of defect that it has; good images are split "
-        "into train/good and test/good.",
+        epilog="An image goes to test/defect_type_<id> for each kind of defect it has; good images are split into "
+        "train/good and test/good. manifest.csv lists the source and SHA-256 of each image, image_counts.csv the "
+        "images per folder. The folder appears when it is complete, or not at all.",
     )
     group = parser.add_argument_group("images")
     group.add_argument(
@@ -23,46 +24,47 @@ def get_parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("dataset/original/annotations/instance.json"),
         metavar="FILE",
-        help="COCO file; none: there is none, take --unlabeled_dir and --defect_dir (default: %(default)s)",
+        help="COCO file; none: use only the folders --unlabeled_dir and --defect_dir (default: %(default)s)",
     )
     group.add_argument(
         "--labeled_dir",
         type=Path,
         default=Path("dataset/original/images/"),
         metavar="DIR",
-        help="what the file names of the COCO file start from (default: %(default)s)",
+        help="folder that the COCO file's file names are relative to (default: %(default)s)",
     )
     group.add_argument(
         "--unlabeled_dir",
         type=Path,
         default=Path("dataset/original/normal/B/"),
         metavar="DIR",
-        help="good images, at any depth; none: those of the COCO file are all (default: %(default)s)",
+        help="good images, at any depth; none: use only those of the COCO file (default: %(default)s)",
     )
     group.add_argument(
         "--defect_dir",
         type=Path,
         metavar="DIR",
-        help="with --annotations none: defective images, one folder per class or all in one (default: none)",
+        help="with --annotations none: defective images, in one folder per class or all in one (default: none)",
     )
     group = parser.add_argument_group("annotations")
     group.add_argument(
         "--normal_categories",
         nargs="*",
         metavar="NAME_OR_ID",
-        help="categories that label the part and are no defect (default: those named good, normal, ok, led or "
-        "marked, in any letter case)",
+        help="categories that label the part, not a defect, in any letter case (default: good, normal, ok, led and "
+        "marked, if there are any)",
     )
     group.add_argument(
         "--unannotated",
         choices=("skip", "good"),
         default="skip",
-        help="what an image of the COCO file without any annotation is (default: %(default)s)",
+        help="images of the COCO file without annotations; skip: leave them out; good: they are good (default: "
+        "%(default)s)",
     )
     group.add_argument(
         "--skip_missing",
         action="store_true",
-        help="leave out annotated images that are not there; --on_error skip does so, too",
+        help="leave out missing annotated images, as --on_error skip does (default: list them and write nothing)",
     )
     group = parser.add_argument_group("data set")
     group.add_argument(
@@ -70,14 +72,14 @@ def get_parser() -> argparse.ArgumentParser:
         type=arguments.ratio,
         default=0.8,
         metavar="X",
-        help="share of the good images for training, above 0, at most 1 (default: %(default)s)",
+        help="share of the good images for training, above 0 and at most 1 (default: %(default)s)",
     )
     arguments.add_seed_argument(group, "the split of the good images")
     group.add_argument(
         "--folder_names",
         choices=("id", "name"),
         default="id",
-        help="defect folders: defect_type_<category id>, or the category's name (default: %(default)s)",
+        help="defect folders are named defect_type_<category id>, or after the category (default: %(default)s)",
     )
     group.add_argument("--link", action="store_true", help="hard-link the images instead of copying them")
     group = parser.add_argument_group("output")
@@ -86,12 +88,13 @@ def get_parser() -> argparse.ArgumentParser:
         "--preview",
         type=Path,
         metavar="DIR",
-        help="also draw the annotations on their images, into this new or empty folder (default: off)",
+        help="also draw boxes, outlines and names of the annotations on their images, to check the labels, into "
+        "this new or empty folder (default: off)",
     )
     group.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace an output folder that this tool made and nobody added to (default: refuse)",
+        help="replace an output folder if this tool wrote every file in it (default: refuse)",
     )
     arguments.add_on_error_argument(group)
     arguments.add_workers_argument(group)
@@ -99,7 +102,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    # Imports after parsing: --help and a wrong flag answer at once.
+    # Imports after parsing, so that --help and flag errors are instant.
     from efficientad.data.images import UnreadableImageError, describe_skipped, write_skipped
     from efficientad.preparation.coco import read_coco
     from efficientad.preparation.plan import look_at_files, make_plan, write_plan
@@ -114,7 +117,7 @@ def main(args: argparse.Namespace) -> None:
         require_free(args.preview, args.overwrite, "--preview", [*inputs, args.output_dir])
     skip = args.on_error == "skip"
     skipped: list[UnreadableImageError] = []
-    pass_over = skipped.append if skip else None
+    on_unreadable = skipped.append if skip else None
     class_names: dict[str, str] = {}
     found: list[SourceImage] = []
     if args.annotations != NONE:
@@ -135,14 +138,14 @@ def main(args: argparse.Namespace) -> None:
     if args.defect_dir:
         found = found + find_defective(args.defect_dir)
 
-    found, facts = look_at_files(found, args.num_workers, pass_over)
+    found, facts = look_at_files(found, args.num_workers, on_unreadable)
     plan = make_plan(found, facts, args.train_ratio, args.seed)
     print("".join(f"{note}\n" for note in plan.notes), end="", flush=True)
     with staged_folder(args.output_dir, args.overwrite, "--output_dir") as folder:
         write_plan(plan, folder, args.link, args.num_workers)
         if args.preview:
             with staged_folder(args.preview, args.overwrite, "--preview") as drawn:
-                write_previews(found, coco.categories, drawn, args.num_workers, pass_over)
+                write_previews(found, coco.categories, drawn, args.num_workers, on_unreadable)
         if skip:
             write_skipped(folder, skipped)
     if skip:
@@ -151,27 +154,26 @@ def main(args: argparse.Namespace) -> None:
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """Refuse flags that contradict each other."""
+    """Refuse contradictory flags."""
     if args.annotations == NONE and args.preview:
-        raise UserError("--preview draws annotations and there are none; give --annotations FILE")
+        raise UserError("--preview draws annotations, but there are none; give --annotations FILE")
     if args.annotations == NONE and args.unlabeled_dir == NONE:
-        raise UserError("--annotations none needs good images in --unlabeled_dir")
+        raise UserError("--annotations none needs good images; give their folder with --unlabeled_dir")
     if args.annotations != NONE and args.defect_dir:
-        raise UserError("--defect_dir takes the place of COCO annotations; add --annotations none")
+        raise UserError("--defect_dir replaces COCO annotations; add --annotations none")
 
 
 def report(args: argparse.Namespace, counts: dict[str, int], class_names: dict[str, str]) -> None:
-    """Print the folders and how many images each has, and the command that comes next."""
-    from tabulate import tabulate
-
+    """Print the number of images in each folder, and the next command."""
     from efficientad.preparation.staging import MANIFEST_FILE
+    from efficientad.system.tables import format_table
 
     rows = [
-        (printable(folder), count, class_names.get(folder.removeprefix("test/"), ""))
+        [printable(folder), str(count), class_names.get(folder.removeprefix("test/"), "")]
         for folder, count in counts.items()
     ]
-    table = tabulate(rows, headers=["Directory", "Count", "Category"], disable_numparse=[0, 2])
-    print(f"\n{table}\n\nWrote {args.output_dir}; {MANIFEST_FILE} in it says where each image comes from")
+    table = format_table(["Directory", "Count", "Category"], rows, "lrl")
+    print(f"\n{table}\n\nWrote {args.output_dir}; {MANIFEST_FILE} there lists the source of each image")
     if args.preview:
         print(f"The annotations are drawn in {args.preview}")
     path = shlex.quote(str(args.output_dir))

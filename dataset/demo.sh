@@ -5,14 +5,16 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 cat <<'TEXT'
-This demo draws a small data set of LED boards, good ones and defective ones with COCO annotations, and then does what
-you will do with your own images:
-  1. prepare_dataset.py sorts the images into train/good, test/good and one test folder for each kind of defect,
+This demo draws a small data set of LED boards, good ones and defective ones
+with COCO annotations, and then does what you will do with your own images:
+  1. prepare_dataset.py sorts the images into train/good, test/good and one test
+     folder for each kind of defect,
   2. train.py learns from good images alone what a good board looks like,
-  3. eval.py scores the test images, draws where they are unusual, and lists those that are probably mislabelled.
-It takes about a minute on a processor without a GPU, longer on an old one, and installing torch before that may take a
-few. It writes into dataset/sample, dataset/boards and output/demo, and nowhere else (and .venv, if no
-environment is active).
+  3. eval.py scores the test images, draws where they are unusual, and lists
+     those that are probably mislabelled.
+It takes about a minute on a processor without a GPU, longer on an old one;
+installing torch before that may take a few. It writes only to dataset/sample,
+dataset/boards and output/demo (and .venv, if no environment is active).
 TEXT
 
 run() {
@@ -36,4 +38,4 @@ printf '\nThe most suspicious labels, from %s:\n' "$results/mismatch_samples.csv
 head -n 6 "$results/mismatch_samples.csv" | cut -d, -f1-3
 printf '\nThree images of the sample are labelled wrongly on purpose (dataset/sample/mislabelled.csv):\n'
 tail -n +2 dataset/sample/mislabelled.csv
-printf '\nThe pictures are in %s: each image beside its heat map.\n' "$results/<class>/"
+printf '\nEach image beside its heat map: %s\nAll of it in a browser: %s\n' "$results/<class>/" "$results/report.html"

@@ -1,8 +1,8 @@
-"""Draw a small data set to try the toolkit with: boards of an LED array under a microscope, with COCO annotations.
+"""Draw a small data set to try the toolkit: boards of an LED array under a microscope, with COCO annotations.
 
-Everything is drawn from --seed: light board with traces, pads, dark LEDs and a printed mark. Light, focus, noise,
-position and parts differ from image to image, good or not, so that a defect cannot be seen in the image's mean,
-contrast, colour or edges alone: it has to be found.
+Everything is drawn from --seed: light boards with traces, pads, dark LEDs and a printed mark. Light, focus, noise,
+position and parts vary between all images, so that a defect does not show in the image's mean, contrast, colour or
+edges: it has to be found.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ PITCH = 62  # between LEDs
 BODY = (38, 26)  # width and height of an LED
 CATEGORIES = ("led", "marked", "particle", "big_particle", "flipped", "tilted", "damaged_led")  # ids from 1
 DEFECTS = CATEGORIES[2:]
-DEAD_PIXELS = 12  # in an image: the camera's, black, white or of one colour
+DEAD_PIXELS = 12  # of the camera, in each image: black, white or of one colour
 JPEG_QUALITY = 95
-# Mislabelled on purpose: good images that are not (chosen among those that the demo's split tests with) ...
+# Mislabelled on purpose: good images with defects (chosen from the test images of the demo's split) ...
 HIDDEN_DEFECTS = {31: ("big_particle",), 112: ("tilted",)}
-CLEAN_BUT_ANNOTATED = ("flipped",)  # ... and annotated defects that are not there
+CLEAN_BUT_ANNOTATED = ("flipped",)  # ... and annotated defects that do not exist
 
 Polygon = list[tuple[float, float]]
 Outline = tuple[str, Polygon]  # category and where it is
@@ -70,7 +70,7 @@ def tinted(rng: np.random.Generator, colour: tuple[int, int, int], spread: float
 
 
 def draw_led(board: Board, rng: np.random.Generator, centre: tuple[float, float], defect: str | None) -> None:
-    """One LED on its pads and its annotation, as `defect` has it: flipped, tilted, damaged_led, or None."""
+    """Draw one LED on its pads, with its annotation; `defect` is flipped, tilted, damaged_led or None."""
     for side in (-1, 1):
         pad = (centre[0] + side * (BODY[0] / 2 + 1), centre[1])
         board.polygon(rectangle(pad, 11, 20, 0), tinted(rng, (188, 172, 130), 0.04))
@@ -173,14 +173,14 @@ def photograph(canvas: Image.Image, rng: np.random.Generator) -> Image.Image:
     pixels *= light[..., None] * np.array([1 + warmth, 1.0, 1 - warmth])
     contrast = rng.uniform(0.85, 1.1)
     pixels = 128 + contrast * (pixels - 128) + rng.normal(0, rng.uniform(1.5, 4.5), pixels.shape)
-    for row, column in rng.integers(0, SIDE, (DEAD_PIXELS, 2)):  # so that no extreme pixel gives a defect away
+    for row, column in rng.integers(0, SIDE, (DEAD_PIXELS, 2)):  # so that extreme pixels do not reveal a defect
         pixels[row, column] = 255 * rng.integers(0, 2, 3)
     return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
 
 
 @dataclass(frozen=True)
 class Photo:
-    """An image of the sample: what it shows, and what its annotations claim."""
+    """An image of the sample: its real defects, and those its annotations claim."""
 
     name: str  # below the sample's folder
     defects: tuple[str, ...]
@@ -192,7 +192,7 @@ class Photo:
 
 
 def list_photos(good: int, defective: int) -> list[Photo]:
-    """What the sample consists of.
+    """The images of the sample.
 
     Args:
         good: unlabelled good images; a tenth as many more are annotated.

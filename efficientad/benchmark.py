@@ -40,12 +40,12 @@ def main(args: argparse.Namespace) -> None:
     import json
 
     import torch
-    from tqdm import tqdm
 
     from efficientad.benchmarking import measuring
     from efficientad.benchmarking.workloads import Workloads
     from efficientad.detector.networks import EfficientAD
     from efficientad.system.devices import describe_device, keep_freed_memory, resolve_device, resolve_precision
+    from efficientad.system.progress_bars import progress_bar
 
     if args.json and not args.json.parent.is_dir():
         raise UserError(f"--json {args.json}: there is no folder {args.json.parent}")
@@ -63,7 +63,7 @@ def main(args: argparse.Namespace) -> None:
     rate = measuring.matrix_rate(compute, precision, args.seconds)
     print(f"Matrix products: {rate / 1e12:.3g} TFLOP/s", flush=True)
     rows = []
-    for measure, size in tqdm(measuring.list_tasks(), desc="Measuring", unit="task"):
+    for measure, size in progress_bar(measuring.list_tasks(), desc="Measuring", unit="task"):
         rows += measure(loads, size, args.seconds, rate)
     print(measuring.format_rows(rows))
     if args.profile:

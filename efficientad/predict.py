@@ -1,7 +1,6 @@
 """Score new images, or watch a folder for them: decisions, anomaly maps, anomalous regions."""
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
 
 from efficientad.system import arguments
@@ -70,8 +69,7 @@ def main(args: argparse.Namespace) -> int:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
     from efficientad.inference import run
 
-    values = vars(args)
-    options = run.PredictOptions(**{field.name: values[field.name] for field in fields(run.PredictOptions)})
+    options = arguments.read_options(run.PredictOptions, args)
     if args.watch:
         run.watch_folder(args.watch, options)
         return 0

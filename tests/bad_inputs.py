@@ -1,4 +1,4 @@
-"""Files that cameras, tools and accidents leave in image folders; written by name for test_bad_input.py."""
+"""Files that cameras, tools and accidents leave in image folders, for test_bad_input.py; written by name."""
 
 import io
 import os
@@ -10,7 +10,7 @@ from PIL import Image
 
 from conftest import draw_part
 
-ROOT_USER = os.geteuid() == 0  # may read everything
+ROOT_USER = os.geteuid() == 0  # can read everything
 
 
 def jpeg_bytes(image=None, **options):
@@ -106,8 +106,8 @@ REFUSED = {
     "\udcff\n=.png": (lambda path: path.touch(), "empty file"),
     **({} if ROOT_USER else {"forbidden.png": (unreadable, "Permission denied")}),
 }
-# passed over without a word
-PASSED_OVER = {
+# ignored without a message
+IGNORED = {
     "Thumbs.db": lambda path: path.write_bytes(b"\xd0\xcf"),
     ".DS_Store": lambda path: path.write_bytes(b"\0"),
     ".hidden.png": lambda path: path.write_text("x"),
@@ -122,6 +122,6 @@ PASSED_OVER = {
 def write_file(folder, name):
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    write = REFUSED[name][0] if name in REFUSED else {**READABLE, **PASSED_OVER}[name]
+    write = REFUSED[name][0] if name in REFUSED else {**READABLE, **IGNORED}[name]
     write(path)
     return path

@@ -45,6 +45,7 @@ class Browser:
                 "--disable-gpu",
                 "--disable-background-networking",
                 "--no-first-run",
+                "--hide-scrollbars",
                 "--window-size=1280,900",
             ],
             "prefs": {"download.default_directory": str(downloads), "download.prompt_for_download": False},

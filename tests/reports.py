@@ -11,8 +11,8 @@ from PIL import Image
 
 from efficientad.data.datasets import Sample
 from efficientad.detector.calibration import calibrate
-from efficientad.evaluation.report import ScoredSample, evaluate_scores
-from efficientad.evaluation.report_page import REPORT_FILE, Run, write_report
+from efficientad.evaluation.report import ScoredSample, describe_chance, evaluate_scores
+from efficientad.evaluation.report_page import REPORT_FILE, ReportFacts, write_report
 from efficientad.evaluation.thumbnails import Picture, encode_map, encode_thumbnail, plan_pictures
 
 THRESHOLD = 80.0
@@ -82,7 +82,10 @@ def make_report(folder, rows, threshold=THRESHOLD, held_out=(), facts=(), title=
     scored = scored_images(rows, folder / "set" / "test")
     maps = {item.sample: f"{item.sample.class_name}/{item.sample.image_name}.tiff" for item in scored}
     calibration = calibrate(held_out, 0.25) if held_out else None
-    run = Run(title, folder / "set" / "test", facts, [("Evaluate again", "python eval.py -o 'a b'")], calibration)
+    commands = [("Evaluate again", "python eval.py -o 'a b'")]
+    evaluation = evaluate_scores(scored, threshold)
+    warning = describe_chance(evaluation, 256)
+    shown = ReportFacts(title, folder / "set" / "test", facts, commands, calibration, warning)
     path = folder / REPORT_FILE
-    write_report(path, scored, maps, evaluate_scores(scored, threshold), run)
+    write_report(path, scored, maps, evaluation, shown)
     return path

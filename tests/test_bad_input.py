@@ -1,4 +1,4 @@
-"""What cameras, tools and accidents leave in image folders, tried on the commands: read, refused or skipped."""
+"""The commands on files that cameras, tools and accidents leave in image folders: read, refused or skipped."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from PIL import Image
 import eval as eval_script
 import prepare_dataset as prepare_script
 import train as train_script
-from bad_inputs import PASSED_OVER, READABLE, REFUSED, write_file
+from bad_inputs import IGNORED, READABLE, REFUSED, write_file
 from conftest import draw_part, fail, fill_folder, make_dataset, tiny_autoencoder, tiny_pdn
 from efficientad.data.datasets import find_training_images, open_dataset
 from efficientad.detector import networks
@@ -197,7 +197,7 @@ def test_damage_in_the_middle_is_found_by_eval_at_the_end(tmp_path, model, monke
 
 
 def test_files_that_are_no_images_are_passed_over(tmp_path, model, capsys):
-    case = Case(tmp_path, model, PASSED_OVER)
+    case = Case(tmp_path, model, IGNORED)
     for empty in ("test/empty", "test/__MACOSX", "train/empty"):
         (case.root / "set" / empty).mkdir()
     (case.root / "defects" / "empty").mkdir()

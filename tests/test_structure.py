@@ -1,6 +1,7 @@
 """The order of the modules, and start-up without heavy imports."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,7 @@ def test_modules_stay_readable():
         "prepare_dataset.py",
         "efficientad/pretrain.py",
         "efficientad/predict.py",
+        "efficientad/export.py",
         "efficientad/benchmark.py",
     ],
 )
@@ -89,8 +91,11 @@ def test_help_and_flag_errors_import_nothing_heavy(script):
         "assert not {'torch', 'numpy', 'sklearn', 'PIL'} & set(sys.modules), 'heavy import'\n"
         "sys.exit(status)\n"
     )
+    name = script if "/" not in script else f"python -m efficientad.{Path(script).stem}"
     for flag, status in (("--help", 0), ("--no_such_flag", 2)):
         done = subprocess.run([sys.executable, "-c", code, flag], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == status, done.stderr
-        name = script if "/" not in script else f"python -m efficientad.{Path(script).stem}"
-        assert "usage: " + name in done.stdout + done.stderr
+        if status:
+            assert re.fullmatch(re.escape(f"{name}: error: ") + ".+; see --help\n", done.stdout + done.stderr)
+        else:
+            assert done.stdout.startswith(f"usage: {name} ")

@@ -18,7 +18,7 @@ from efficientad.data.datasets import Sample
 from efficientad.data.images import read_image
 from efficientad.data.transforms import augment, draw_changes, to_square, to_unit_range
 from efficientad.detector.networks import FEATURE_CHANNELS, EfficientAD, anomaly_score
-from efficientad.evaluation.run import score_samples
+from efficientad.evaluation.scoring import ScoringWork, score_samples
 from efficientad.inference.detectors import SUFFIXES, Metadata, MissingPackageError, TorchDetector, load_exported
 from efficientad.inference.exporting import write_export
 from efficientad.inference.maps import write_side_by_side, write_tiff
@@ -155,7 +155,8 @@ class Workloads:
 
         def evaluate(suffix: str) -> None:
             detector = TorchDetector(self._alone.eval(), self.device, self.precision)
-            for _ in score_samples(detector, samples, maps[suffix], _THRESHOLD, batch_size, self.workers):
+            work = ScoringWork(detector, samples, _THRESHOLD, batch_size, self.workers, maps[suffix])
+            for _ in score_samples(work):
                 pass
 
         return {

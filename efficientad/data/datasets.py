@@ -1,6 +1,6 @@
 """The four data set layouts, and the split of the good images into training and validation.
 
-custom      PATH/train/good, PATH/test/<class>, and where the set has its own, PATH/validation/good
+custom      PATH/train/good, PATH/test/<class>, optionally PATH/validation/good
 mvtec_ad    PATH/<category>/train/good, .../test/<class>
 mvtec_loco  PATH/<category>/train/good, .../validation/good, .../test/<class>
 visa        PATH/<category>/train/good, .../test/<class> (VisA's one-class layout)
@@ -18,14 +18,14 @@ from efficientad.data.images import find_images, is_data_folder, is_image_name
 from efficientad.system.arguments import path_argument
 from efficientad.system.errors import UserError, require_folder
 
-GOOD = "good"  # the one class name that is not anomalous
-ALL_CATEGORIES = "all"  # in place of a category's name: each of them, one after another
-VALIDATION_SHARE = 0.1  # of the training images, where the set has no validation images of its own
+GOOD = "good"  # the only class that is not anomalous
+ALL_CATEGORIES = "all"  # instead of a category's name: every category in turn
+VALIDATION_SHARE = 0.1  # of the training images, in a set without a validation folder
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set chosen on the command line: its layout's name and the folder of its train and test."""
+    """A data set: its layout and the folder that holds train and test."""
 
     name: str  # "custom", or layout and category as in "mvtec_ad/bottle"; also its folder below an output
     root: Path
@@ -33,7 +33,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Sample:
-    """A test image and the class whose folder it stands in."""
+    """A test image and the class whose folder it is in."""
 
     path: Path
     class_name: str
@@ -46,7 +46,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class TrainingSplit:
-    """Good images: those the networks learn from, and the held-out ones for the map quantiles."""
+    """Good images: those to train on, and the held-out ones for map quantiles and calibration."""
 
     train: list[Path]
     validation: list[Path]
@@ -60,7 +60,7 @@ def open_dataset(layout: str, path: Path, subdataset: str) -> Dataset:
         subdataset: the category; a custom set has none and ignores it.
 
     Raises:
-        UserError: the folder or the category is missing; the message lists the categories there are.
+        UserError: the folder or the category is missing; the message lists the existing categories.
     """
     flag = f"--{path_argument(layout)}"
     require_folder(path, f"give the data set's folder with {flag}, or choose another --dataset")
@@ -69,13 +69,13 @@ def open_dataset(layout: str, path: Path, subdataset: str) -> Dataset:
     root = path / subdataset
     if not root.is_dir():
         categories = _categories(path)
-        hint = f"choose from {', '.join(categories)}" if categories else f"nor any other; check {flag}"
+        hint = f"choose from {', '.join(categories)}" if categories else f"and no other; check {flag}"
         raise UserError(f"{path} has no category {subdataset!r} (--subdataset), {hint}")
     return Dataset(f"{layout}/{subdataset}", root)
 
 
 def find_categories(layout: str, path: Path) -> list[str]:
-    """The names of all categories of a layout that has them, below `path`, in alphabetical order.
+    """All categories below `path`, in alphabetical order; for layouts that have them.
 
     Raises:
         UserError: the folder is missing or has none.
@@ -84,7 +84,7 @@ def find_categories(layout: str, path: Path) -> list[str]:
     require_folder(path, f"give the data set's folder with {flag}, or choose another --dataset")
     categories = _categories(path)
     if not categories:
-        raise UserError(f"{path} has no category, that is no folder with a folder train in it; check {flag}")
+        raise UserError(f"{path} has no category, that is, no folder with a train folder in it; check {flag}")
     return categories
 
 
@@ -96,10 +96,10 @@ def find_training_images(dataset: Dataset, seed: int, leave_out: Collection[str]
     """The good training images, split for validation by the data set itself or else by `seed`.
 
     Args:
-        leave_out: paths of images that count as if they were not there.
+        leave_out: paths of images to ignore.
 
     Raises:
-        UserError: no train folder, anything but good images in it, or fewer than two of them.
+        UserError: no train folder, other images than good ones in it, or fewer than two of them.
     """
     folder = _training_folder(dataset)
     images = _find_images_but(folder, leave_out)
@@ -115,7 +115,7 @@ def find_training_images(dataset: Dataset, seed: int, leave_out: Collection[str]
         return TrainingSplit(images, validation)
     if len(images) < 2:
         count = f"only one {readable}image" if images else f"no {readable}images"
-        raise UserError(f"{folder} holds {count}; training needs at least two good images, better hundreds")
+        raise UserError(f"{folder} holds {count}; training needs at least two good images, preferably hundreds")
     return split_validation(images, seed)
 
 
@@ -138,7 +138,7 @@ def _training_folder(dataset: Dataset) -> Path:
     if not train.is_dir():
         if dataset.name != "custom" or not _has_images(dataset.root):
             raise UserError(f"{dataset.root} has no train folder; put the good images into {train / GOOD}")
-        _refuse_classes(dataset.root, allowed=())  # simply a folder of good images: enough to train on
+        _refuse_classes(dataset.root, allowed=())  # a plain folder of good images
         return dataset.root
     _refuse_classes(train, allowed=(GOOD,))
     if not (train / GOOD).is_dir():

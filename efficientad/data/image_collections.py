@@ -45,7 +45,7 @@ class StoredImage:
 
 
 def find_stored_images(sources: Sequence[Path]) -> list[StoredImage]:
-    """Every image in the given folders (any depth, tar files in them included), tar files and image files.
+    """Every image in the given folders (at any depth, also in tar files there) and tar files.
 
     Raises:
         UserError: a source that does not exist, is a compressed or damaged tar file, or holds no image.
@@ -61,7 +61,7 @@ def find_stored_images(sources: Sequence[Path]) -> list[StoredImage]:
         elif not source.exists():
             raise UserError(f"{source}: no such file or folder of images")
         else:
-            raise UserError(f"{source}: neither a folder nor a plain .tar file of images")
+            raise UserError(f"{source}: neither a folder nor an uncompressed .tar file of images")
         if not found:
             raise UserError(f"{source}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         stored += found
@@ -81,7 +81,7 @@ def _list_tar(path: Path) -> list[StoredImage]:
 
 
 class ReadableImage(Protocol):
-    """An image that is read when it is needed: a file, a member of a tar file, or one that a program draws.
+    """An image that is read on demand: a file, a member of a tar file, or a drawn one.
 
     Attributes:
         path: for messages.
@@ -95,9 +95,9 @@ class ReadableImage(Protocol):
 
 
 class ImageCache:
-    """Images by their index, as uint8 tensors of one size; safe to use from several threads.
+    """Images by index, as uint8 tensors of one size; safe to use from several threads.
 
-    What is returned does not depend on the budget, only the time that it takes.
+    The memory budget changes the time that reading takes, never the result.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class ImageCache:
         """
         Args:
             prepare: makes the uint8 tensor of an upright RGB image.
-            bytes_each: what such a tensor takes.
+            bytes_each: the size of such a tensor.
         """
         self._stored = stored
         self._prepare = prepare
@@ -122,10 +122,10 @@ class ImageCache:
         return len(self._stored)
 
     def __getitem__(self, index: int) -> Tensor:
-        """Image `index`, or the next readable one in its place, with a line that names the unreadable.
+        """Image `index`, or the next readable one in its place; prints the unreadable ones once.
 
         Raises:
-            UserError: no image at all is readable.
+            UserError: no image is readable.
         """
         if index in self._kept:
             return self._kept[index]
@@ -136,9 +136,9 @@ class ImageCache:
             except UnreadableImageError as error:
                 if number not in self._reported:
                     self._reported.add(number)
-                    tqdm.write(f"passed over {error}")
+                    tqdm.write(f"Skipped {error}")
         else:
-            raise UserError(f"none of the {len(self)} images can be read, {self._stored[0].path} for one")
+            raise UserError(f"none of the {len(self)} images can be read, for example {self._stored[0].path}")
         if len(self._kept) < self._room:
             self._kept[index] = image
         return image

@@ -1,4 +1,4 @@
-"""Image files: found, checked, decoded as upright 8-bit RGB; unreadable ones reported or skipped and listed."""
+"""Finds, checks and decodes image files as upright 8-bit RGB; lists those that cannot be read."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
-from tqdm import tqdm
 
 from efficientad.system.errors import UserError, list_files, list_some
 from efficientad.system.files import csv_cell, write_csv
 from efficientad.system.parallel import parallel_map
+from efficientad.system.progress_bars import progress_bar
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif"})
 _LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # of a whole file
@@ -28,40 +28,40 @@ class UnreadableImageError(Exception):
     """One file cannot be decoded as an image; the message is its name and the reason."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(name, reason)  # as given, so that another process can be sent it
+        super().__init__(name, reason)
         self.name, self.reason = name, reason
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"
 
     def __reduce__(self) -> tuple:
-        return UnreadableImageError, (self.name, self.reason)  # to be told to another process
+        return UnreadableImageError, (self.name, self.reason)  # so that it can be sent to another process
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file of this name should hold an image: a usual suffix in any letter case, not hidden."""
+    """Whether the name is that of an image: a known suffix in any letter case, not hidden."""
     return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
 def is_data_folder(name: str) -> bool:
-    """Whether a folder of this name is data: not hidden, and not what zip tools of macOS leave."""
+    """Whether a folder of this name holds data: it is neither hidden nor left by macOS' zip tool."""
     return not name.startswith(".") and name != "__MACOSX"
 
 
-def find_images(folder: Path, pass_over: Callable[[OSError], None] | None = None) -> list[Path]:
+def find_images(folder: Path, on_unlistable: Callable[[OSError], None] | None = None) -> list[Path]:
     """Every image under `folder` at any depth, in an order that does not depend on the file system.
 
-    Hidden files, and folders that are no data, are passed over. Links to folders are followed, but not in circles,
-    and no folder is looked into twice.
+    Hidden files and folders are skipped. Links to folders are followed, but never in circles, and no folder is
+    listed twice.
 
     Args:
-        pass_over: is told of each folder that cannot be listed; None: it is an error.
+        on_unlistable: called for each folder that cannot be listed; None: it is an error.
 
     Raises:
-        OSError: a folder cannot be listed, and pass_over is None.
+        OSError: a folder cannot be listed, and on_unlistable is None.
     """
 
-    def fail(error: OSError) -> None:  # os.walk would pass over it in silence
+    def fail(error: OSError) -> None:  # os.walk would ignore it
         raise error
 
     top = Path(os.path.realpath(folder))
@@ -74,7 +74,7 @@ def find_images(folder: Path, pass_over: Callable[[OSError], None] | None = None
         return new
 
     found = []
-    for parent, folders, names in os.walk(folder, onerror=pass_over or fail, followlinks=True):
+    for parent, folders, names in os.walk(folder, onerror=on_unlistable or fail, followlinks=True):
         data = sorted(filter(is_data_folder, folders))
         folders[:] = [name for name in data if is_new(os.path.join(parent, name))]
         found += [Path(parent, name) for name in names if is_image_name(name)]
@@ -82,7 +82,7 @@ def find_images(folder: Path, pass_over: Callable[[OSError], None] | None = None
 
 
 def leave_out_below(folder: Path, paths: Iterable[Path]) -> list[Path]:
-    """Those of the paths that do not lie in `folder`, whichever links lead there."""
+    """The paths that are not inside `folder`, links resolved."""
     top = Path(os.path.realpath(folder))
     inside: dict[Path, bool] = {}  # by parent
     kept = []
@@ -129,9 +129,9 @@ def failure_reason(error: Exception, empty: bool) -> str:
 
 
 def check_image(file: BinaryIO, name: str) -> None:
-    """Find the damage that is cheap to find: no image at all, too large, or a JPEG or PNG without its end.
+    """Find the damage that is cheap to find: not an image, too large, or a truncated JPEG or PNG.
 
-    Reads a few kilobytes, and decodes only files that seem to lack their end. Damage in the middle goes unseen.
+    Reads a few kilobytes, and decodes only files that seem truncated. Damage in the middle goes unnoticed.
 
     Raises:
         UnreadableImageError
@@ -189,7 +189,7 @@ def check_file(path: Path) -> None:
 @contextmanager
 def _open(path: Path) -> Iterator[BinaryIO]:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device could be read for ever
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe or a device might never end
             raise UnreadableImageError(str(path), "not a regular file")
         with path.open("rb") as file:
             yield file
@@ -203,12 +203,12 @@ def resize_image(image: Image.Image, size: int) -> Image.Image:
 
 
 def fit_jpg(picture: Image.Image) -> None:
-    """Make a picture that no JPG can hold smaller, in place."""
-    picture.thumbnail((_LARGEST_JPG, _LARGEST_JPG))  # changes nothing but what is larger
+    """Shrink a picture that is too large for a JPG, in place."""
+    picture.thumbnail((_LARGEST_JPG, _LARGEST_JPG))
 
 
 def raise_if_unreadable(problems: Sequence[UnreadableImageError | str]) -> None:
-    """End the command, naming every unreadable file, if there is one."""
+    """Raise a UserError that names every unreadable file, if there are any."""
     if problems:
         count = f"{len(problems)} images" if len(problems) > 1 else "1 image"
         names = list_files([str(problem) for problem in problems])
@@ -221,12 +221,12 @@ SKIPPED_FILE = "skipped_files.csv"
 def find_unreadable(
     paths: Sequence[Path], check: Callable[[Path], object], workers: int, quiet: bool = False
 ) -> list[UnreadableImageError]:
-    """The files on which `check` raises UnreadableImageError, in their order.
+    """The files for which `check` raises UnreadableImageError, in the order of the paths.
 
     Args:
-        check: images.check_file, which is quick, or images.read_image, which sees all damage.
+        check: check_file, which is quick, or read_image, which finds all damage.
         workers: threads that check.
-        quiet: without a progress bar.
+        quiet: no progress bar.
     """
 
     def problem(path: Path) -> UnreadableImageError | None:
@@ -236,17 +236,18 @@ def find_unreadable(
             return error
         return None
 
-    problems = parallel_map(problem, paths, workers)
-    return [error for error in tqdm(problems, "Checking images", len(paths), unit="image", disable=quiet) if error]
+    checks = parallel_map(problem, paths, workers)
+    bar = progress_bar(checks, "Checking images", len(paths), unit="image", disable=quiet)
+    return [error for error in bar if error]
 
 
 def write_skipped(folder: Path, skipped: Sequence[UnreadableImageError]) -> None:
-    """skipped_files.csv: the path of each file and the reason."""
+    """Write skipped_files.csv: the path of each file and the reason."""
     write_csv(folder / SKIPPED_FILE, ["path", "reason"], ([error.name, error.reason] for error in skipped))
 
 
 def were_skipped(folder: Path, paths: Sequence[Path]) -> set[str]:
-    """Those of the paths that skipped_files.csv in the folder names; none where there is no such file."""
+    """The paths that the folder's skipped_files.csv lists; none without that file."""
     file = folder / SKIPPED_FILE
     if not file.is_file():
         return set()
@@ -256,7 +257,7 @@ def were_skipped(folder: Path, paths: Sequence[Path]) -> set[str]:
 
 
 def describe_skipped(folder: Path, skipped: Sequence[UnreadableImageError]) -> str:
-    """A sentence with the first of them, for the terminal."""
+    """A sentence for the terminal, with the first of them."""
     if not skipped:
         return "No file had to be skipped"
     count = f"{len(skipped)} files that cannot be read" if len(skipped) > 1 else "1 file that cannot be read"

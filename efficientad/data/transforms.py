@@ -50,12 +50,12 @@ def draw_changes(count: int, generator: torch.Generator) -> Changes:
 
 
 def draw_light(count: int, strongest: float, generator: torch.Generator) -> Changes:
-    """A brightness for each image: a fifth stay as they are, the logarithms of the others' factors are uniform.
+    """A brightness for each image: a fifth stay as they are, the others' factors are log-uniform.
 
-    Brighter only by the root of `strongest`, since what an image loses at its upper end does not come back.
+    Images get brighter only by the root of `strongest`, since clipped highlights are lost.
 
     Args:
-        strongest: at least 1; factors lie from 1 / strongest to its root.
+        strongest: at least 1; factors are between 1 / strongest and its root.
         generator: on the CPU.
     """
     factor = torch.empty(count, 1, 1, 1)
@@ -65,10 +65,10 @@ def draw_light(count: int, strongest: float, generator: torch.Generator) -> Chan
 
 
 def augment(images: Tensor, changes: Changes) -> Tensor:
-    """Brightness, contrast or saturation of each image changed.
+    """Change the brightness, contrast or saturation of each image.
 
-    All three blend the image with another one: black, its mean gray, or its gray version. The result is clamped
-    to [0, 1] as torchvision's adjust_brightness, adjust_contrast and adjust_saturation do.
+    Each blends the image with another one: black, its mean gray, or its gray version. The result is clamped to
+    [0, 1], as by torchvision's adjust_brightness, adjust_contrast and adjust_saturation.
 
     Args:
         images: N x 3 x S x S, float32 in [0, 1].
@@ -95,17 +95,17 @@ def _grayscale(images: Tensor) -> Tensor:
 def random_crops(
     pixels: Tensor, smallest: float, sizes: tuple[int, ...], generator: torch.Generator
 ) -> list[Tensor]:
-    """A random part of each image, of another shape and mirrored half of the time, resized to each of `sizes`.
+    """A random crop of each image, mirrored half of the time, resized to each of `sizes`.
 
-    As torchvision's RandomResizedCrop: area from U(smallest, 1), aspect ratio from 3:4 to 4:3, antialiased.
+    Like torchvision's RandomResizedCrop: area from U(smallest, 1), aspect ratio from 3:4 to 4:3, antialiased.
 
     Args:
         pixels: N x 3 x S x S, uint8.
-        smallest: share of the area; 1: the whole images, as they are.
+        smallest: share of the area; 1: the whole images, unchanged.
         generator: on the CPU.
 
     Returns:
-        for each size N x 3 x size x size, float32 in [0, 1]: the same parts.
+        for each size N x 3 x size x size, float32 in [0, 1]: the same crops.
     """
     side = pixels.shape[-1]
     crops = []

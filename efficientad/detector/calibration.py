@@ -14,6 +14,7 @@ RATE_INTERVAL = 0.9  # probability that the true rate lies within Calibration.ra
 _LEFT_OUT = 0.1  # of the scores, the highest: a defect among the good images must not set the threshold
 _TRIALS = 20_000
 _ROUND_UP = Context(prec=6, rounding=ROUND_CEILING)  # to the six digits that :g prints
+_WIDE = 20  # an interval whose upper end is so many times the lower one says no more than its upper end
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,10 @@ def describe_calibration(calibration: Calibration | None, held_out: int) -> str:
             f"eval.py and predict will use {DEFAULT_THRESHOLD:g}"
         )
     low, high = (100 * rate for rate in calibration.rate_interval)
+    likely = f"{low:.2g} to {high:.2g} %" if high < _WIDE * low else f"anything up to {high:.2g} %"
     text = (
         f"Threshold {calibration.threshold:g} for {100 * calibration.target_fpr:g} % false positives, from "
-        f"{held_out} held-out good images: the true rate is {low:.2g} to {high:.2g} %, with "
-        f"{100 * RATE_INTERVAL:g} % probability"
+        f"{held_out} held-out good images; on new good images expect {likely}"
     )
     if calibration.extrapolated:
         text += (

@@ -1,20 +1,20 @@
-"""Areas and points of detection curves; the same few lines serve images, bootstrap resamples and pixel histograms.
+"""Areas and points of detection curves, for images, bootstrap resamples and pixel histograms alike.
 
-A curve is what is called anomalous while the threshold falls: two cumulative counts over the last axis, one entry
-for each distinct score (or bin of scores) in descending order,
+A curve counts what is called anomalous while the threshold falls: two cumulative counts over the last axis, one
+entry for each distinct score (or bin of scores) in descending order,
 
-    hits           anomalous items with that score or a higher one, or the weight that stands for them
+    hits           anomalous items with that score or a higher one, or their weight
     false_alarms   good items with that score or a higher one
 
-so that ties count as they should, and the last entry is all of them. Leading axes are independent curves. Where a
-value is undefined, because there are no anomalous or no good items, it is nan.
+so that ties count correctly, and the last entry is the total. Leading axes are independent curves. A value is nan
+where it is undefined because there are no anomalous or no good items.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-_ROUNDING = 1e-9  # 0.05 * 60 is not 3
+ROUNDING = 1e-9  # 0.05 * 60 is not 3
 
 
 def auroc(hits: np.ndarray, false_alarms: np.ndarray) -> np.ndarray:
@@ -37,8 +37,8 @@ def auroc(hits: np.ndarray, false_alarms: np.ndarray) -> np.ndarray:
 def average_precision(hits: np.ndarray, false_alarms: np.ndarray) -> np.ndarray:
     """Mean over the anomalous items of the precision at the threshold that just calls the item anomalous.
 
-    The precision-recall curve as a step function, without interpolation. Undefined without anomalous items and,
-    to be so together with the other metrics, without good ones.
+    The area below the precision-recall curve as a step function, without interpolation. Like the other metrics
+    undefined without anomalous or without good items.
 
     >>> float(average_precision(np.array([1, 1, 2]), np.array([0, 1, 2])))
     0.75
@@ -48,32 +48,37 @@ def average_precision(hits: np.ndarray, false_alarms: np.ndarray) -> np.ndarray:
     return np.where(false_alarms[..., -1] > 0, value, np.nan)
 
 
+def f1(hits: np.ndarray, false_alarms: np.ndarray) -> np.ndarray:
+    """F1 = 2 hits / (anomalous items + items called anomalous) at each entry: ... x G floats, 0 where undefined."""
+    return 2 * hits / np.maximum(hits[..., -1:] + hits + false_alarms, 1)
+
+
 def f1_max(hits: np.ndarray, false_alarms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The largest F1 = 2 hits / (anomalous items + items called anomalous) over all thresholds.
+    """The largest F1 over all thresholds.
 
     Returns:
-        ... floats in [0, 1], undefined as the average precision is, and ... ints: where on the curve it is
-        reached, the first place of several, which is the highest threshold.
+        ... floats in [0, 1], undefined like the average precision, and ... ints: the first entry that reaches it,
+        which has the highest threshold.
 
     >>> value, index = f1_max(np.array([1, 1, 2]), np.array([0, 1, 2]))
     >>> round(float(value), 4), int(index)
     (0.6667, 0)
     """
-    f1 = 2 * hits / np.maximum(hits[..., -1:] + hits + false_alarms, 1)
-    value = np.where((hits[..., -1] > 0) & (false_alarms[..., -1] > 0), f1.max(axis=-1), np.nan)
-    return value, f1.argmax(axis=-1)
+    values = f1(hits, false_alarms)
+    value = np.where((hits[..., -1] > 0) & (false_alarms[..., -1] > 0), values.max(axis=-1), np.nan)
+    return value, values.argmax(axis=-1)
 
 
 def recall_at_fpr(hits: np.ndarray, false_alarms: np.ndarray, limit: float) -> np.ndarray:
-    """The largest share of anomalous items found with at most that share of the good ones called anomalous.
+    """The largest share of anomalous items found while at most `limit` of the good ones are called anomalous.
 
-    Nothing is interpolated: with fewer than 1 / limit good items no false alarm is allowed.
+    Without interpolation: with fewer than 1 / limit good items no false alarm is allowed.
 
     >>> float(recall_at_fpr(np.array([1, 1, 2]), np.array([0, 1, 2]), 0.05))
     0.5
     """
     good = false_alarms[..., -1]
-    allowed = false_alarms <= limit * good[..., None] + _ROUNDING
+    allowed = false_alarms <= limit * good[..., None] + ROUNDING
     found = _ratio(np.where(allowed, hits, 0).max(axis=-1), hits[..., -1])
     return np.where(good > 0, found, np.nan)
 
@@ -81,7 +86,7 @@ def recall_at_fpr(hits: np.ndarray, false_alarms: np.ndarray, limit: float) -> n
 def area_to_fpr(hits: np.ndarray, false_alarms: np.ndarray, limit: float) -> float:
     """Area under hits / all hits over the false-positive rate from 0 to `limit`, divided by `limit`.
 
-    With the summed overlap of regions for hits this is AU-PRO, with saturated overlap AU-sPRO. The curve is linear
+    With the summed overlap of regions as hits this is AU-PRO, with saturated overlap AU-sPRO. The curve is linear
     between its points, also up to the limit.
 
     Args:

@@ -1,4 +1,4 @@
-"""Image-level metrics: arrays in, rows out. Positive means anomalous; an undefined value is nan."""
+"""Image-level metrics: arrays in, rows out. Positive means anomalous; undefined values are nan."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import accuracy_score, precision_score, recall_score, roc_auc_score
+from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score, roc_auc_score
 
 from efficientad.evaluation import curves
 
@@ -40,7 +40,7 @@ class Estimate:
 class ImageRow:
     """How well scores separate the anomalous images of one class, or of all classes, from all good images.
 
-    No threshold is chosen, and every distinct image counts once.
+    Independent of a threshold; every distinct image counts once.
     """
 
     name: str
@@ -49,7 +49,7 @@ class ImageRow:
     auroc: Estimate
     average_precision: Estimate
     f1_max: Estimate
-    f1_max_threshold: float  # calling an image anomalous when its score is above it reaches f1_max
+    f1_max_threshold: float  # scores above it, called anomalous, reach f1_max
     recall_at_fpr_1: Estimate  # with at most 1 % of the good images called anomalous
     recall_at_fpr_5: Estimate
 
@@ -63,7 +63,7 @@ class ImageMetrics:
 
 
 def image_auroc(y_true: np.ndarray, y_score: np.ndarray) -> float:
-    """Area under the ROC curve; nan unless both good and anomalous images are there.
+    """Area under the ROC curve; nan without good or without anomalous images.
 
     Args:
         y_true: N bools, whether the image is labelled anomalous.
@@ -83,7 +83,7 @@ def decision_row(name: str, y_true: np.ndarray, y_score: np.ndarray, threshold: 
     Args:
         y_true: N bools, N >= 1.
         y_score: N floats.
-        auroc: taken over into the row.
+        auroc: copied into the row.
     """
     y_pred = y_score > threshold
     return Row(
@@ -99,8 +99,8 @@ def decision_row(name: str, y_true: np.ndarray, y_score: np.ndarray, threshold: 
 def class_rows(class_names: Sequence[str], y_true: np.ndarray, y_score: np.ndarray, threshold: float) -> list[Row]:
     """A row for each class, sorted by name, computed within the images of that class alone.
 
-    So a defect class has precision 1 (or nan), the good class 0 (or nan) and no recall. The AUROC is that
-    of a defect class against all good images; the good class has none.
+    So a defect class has precision 1 (or nan), the good class 0 (or nan) and no recall. The AUROC of a defect
+    class is against all good images; the good class has none.
 
     Args:
         class_names: N names; all images of a class share their label.
@@ -124,7 +124,7 @@ def overall_row(y_true: np.ndarray, y_score: np.ndarray, threshold: float, name:
 def merge_copies(digests: Sequence[str], y_true: np.ndarray, y_score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Labels and scores of the distinct images, in order of first appearance.
 
-    An image with several defects stands in several class folders. It is anomalous if any copy is.
+    An image with several defects is in several class folders. It is anomalous if any copy is.
 
     Args:
         digests: N strings, equal where the files have the same bytes.
@@ -141,7 +141,7 @@ def image_metrics(
 ) -> ImageMetrics:
     """The metrics that need no threshold, over distinct images, with bootstrap intervals.
 
-    A distinct image is good if none of its copies is labelled anomalous.
+    A distinct image is good if no copy is labelled anomalous.
 
     Args:
         class_names, digests: N strings; digests are equal where the files have the same bytes.
@@ -163,10 +163,9 @@ def image_metrics(
 def image_row(name: str, anomalous_scores: np.ndarray, good_scores: np.ndarray) -> ImageRow:
     """One row: the metrics of curves.py and their percentile intervals.
 
-    The bootstrap draws the anomalous and the good images apart, so that both are in every resample, RESAMPLES
-    times, from a fixed seed. Everything is nan where one kind of image is missing, and an interval also where
-    there is only one image of a kind. Where the scores separate perfectly, so does every resample: the interval
-    is then too narrow.
+    The bootstrap draws RESAMPLES times from a fixed seed, anomalous and good images separately, so that every
+    resample has both. All values are nan if one kind of image is missing, and intervals also with a single image
+    of a kind. Where the scores separate perfectly, so does every resample: the interval is then too narrow.
 
     Args:
         anomalous_scores, good_scores: P and N floats of distinct images.
@@ -178,7 +177,7 @@ def image_row(name: str, anomalous_scores: np.ndarray, good_scores: np.ndarray) 
     values, index = np.unique(np.concatenate((anomalous_scores, good_scores)), return_inverse=True)
     place = len(values) - 1 - index.reshape(-1)  # on the curve: the highest score first
     count = len(anomalous_scores)
-    places = np.sort(place[:count]), np.sort(place[count:])  # the images' order must not move the intervals
+    places = np.sort(place[:count]), np.sort(place[count:])  # the order of the images must not change the intervals
     metrics: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
         "auroc": curves.auroc,
         "average_precision": curves.average_precision,
@@ -198,7 +197,7 @@ def image_row(name: str, anomalous_scores: np.ndarray, good_scores: np.ndarray) 
 
 
 def _threshold_below(descending: np.ndarray, place: int) -> float:
-    """A threshold that this score is above and the next lower one is not: half-way, so that it suits others too."""
+    """A threshold just below this score: half-way to the next lower one, so that it suits other images too."""
     if place + 1 == len(descending):
         return np.nextafter(descending[place], -np.inf)
     return (float(descending[place]) + float(descending[place + 1])) / 2
@@ -207,7 +206,7 @@ def _threshold_below(descending: np.ndarray, place: int) -> float:
 def _resample(
     places: tuple[np.ndarray, np.ndarray], metrics: dict[str, Callable]
 ) -> dict[str, tuple[float, float]]:
-    """The interval of each metric, from resamples of the curve's counts, many at once."""
+    """The interval of each metric over resamples, many of which are computed at once."""
     if min(map(len, places)) < 2:
         return dict.fromkeys(metrics, (np.nan, np.nan))
     rng = np.random.default_rng(0)
@@ -224,7 +223,7 @@ def _resample(
 
 
 def _draw(places: np.ndarray, count: int, length: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each place of the curve is drawn, in `count` resamples with replacement: count x length."""
+    """How often each entry of the curve is drawn, in `count` resamples with replacement: count x length."""
     drawn = places[rng.integers(len(places), size=(count, len(places)))]
     drawn += np.arange(count)[:, None] * length
     return np.bincount(drawn.ravel(), minlength=count * length).reshape(count, length)
@@ -236,7 +235,7 @@ RECALLS = (1.0, 0.95, 0.9)
 
 @dataclass(frozen=True)
 class SweepRow:
-    """The decisions at one threshold. Ratios are in [0, 1], nan where undefined."""
+    """Metrics of the decisions at one threshold. Ratios are in [0, 1], nan where undefined."""
 
     threshold: float
     accuracy: float
@@ -244,14 +243,14 @@ class SweepRow:
     recall: float
     f1: float
     false_positive_rate: float
-    notes: tuple[str, ...]  # why this threshold is worth a row
+    notes: tuple[str, ...]  # why this threshold has a row
 
 
 def sweep_thresholds(y_true: np.ndarray, y_score: np.ndarray, threshold: float) -> list[SweepRow]:
-    """About ten rows, ascending: the threshold in use, the best F1, and those that just attain a rate.
+    """About ten rows, ascending: the threshold in use, the best F1, and those that just reach a rate.
 
-    Thresholds with the same decisions make one row. All but the one in use have seen the labels, so they flatter:
-    the next images will do worse.
+    Thresholds with the same decisions share a row. All but the one in use have seen the labels, so they flatter:
+    new images will do worse.
 
     Args:
         y_true: N bools, whether the image is labelled anomalous; N >= 1.
@@ -262,81 +261,53 @@ def sweep_thresholds(y_true: np.ndarray, y_score: np.ndarray, threshold: float) 
     >>> [(row.threshold, row.f1) for row in rows]
     [(1.5, 1.0)]
     """
-    cuts = _Cuts(y_true, y_score)
-    wanted: dict[int, list[str]] = {}
+    y_score = y_score.astype(np.float64)
+    ascending, index = np.unique(y_score, return_inverse=True)
+    scores = ascending[::-1]
+    place = len(scores) - 1 - index
+    hits, alarms = (  # as in curves.py, after a first entry at which nothing is called anomalous
+        np.append(0, np.bincount(place[kind], minlength=len(scores)).cumsum()) for kind in (y_true, ~y_true)
+    )
+    wanted: dict[int, list[str]] = {}  # notes by entry: how many of the highest scores are called anomalous
 
-    def want(cut: int, note: str) -> None:
-        wanted.setdefault(cut, []).append(note)
+    def want(entry: int, note: str) -> None:
+        wanted.setdefault(int(entry), []).append(note)
 
-    in_use = int(np.searchsorted(cuts.scores, threshold, side="right"))
+    in_use = int((scores > threshold).sum())
     want(in_use, "in use")
-    if cuts.positives and cuts.negatives:
-        want(int(np.nanargmax(cuts.f1)), "best F1 (an oracle: it has seen the labels)")
-    if cuts.negatives:
+    if hits[-1] and alarms[-1]:
+        f1 = curves.f1(hits, alarms)
+        want(np.flatnonzero(f1 == f1.max())[-1], "best F1")
+    if alarms[-1]:
         for rate in FALSE_POSITIVE_RATES:
             name = f"false positives <= {100 * rate:g} %" if rate else "no false positive"
-            want(int(np.argmax(cuts.false_positives <= rate * cuts.negatives + 1e-9)), name)
-    if cuts.positives:
+            want(np.flatnonzero(alarms <= rate * alarms[-1] + curves.ROUNDING)[-1], name)
+    if hits[-1]:
         for recall in RECALLS:
             name = f"recall >= {100 * recall:g} %" if recall < 1 else "every defect found"
-            want(int(np.flatnonzero(cuts.true_positives >= recall * cuts.positives - 1e-9)[-1]), name)
-    rows = [
-        (cut, threshold if cut == in_use else cuts.threshold(cut), tuple(notes)) for cut, notes in wanted.items()
+            want(np.flatnonzero(hits >= recall * hits[-1] - curves.ROUNDING)[0], name)
+    bounds = [np.inf, *scores, -np.inf]
+    return [
+        _sweep_row(
+            y_true,
+            y_score,
+            threshold if entry == in_use else _shortest_between(bounds[entry + 1], bounds[entry]),
+            tuple(notes),
+        )
+        for entry, notes in sorted(wanted.items(), reverse=True)
     ]
-    return [cuts.row(*row) for row in sorted(rows)]
 
 
-class _Cuts:
-    """Every way to part the images by a threshold: cut i calls all but the i lowest distinct scores anomalous."""
-
-    def __init__(self, y_true: np.ndarray, y_score: np.ndarray) -> None:
-        self.scores, index = np.unique(y_score.astype(np.float64), return_inverse=True)
-        positives = np.bincount(index, weights=y_true, minlength=len(self.scores))
-        negatives = np.bincount(index, weights=~y_true, minlength=len(self.scores))
-        self.positives, self.negatives = int(positives.sum()), int(negatives.sum())
-        self.true_positives = self.positives - np.concatenate([[0], positives.cumsum()])
-        self.false_positives = self.negatives - np.concatenate([[0], negatives.cumsum()])
-        # 2 TP / (2 TP + FP + FN), which is 0 where precision is undefined
-        self.f1 = (
-            2 * self.true_positives / np.maximum(self.true_positives + self.false_positives + self.positives, 1)
-        )
-
-    def threshold(self, cut: int) -> float:
-        """The number with the fewest digits that makes this cut."""
-        if cut == len(self.scores):
-            low, high = self.scores[-1], np.inf
-        elif cut == 0:
-            low, high = -np.inf, self.scores[0]
-        else:
-            low, high = self.scores[cut - 1], self.scores[cut]
-        return _shortest_between(low, high)
-
-    def row(self, cut: int, threshold: float, notes: tuple[str, ...]) -> SweepRow:
-        hits, alarms = self.true_positives[cut], self.false_positives[cut]
-        right = hits + self.negatives - alarms
-
-        def share(part: float, whole: float) -> float:
-            return float(part / whole) if whole else float("nan")
-
-        return SweepRow(
-            threshold,
-            accuracy=share(right, self.positives + self.negatives),
-            precision=share(hits, hits + alarms),
-            recall=share(hits, self.positives),
-            f1=float(self.f1[cut]) if self.positives else float("nan"),
-            false_positive_rate=share(alarms, self.negatives),
-            notes=notes,
-        )
+def _sweep_row(y_true: np.ndarray, y_score: np.ndarray, threshold: float, notes: tuple[str, ...]) -> SweepRow:
+    row, called = decision_row("", y_true, y_score, threshold, auroc=np.nan), y_score > threshold
+    f1 = float(f1_score(y_true, called)) if y_true.any() else np.nan
+    false_positive_rate = np.nan if y_true.all() else float(called[~y_true].mean())
+    return SweepRow(threshold, row.accuracy, row.precision, row.recall, f1, false_positive_rate, notes)
 
 
 def _shortest_between(low: float, high: float) -> float:
-    """A decimal with few digits in [low, high), near the middle of it."""
-    if np.isinf(high):
-        middle = low
-    elif np.isinf(low):
-        middle = high
-    else:
-        middle = (low + high) / 2
+    """A decimal with few digits in [low, high), near the middle or, if one end is infinite, near the other."""
+    middle = low if np.isinf(high) else high if np.isinf(low) else (low + high) / 2
     for digits in range(18):
         step = 10.0**-digits
         for candidate in (round(middle, digits), round(middle, digits) + step, round(middle, digits) - step):

@@ -1,4 +1,4 @@
-"""Maps against masks: what each test image adds to the pixel metrics of its class and of the whole set."""
+"""Compares maps with masks, image by image, for the pixel metrics of each class and of the whole set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from efficientad.evaluation.pixel_metrics import Defect, ImageCounts, PixelHisto
 
 @dataclass(frozen=True)
 class LocatedSample:
-    """One image, counted for its class and for the set; None where it does not count there."""
+    """The counts of one image for its class and for the set; None where it does not count."""
 
     in_class: ImageCounts | None
     in_set: ImageCounts | None
@@ -22,9 +22,9 @@ class LocatedSample:
 class Localization:
     """The pixel metrics of an evaluation, image by image.
 
-    A class counts every file in its folder, with the defects that the masks of that class show; pixels that only
-    the masks of other classes mark, on copies of the image, count neither way. The set counts every distinct image
-    once, with all of its defects. A defective image without a mask, or with an empty one, counts nowhere.
+    A class counts every file in its folder, with the defects in the masks of that class; pixels that only masks of
+    other classes mark, on copies of the image, are ignored. The set counts every distinct image once, with all its
+    defects. A defective image without a mask, or with an empty one, counts nowhere.
     """
 
     def __init__(self, masks: MaskSet) -> None:
@@ -59,7 +59,7 @@ class Localization:
         return LocatedSample(in_class, count_pixels(anomaly_map, regions))
 
     def add(self, sample: Sample, located: LocatedSample) -> None:
-        """Add up what count() gave."""
+        """Add the counts of an image."""
         self._defective += sample.is_anomalous
         self._left_out += sample.is_anomalous and located.in_class is None
         histograms = self._classes.setdefault(sample.class_name, PixelHistograms())
@@ -69,7 +69,7 @@ class Localization:
             self._overall.add(located.in_set)
 
     def merge(self, other: Localization) -> None:
-        """Add all that another process counted of the same set."""
+        """Add the counts that another process made of the same set."""
         self._defective += other._defective
         self._left_out += other._left_out
         for name, histograms in other._classes.items():
@@ -77,7 +77,7 @@ class Localization:
         self._overall.merge(other._overall)
 
     def metrics(self) -> PixelMetrics:
-        """The rows over all that was added."""
+        """The rows over everything added."""
         good = [self._classes[GOOD]] if GOOD in self._classes else []
         return PixelMetrics(
             classes=[item.row(name, good) for name, item in sorted(self._classes.items()) if name != GOOD],

@@ -1,9 +1,9 @@
-"""Where the defects are: finding and reading the masks of a data set.
+"""Finds and reads the masks of a data set, which mark its defects.
 
 ground_truth/<class>/<image>_mask.png       MVTec AD, custom sets; every connected area is a defect
 ground_truth/<class>/<image>.png            VisA, BTAD; the same
-ground_truth/<class>/<image>/000.png, ...   MVTec LOCO; every file is a defect, and its pixel value says which kind:
-                                            defects_config.json tells how much of it must be found
+ground_truth/<class>/<image>/000.png, ...   MVTec LOCO; every file is a defect of the kind of its pixel value, and
+                                            defects_config.json defines how much of it must be found
 """
 
 from __future__ import annotations
@@ -34,39 +34,39 @@ class MaskFiles:
     """The masks of one image."""
 
     paths: tuple[Path, ...]
-    one_defect_each: bool  # else every connected area is one
+    one_defect_each: bool  # otherwise every connected area is a defect
 
 
 @dataclass(frozen=True)
 class SampleMasks:
-    """What is known of the defects of one test image.
+    """The masks of one test image and of its copies.
 
-    An image with several kinds of defect stands in several class folders, and the mask of each may show that
-    kind alone.
+    An image with several kinds of defect is in several class folders, and the mask of each may show only that
+    kind.
     """
 
     own: MaskFiles | None
-    of_copies: tuple[MaskFiles, ...]  # of the same image elsewhere
+    of_copies: tuple[MaskFiles, ...]  # of the same image in other folders
     is_anomalous: bool  # it, or a copy of it
-    is_repeated: bool  # a copy of it came before
+    is_repeated: bool  # an earlier image is a copy of it
 
 
 @dataclass(frozen=True)
 class Saturation:
-    """How much of a defect must be found, as a number of pixels or a share of its area."""
+    """How much of a defect must be found: a number of pixels, or a share of its area."""
 
     threshold: float
     relative: bool
 
     def pixels(self, area: int) -> int:
-        """The pixels that suffice for a defect of this area: 1 to area."""
+        """The number of pixels that suffice for a defect of this area: 1 to area."""
         wanted = self.threshold * area if self.relative else self.threshold
         return max(1, min(int(wanted), area))
 
 
 @dataclass(frozen=True)
 class MaskSet:
-    """The masks of a data set, at least one, and the saturation for each pixel value where it defines that."""
+    """The masks of a data set, at least one, and the saturations by pixel value, if it defines them."""
 
     samples: Mapping[Sample, SampleMasks]
     saturations: Mapping[int, Saturation]
@@ -78,10 +78,10 @@ class MaskSet:
 
 
 def find_masks(dataset: Dataset, samples: Sequence[Sample]) -> MaskSet | None:
-    """Find the masks of the defective test images; None where there are none.
+    """Find the masks of the defective test images; None if there are none.
 
     Raises:
-        UserError: masks are damaged or not of their images' size, or the saturations cannot be read.
+        UserError: masks are damaged or not as large as their images, or the saturations cannot be read.
     """
     folder = dataset.root / GROUND_TRUTH
     classes = {sample.class_name for sample in samples if sample.is_anomalous}
@@ -105,7 +105,7 @@ def find_masks(dataset: Dataset, samples: Sequence[Sample]) -> MaskSet | None:
 
 
 def _masks_by_image(folder: Path) -> dict[str, MaskFiles]:
-    """By the name of the image below its class folder, without suffix. <image>_mask wins over <image>."""
+    """Masks by the image's name below its class folder, without suffix. <image>_mask precedes <image>."""
     found: dict[str, MaskFiles] = {}
     numbered = defaultdict(list)
     for path in find_images(folder):
@@ -120,7 +120,7 @@ def _masks_by_image(folder: Path) -> dict[str, MaskFiles]:
 
 
 def _check_sizes(own: Mapping[Sample, MaskFiles]) -> None:
-    """Look at the headers before hours of work. Which side is up is seen when the image is decoded."""
+    """Check the sizes in the headers before the long work; orientation is checked when the image is decoded."""
     problems = []
     for sample, masks in own.items():
         size = _try_size(sample.path)
@@ -131,9 +131,8 @@ def _check_sizes(own: Mapping[Sample, MaskFiles]) -> None:
                 problems.append(str(error))
                 continue
             mask_size = _try_size(path)
-            if (
-                size and mask_size and sorted(mask_size) != sorted(size)
-            ):  # the evaluation names images without a size
+            # images without a size are unreadable, which the evaluation reports
+            if size and mask_size and sorted(mask_size) != sorted(size):
                 problems.append(_size_problem(path, mask_size, sample.path, size))
     if problems:
         count = f"{len(problems)} masks do" if len(problems) > 1 else "1 mask does"
@@ -141,7 +140,7 @@ def _check_sizes(own: Mapping[Sample, MaskFiles]) -> None:
 
 
 def _try_size(path: Path) -> tuple[int, int] | None:
-    if not path.is_file():  # opening a pipe would wait for ever
+    if not path.is_file():  # opening a pipe might never end
         return None
     try:
         with Image.open(path) as opened:
@@ -155,7 +154,7 @@ def _size_problem(path: Path, mask_size: Sequence[int], image: Path, image_size:
 
 
 def _group_copies(samples: Iterable[Sample]) -> Iterable[list[Sample]]:
-    """The samples by equal content, in order; only files of equal size are read for it."""
+    """Groups of samples with equal content, in order; reads only files of equal size."""
     by_size = defaultdict(list)
     for sample in samples:
         by_size[os.path.getsize(sample.path) if sample.path.exists() else sample].append(sample)
@@ -170,7 +169,7 @@ def _digest(sample: Sample) -> bytes | Sample:
     try:
         return hashlib.sha256(read_bytes(sample.path)).digest()
     except UnreadableImageError:
-        return sample  # the evaluation will name it
+        return sample  # which the evaluation will report
 
 
 def _read_saturations(path: Path) -> dict[int, Saturation]:
@@ -185,21 +184,21 @@ def _read_saturations(path: Path) -> dict[int, Saturation]:
         }
     except (ValueError, TypeError, KeyError):
         raise UserError(
-            f"{path} is damaged: a list of pixel_value, saturation_threshold and relative_saturation is expected"
+            f"{path} is damaged: each entry needs pixel_value, saturation_threshold and relative_saturation"
         ) from None
 
 
 def read_defects(
     masks: MaskFiles, saturations: Mapping[int, Saturation], image: Path, image_size: tuple[int, int]
 ) -> list[Defect]:
-    """The defects that the masks of one image show.
+    """The defects in the masks of one image.
 
     Args:
-        saturations: by pixel value; where there are none, a region saturates at its area.
+        saturations: by pixel value; if empty, a region saturates at its area.
         image, image_size: the image's file, and width and height of the upright image.
 
     Raises:
-        UserError: a mask is damaged, of another size, or of a pixel value without a saturation.
+        UserError: a mask is damaged, has another size, or a pixel value without a saturation.
     """
     regions = []
     for path in masks.paths:
@@ -212,14 +211,14 @@ def read_defects(
             if saturations:
                 value = int(values.flat[pixels[0]])
                 if value not in saturations:
-                    raise UserError(f"{path} has the pixel value {value}, which {SATURATION_FILE} does not know")
+                    raise UserError(f"{path} has the pixel value {value}, which is not in {SATURATION_FILE}")
                 saturation = saturations[value].pixels(len(pixels))
             regions.append(Defect(pixels, saturation))
     return regions
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """H x W; 0 where there is no defect. Palette images give their indices.
+    """The mask, H x W; 0 where there is no defect. Palette images give their indices.
 
     Raises:
         UserError: it cannot be read.
@@ -242,7 +241,7 @@ def _split_regions(values: np.ndarray, one_defect: bool) -> list[np.ndarray]:
 
 
 def connected_regions(mask: np.ndarray) -> list[np.ndarray]:
-    """Indices into the flattened H x W bools of each connected area, in which pixels may touch at corners."""
+    """Each connected area as indices into the flattened H x W bools; touching corners connect."""
     from scipy.ndimage import label
 
     inside = np.flatnonzero(mask)

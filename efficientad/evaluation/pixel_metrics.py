@@ -1,9 +1,9 @@
 """Pixel-level metrics of any number of maps of any size in fixed memory: histograms over bins of scores.
 
 The bins are fine around 0 and a constant fraction of the score far from it: 4,096 between 0 and 1, as many between
-1 and 3, 3 and 7, 7 and 15, and so on to a million, and the same below 0; the 0 of a map's empty border has its own.
-So near a score s two scores are told apart when they differ by more than (|s| + 1) / 4096. What a metric may be off
-by is computed with it from the histograms (PixelRow.error_bound): scores in one bin may in truth be in any order.
+1 and 3, 3 and 7, 7 and 15, and so on to a million, and the same below 0; 0, the value of a map's empty border, has
+its own. So near a score s two scores are distinct if they differ by more than (|s| + 1) / 4096. The histograms
+also bound the error (PixelRow.error_bound): scores in one bin may in truth be in any order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PRO_LIMITS = (0.05, 0.30)
 _MANTISSA_BITS = 23  # of a float32
 _BITS = 12  # of them that make bins, within each power of two
 _OCTAVES = 20
-_ZERO = _OCTAVES << _BITS  # the bin of 0; so many more on each side
+_ZERO = _OCTAVES << _BITS  # the bin of 0, and the number of bins on each side
 BINS = 2 * _ZERO + 1
 _BITS_OF_ONE = int(np.float32(1).view(np.int32))
 
@@ -29,12 +29,12 @@ class Defect:
     """One defect on one image: its pixels, and how many of them suffice to find it whole."""
 
     pixels: np.ndarray  # indices into the flattened map, at least one
-    saturation: int  # 1 to len(pixels); len(pixels) where a defect is found as far as it is covered
+    saturation: int  # 1 to len(pixels); len(pixels) without saturation
 
 
 @dataclass(frozen=True)
 class ImageCounts:
-    """What one map adds to the histograms: bins and what falls into them."""
+    """What one map adds to the histograms: bins and their counts or weights."""
 
     regions: int
     normal: tuple[np.ndarray, np.ndarray]
@@ -51,10 +51,10 @@ class PixelRow:
     regions: int
     auroc: float
     f1_max: float
-    f1_max_threshold: float  # on the maps' scale; calling a pixel anomalous from it on reaches f1_max
-    au_pro_05: float  # to a false-positive rate of 0.05, divided by it; with saturation AU-sPRO
+    f1_max_threshold: float  # on the maps' scale; scores from it on, called anomalous, reach f1_max
+    au_pro_05: float  # up to a false-positive rate of 0.05, divided by it; with saturation AU-sPRO
     au_pro_30: float
-    error_bound: float  # the four metrics are not farther than this from those without bins
+    error_bound: float  # how far at most the four metrics are from those without bins
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class PixelMetrics:
     overall: PixelRow
     saturated: bool  # the areas are AU-sPRO, not AU-PRO
     defective: int  # images
-    left_out: int  # of them, for want of a mask
+    left_out: int  # of them, without a mask
 
 
 def score_bins(scores: np.ndarray) -> np.ndarray:
@@ -97,13 +97,13 @@ def count_pixels(
 ) -> ImageCounts:
     """Sort one map's pixels into the bins.
 
-    A region's overlap with what is above a threshold, as a share of its saturation and 1 at most, is a sum over its
-    highest `saturation` pixels, each of which adds 1 / saturation as the threshold falls below it. So the sum over
-    all regions of all images is a weighted histogram.
+    A region's overlap with the pixels above a threshold, as a share of its saturation and 1 at most, is a sum over
+    its highest `saturation` pixels, each of which adds 1 / saturation once the threshold is below it. So the sum
+    over all regions of all images is a weighted histogram.
 
     Args:
         anomaly_map: H x W float32, C-contiguous.
-        regions: may overlap; a pixel in none of them is normal.
+        regions: may overlap; pixels outside are normal.
         ignored: H x W bools, pixels that are neither normal nor, outside the regions, defective.
     """
     bins = score_bins(anomaly_map).ravel()
@@ -136,7 +136,7 @@ def _histogram(bins: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.
 
 
 class PixelHistograms:
-    """The sums of many ImageCounts: 4 MB, whatever the number of maps and their sizes."""
+    """The sums of many ImageCounts, in 4 MB for any number of maps of any size."""
 
     def __init__(self) -> None:
         self.images = 0
@@ -155,14 +155,14 @@ class PixelHistograms:
             total[bins] += values
 
     def merge(self, other: PixelHistograms) -> None:
-        """Add all images of another one."""
+        """Add the images of another one."""
         self.images += other.images
         self.regions += other.regions
         for total, more in zip(self._totals(), other._totals(), strict=True):
             total += more
 
     def row(self, name: str, others: Iterable[PixelHistograms] = ()) -> PixelRow:
-        """The metrics over these pixels together with those of `others`; undefined ones are nan."""
+        """The metrics over these pixels and those of `others`; undefined ones are nan."""
         together = [self, *others]
         totals = [np.sum(parts, axis=0) for parts in zip(*(item._totals() for item in together), strict=True)]
         filled = np.flatnonzero(totals[0] + totals[1])[::-1]
@@ -188,15 +188,15 @@ class PixelHistograms:
 
 
 def binning_error(hits: np.ndarray, alarms: np.ndarray, overlap: np.ndarray, exact: np.ndarray) -> float:
-    """What AUROC, F1-max and the areas to PRO_LIMITS can be off by because bins hide the order within them.
+    """The largest error of AUROC, F1-max and the areas up to PRO_LIMITS, as bins hide the order within them.
 
     Within a bin a curve may run anywhere in the rectangle between its two ends. The straight line gives half of
-    it, where the limit does not cut the bin. And the best F1 may be reached within a bin, after all its anomalous
-    and none of its normal pixels.
+    it, unless the limit cuts the bin. And the best F1 may be reached within a bin, after all its anomalous and none
+    of its normal pixels.
 
     Args:
         hits, alarms, overlap: G cumulative counts and weights, highest bin first.
-        exact: G bools, whether all scores in the bin are the same, so that nothing is hidden.
+        exact: G bools, whether all scores in the bin are equal, so that nothing is hidden.
 
     Returns:
         A number in [0, 1]; nan where the metrics are undefined.

@@ -1,4 +1,4 @@
-"""What an evaluation tells: the text tables, scores.csv, mismatch_samples.csv and metrics.json."""
+"""The results of an evaluation: the text tables, scores.csv, mismatch_samples.csv and metrics.json."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from tabulate import tabulate
 
 from efficientad.data.datasets import Sample
 from efficientad.evaluation.image_metrics import (
+    INTERVAL,
     ImageMetrics,
     ImageRow,
     Row,
@@ -27,11 +27,11 @@ from efficientad.evaluation.pixel_metrics import PixelMetrics
 from efficientad.evaluation.thumbnails import Picture
 from efficientad.system.errors import printable
 from efficientad.system.files import write_csv, write_text_atomically
+from efficientad.system.tables import format_table, number
 
 SCORES_FILE = "scores.csv"
 MISMATCH_FILE = "mismatch_samples.csv"
 METRICS_FILE = "metrics.json"
-_FORMATS = ("", ".4f", "", ".4f", ".4f", ".2f", ".4f", ".4f")
 
 
 @dataclass(frozen=True)
@@ -50,22 +50,27 @@ class ScoredSample:
 
 @dataclass(frozen=True)
 class Decisions:
-    """What the scores decide at one threshold."""
+    """The metrics of the decisions at one threshold."""
 
     threshold: float
     classes: list[Row]
     overall: Row
-    distinct: Row | None  # over distinct images, where some stand in several classes
-    sweep: list[SweepRow]  # of this and of other informative thresholds
+    distinct: Row | None  # over distinct images, if some are in several classes
+    sweep: list[SweepRow]  # at this and other informative thresholds
 
 
 @dataclass(frozen=True)
 class Evaluation(Decisions):
     """Every number of one evaluation."""
 
-    others: list[Decisions]  # at the further thresholds that were asked for
+    others: list[Decisions]  # at the further thresholds of --thresholds
     image_metrics: ImageMetrics
-    pixel_metrics: PixelMetrics | None  # where the data set has masks
+    pixel_metrics: PixelMetrics | None  # if the data set has masks
+
+    @property
+    def is_chance(self) -> bool:
+        """Whether the interval of the AUROC reaches down to 0.5."""
+        return self.image_metrics.overall.auroc.low <= 0.5
 
 
 def evaluate_scores(
@@ -74,7 +79,7 @@ def evaluate_scores(
     other_thresholds: Sequence[float] = (),
     pixel_metrics: PixelMetrics | None = None,
 ) -> Evaluation:
-    """All rows for the scored images (at least one); the pixel metrics are taken over."""
+    """All metrics of the scored images (at least one); the pixel metrics are included as they are."""
     y_true, y_score, digests, names = _columns(scored)
     return Evaluation(
         **vars(_decide(scored, threshold)),
@@ -115,11 +120,11 @@ def format_tables(evaluation: Decisions, auc_by_class: bool = False) -> str:
         auc_by_class: add a line of AUC for each defect class (MVTec LOCO's logical and structural ones).
     """
     headers = ["Class", "Accuracy", "Precision", "Recall", "Num Samples"]
-    classes = [[*_cells(row), row.auroc] for row in evaluation.classes]
+    classes = [[*_cells(row), number(row.auroc)] for row in evaluation.classes]
     lines = [
-        tabulate(classes, headers=[*headers, "AUROC"], floatfmt=".4f", disable_numparse=[0]),
+        format_table([*headers, "AUROC"], classes, "lrrrrr"),
         "",
-        tabulate([_cells(evaluation.overall)], headers=headers, floatfmt=".4f", disable_numparse=[0]),
+        format_table(headers, [_cells(evaluation.overall)], "lrrrr"),
         _auc_line(evaluation),
     ]
     if auc_by_class:
@@ -128,37 +133,36 @@ def format_tables(evaluation: Decisions, auc_by_class: bool = False) -> str:
     if evaluation.distinct:
         row = evaluation.distinct
         lines.append(
-            f"Over the {row.count} distinct images (some stand in several places): accuracy {row.accuracy:.4f}, "
-            f"precision {row.precision:.4f}, recall {row.recall:.4f}, image auc {100 * row.auroc:.4f}"
+            f"Over the {row.count} distinct images (some are in several folders):\n"
+            f"accuracy {number(row.accuracy)}, precision {number(row.precision)}, recall {number(row.recall)}, "
+            f"image auc {number(100 * row.auroc)}"
         )
     return "\n".join(lines)
 
 
 def format_thresholds(evaluation: Evaluation) -> str:
-    """What further thresholds decide: the tables of those asked for, then a short sweep."""
+    """The tables at the further thresholds of --thresholds, then a short sweep over others."""
     parts = [f"Threshold {other.threshold:g}:\n{format_tables(other)}\n" for other in evaluation.others]
-    headers = ["Threshold", "Accuracy", "Precision", "Recall", "F1", "False positives", "What it is"]
+    headers = ["Threshold", "Accuracy", "Precision", "Recall", "F1", "FP rate", "Why it is listed"]
     rows = [
         [
             _digits(row.threshold, row.notes),
-            *(f"{value:.4f}" for value in (row.accuracy, row.precision, row.recall, row.f1)),
-            f"{row.false_positive_rate:.4f}",
+            *map(number, (row.accuracy, row.precision, row.recall, row.f1, row.false_positive_rate)),
             "; ".join(row.notes),
         ]
         for row in evaluation.sweep
     ]
-    align = ("decimal", *["right"] * 5, "left")
-    table = tabulate(rows, headers=headers, colalign=align, disable_numparse=True)
-    return "\n".join([*parts, "Other thresholds on these images:", table])
+    title = "Other thresholds on these images; all but the one in use have seen the labels:"
+    return "\n".join([*parts, title, format_table(headers, rows, "rrrrrrl")])
 
 
 def _digits(threshold: float, notes: Sequence[str]) -> str:
-    """What --threshold needs to decide the same; the one in use has been given already."""
+    """The digits that --threshold needs to decide the same; the one in use is printed as it was given."""
     return f"{threshold:g}" if "in use" in notes else repr(threshold).removesuffix(".0")
 
 
-def _cells(row: Row) -> list:
-    return [printable(row.name), row.accuracy, row.precision, row.recall, row.count]
+def _cells(row: Row) -> list[str]:
+    return [printable(row.name), *map(number, (row.accuracy, row.precision, row.recall)), str(row.count)]
 
 
 def _auc_line(evaluation: Decisions) -> str:
@@ -168,63 +172,77 @@ def _auc_line(evaluation: Decisions) -> str:
     return f"AUC undefined: the test set has no {missing} images"
 
 
+def describe_chance(evaluation: Evaluation, image_size: int) -> str:
+    """A warning with advice where the detector is no better than chance, else empty.
+
+    Args:
+        image_size: the side of the square that the networks see.
+    """
+    if not evaluation.is_chance:
+        return ""
+    auroc = evaluation.image_metrics.overall.auroc
+    return (
+        f"No better than chance on these images: the {100 * INTERVAL:g} % interval of the AUROC, {auroc.low:.3f} "
+        f"to {auroc.high:.3f}, includes 0.5. Try more training steps (train.py --recipe paper --train_steps N), "
+        f"images cropped to the part (the networks see {image_size} x {image_size} pixels), and the same view and "
+        "light for every part."
+    )
+
+
 def format_metrics(evaluation: Evaluation) -> str:
     """The tables of the metrics that need no threshold: images, and pixels where there are masks."""
-    headers = ["Class", "AUROC", "95 % interval", "AP", "F1-max", "Threshold", "Recall, 1 % FP", "Recall, 5 % FP"]
+    headers = ["Class", "AUROC", "95 %\ninterval", "AP", "F1-max", "at\nscore", "Recall\n1 % FP", "Recall\n5 % FP"]
     metrics = evaluation.image_metrics
+    rows = [_image_cells(row) for row in (*metrics.classes, metrics.overall)]
     lines = [
         "Images against all good ones, each distinct image once, whatever the threshold:",
-        tabulate(
-            [_image_cells(row) for row in (*metrics.classes, metrics.overall)], headers=headers, floatfmt=_FORMATS
-        ),
+        format_table(headers, rows, "lrrrrrrr"),
     ]
     if evaluation.pixel_metrics:
         lines += ["", _format_pixels(evaluation.pixel_metrics)]
     return "\n".join(lines)
 
 
-def _image_cells(row: ImageRow) -> list:
-    interval = f"{row.auroc.low:.4f} - {row.auroc.high:.4f}"
+def _image_cells(row: ImageRow) -> list[str]:
     return [
         printable(row.name),
-        row.auroc.value,
-        "-" if math.isnan(row.auroc.low) else interval,
-        row.average_precision.value,
-        row.f1_max.value,
-        row.f1_max_threshold,
-        row.recall_at_fpr_1.value,
-        row.recall_at_fpr_5.value,
+        number(row.auroc.value),
+        "-" if math.isnan(row.auroc.low) else f"{row.auroc.low:.3f}-{row.auroc.high:.3f}",
+        number(row.average_precision.value),
+        number(row.f1_max.value),
+        number(row.f1_max_threshold, 2),
+        number(row.recall_at_fpr_1.value),
+        number(row.recall_at_fpr_5.value),
     ]
 
 
 def _format_pixels(metrics: PixelMetrics) -> str:
     area = "AU-sPRO" if metrics.saturated else "AU-PRO"
-    headers = ["Class", "AUROC", "F1-max", "Threshold", f"{area} 0.05", f"{area} 0.30", "Masks", "Defects"]
+    headers = ["Class", "AUROC", "F1-max", "at\nscore", f"{area}\n0.05", f"{area}\n0.30", "Masks", "Defects"]
     rows = [
         [
             printable(row.name),
-            row.auroc,
-            row.f1_max,
-            row.f1_max_threshold,
-            row.au_pro_05,
-            row.au_pro_30,
-            row.images,
-            row.regions,
+            number(row.auroc),
+            number(row.f1_max),
+            number(row.f1_max_threshold, 2),
+            number(row.au_pro_05),
+            number(row.au_pro_30),
+            str(row.images),
+            str(row.regions),
         ]
         for row in (*metrics.classes, metrics.overall)
     ]
-    formats = ("", ".4f", ".4f", ".2f", ".4f", ".4f", "", "")
-    lines = ["Pixels of defects against all other pixels:", tabulate(rows, headers=headers, floatfmt=formats)]
+    lines = ["Pixels of defects against all other pixels:", format_table(headers, rows, "lrrrrrrr")]
     if metrics.left_out:
         lines.append(
-            f"{metrics.left_out} of the {metrics.defective} defective images have no mask, or an empty one; the "
+            f"{metrics.left_out} of the {metrics.defective} defective images have no mask, or an empty one;\nthe "
             "pixel metrics leave them out"
         )
     return "\n".join(lines)
 
 
 def write_scores(path: Path, scored: Iterable[ScoredSample], threshold: float) -> None:
-    """A line for every image, in the order of the classes."""
+    """Write a line for every image, in the order of the classes."""
     header = ["defect_class", "image_name", "y_score", "y_true", "y_pred", "path", "threshold", "sha256"]
     write_csv(
         path,
@@ -246,7 +264,7 @@ def write_scores(path: Path, scored: Iterable[ScoredSample], threshold: float) -
 
 
 def write_mismatches(path: Path, scored: Iterable[ScoredSample], threshold: float) -> int:
-    """The images whose label and decision disagree, farthest from the threshold first; returns their number."""
+    """Write the images whose label and decision disagree, farthest from the threshold first; return how many."""
     mismatches = [item for item in scored if item.is_mismatch(threshold)]
     mismatches.sort(key=lambda item: -abs(item.score - threshold))
     rows = (
@@ -265,7 +283,7 @@ def write_mismatches(path: Path, scored: Iterable[ScoredSample], threshold: floa
 
 
 def write_metrics(path: Path, evaluation: Evaluation, facts: dict) -> None:
-    """Everything of the tables and the run's facts as JSON; an undefined value is null."""
+    """Write all metrics and the run's facts as JSON; undefined values are null."""
     contents = {**facts, **asdict(evaluation)}
     write_text_atomically(path, json.dumps(_without_nan(contents), indent=2) + "\n")
 

@@ -1,4 +1,4 @@
-"""report.html: an evaluation in one file that a browser shows without a network or any other file."""
+"""report.html: an evaluation as one self-contained page, which needs neither a network nor other files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from efficientad.data.datasets import GOOD, Dataset, Sample
 from efficientad.data.images import UnreadableImageError
 from efficientad.detector.calibration import Calibration, describe_calibration
 from efficientad.evaluation.image_metrics import INTERVAL
-from efficientad.evaluation.report import Evaluation, ScoredSample
+from efficientad.evaluation.report import Evaluation, ScoredSample, describe_chance
 from efficientad.evaluation.thumbnails import MAP_FLOOR, MAP_LEVELS, PAGE_BYTES, REPORT_BYTES, TEXT_BYTES
 from efficientad.inference.detectors import Detector
 from efficientad.system.arguments import path_argument
@@ -33,14 +33,15 @@ _UNPRINTED = {"Cc", "Cs", "Zl", "Zp", "Cf"}  # control, broken Unicode, line bre
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a report tells of the run beside its scores."""
+class ReportFacts:
+    """The facts of a run that a report shows beside its scores."""
 
     title: str
     test_folder: Path
-    facts: Sequence[tuple[str, str]]  # label and value
-    commands: Sequence[tuple[str, str]]  # what it does and the command line
+    rows: Sequence[tuple[str, str]]  # label and value
+    commands: Sequence[tuple[str, str]]  # label and command line
     calibration: Calibration | None
+    warning: str = ""  # where the detector is no better than chance
 
 
 def write_report(
@@ -48,32 +49,33 @@ def write_report(
     scored: Sequence[ScoredSample],
     maps: Mapping[Sample, str],
     evaluation: Evaluation,
-    run: Run,
+    facts: ReportFacts,
 ) -> None:
     """Write the page.
 
     Args:
-        scored: with pictures. Where those of all images would make the page too large, the least suspicious ones
+        scored: with pictures. If all of them would make the page too large, those of the least suspicious images
             are left out.
-        maps: for each sample the file of its map, relative to the page's folder; empty where none were written.
+        maps: for each sample the file of its map, relative to the page's folder; empty if none were written.
     """
     import jinja2
     from markupsafe import Markup
 
     script = "\n".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     script = f'"use strict";\n(() => {{\n{script}}})();\n'
-    data = _page_data(path.parent, scored, maps, evaluation, run)
+    data = _page_data(path.parent, scored, maps, evaluation, facts)
     loader = jinja2.FileSystemLoader(_TEMPLATES)
     template = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(
         "report.html"
     )
     page = template.render(
-        title=visible(run.title),
-        facts=[(label, visible(value)) for label, value in run.facts],
-        commands=[(label, visible(command)) for label, command in run.commands],
+        title=visible(facts.title),
+        warning=facts.warning,
+        facts=[(label, visible(value)) for label, value in facts.rows],
+        commands=[(label, visible(command)) for label, command in facts.commands],
         style=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
-        # the page's own script may run and no other, should a hostile name ever get through the escaping
+        # only the page's own script may run, should a hostile name ever get through the escaping
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         data=data,
     )
@@ -81,7 +83,7 @@ def write_report(
 
 
 def visible(text: str) -> str:
-    """The text with control letters, and such as reorder or hide others, as escapes; broken bytes as \\xff."""
+    """The text with control characters, and those that reorder or hide others, escaped; broken bytes as \\xff."""
     return "".join(
         letter
         if unicodedata.category(letter) not in _UNPRINTED or letter in _KEPT_FORMAT_LETTERS
@@ -103,11 +105,11 @@ def describe_run(
     command: str,
     evaluation: Evaluation,
     skipped: Sequence[UnreadableImageError],
-) -> Run:
-    """The facts of an evaluation, and of the training as far as the detector knows it.
+) -> ReportFacts:
+    """The facts of an evaluation, and those of the training that the detector has on record.
 
     Args:
-        weights: where the detector came from.
+        weights: the folder or file of the detector.
         threshold_origin: where the threshold came from, in words.
         command: the command line of the evaluation.
         skipped: test images that could not be read.
@@ -122,16 +124,18 @@ def describe_run(
     ]
     facts += _metric_facts(evaluation)
     if skipped:
-        facts.insert(2, ("Unreadable images", f"{len(skipped)}, which are not in this report"))
+        facts.insert(2, ("Unreadable images", f"{len(skipped)}, not in this report"))
     if calibration:
-        facts.append(("Calibration", describe_calibration(calibration, len(calibration.scores)).replace("\n", " ")))
+        described = describe_calibration(calibration, len(calibration.scores))
+        facts.append(("Calibration", described.replace("\nNote: ", ". ")))
     commands = [("Evaluate again", command)]
     if "steps" in known:
         facts += _training_facts(known)
     if "command" in known:
         commands.insert(0, ("Train again", str(known["command"])))
     title = dataset.root.resolve().name if dataset.name == "custom" else dataset.name
-    return Run(title, dataset.root / "test", facts, commands, calibration)
+    warning = describe_chance(evaluation, detector.image_size)
+    return ReportFacts(title, dataset.root / "test", facts, commands, calibration, warning)
 
 
 def _metric_facts(evaluation: Evaluation) -> list[tuple[str, str]]:
@@ -143,7 +147,7 @@ def _metric_facts(evaluation: Evaluation) -> list[tuple[str, str]]:
         row, area = pixels.overall, "AU-sPRO" if pixels.saturated else "AU-PRO"
         facts.append(
             (
-                "Finding the place",
+                "Localization",
                 f"{area} {100 * row.au_pro_30:.1f} % up to a false-positive rate of 30 %, pixel AUROC "
                 f"{100 * row.auroc:.1f} %, over {row.images} images with masks",
             )
@@ -191,9 +195,13 @@ def _test_fact(dataset: Dataset, evaluation: Evaluation) -> str:
 
 
 def _page_data(
-    folder: Path, scored: Sequence[ScoredSample], maps: Mapping[Sample, str], evaluation: Evaluation, run: Run
+    folder: Path,
+    scored: Sequence[ScoredSample],
+    maps: Mapping[Sample, str],
+    evaluation: Evaluation,
+    facts: ReportFacts,
 ) -> dict[str, Any]:
-    """What the page's script works on: numbers, strings and lists only."""
+    """The data of the page's script: numbers, strings and lists only."""
     classes = sorted(evaluation.classes, key=lambda row: row.name != GOOD)  # good first
     numbers = {row.name: number for number, row in enumerate(classes)}
     illustrated = _within_budget(scored, evaluation.threshold)
@@ -212,7 +220,7 @@ def _page_data(
             thumbnail = base64.b64encode(picture.thumbnail).decode()
             row += [*picture.image_size, thumbnail, picture.anomaly_map, picture.mask, picture.peak]
         images.append(row)
-    calibration = run.calibration
+    calibration = facts.calibration
     return {
         "key": hashlib.sha256("".join(item.digest for item in scored).encode()).hexdigest()[:16],
         "threshold": evaluation.threshold,
@@ -220,17 +228,18 @@ def _page_data(
         "good": numbers.get(GOOD),
         "auroc": _number(evaluation.overall.auroc),
         "images": images,
-        "test_folder": visible(str(run.test_folder)),
-        "test_link": _folder_link(run.test_folder, folder),
+        "test_folder": visible(str(facts.test_folder)),
+        "test_link": _folder_link(facts.test_folder, folder),
         "held_out": list(calibration.scores) if calibration else [],
         "held_out_threshold": calibration.threshold if calibration else None,
         "map_levels": MAP_LEVELS,
         "map_floor": MAP_FLOOR,
+        "is_chance": bool(facts.warning),
     }
 
 
 def _within_budget(scored: Sequence[ScoredSample], threshold: float) -> set[int]:
-    """Indices of the images whose pictures fit into REPORT_BYTES, the most suspicious first."""
+    """Indices of the most suspicious images whose pictures fit into REPORT_BYTES."""
 
     def suspicion(index: int) -> float:
         item = scored[index]
@@ -250,12 +259,12 @@ def _within_budget(scored: Sequence[ScoredSample], threshold: float) -> set[int]
 
 
 def _link(path: str) -> str:
-    """A relative path as a link; bytes that are not UTF-8 stay what they are."""
+    """A relative path as a link; bytes that are not UTF-8 are kept."""
     return quote(os.fsencode(path))
 
 
 def _folder_link(target: Path, folder: Path) -> str:
-    """The link from a page in `folder` to another folder; relative, so that both can move together."""
+    """The link from a page in `folder` to another folder; relative, so that both can be moved together."""
     try:
         return _link(Path(os.path.relpath(target.resolve(), folder.resolve())).as_posix())
     except ValueError:  # another drive

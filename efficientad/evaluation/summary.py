@@ -1,4 +1,4 @@
-"""One table over all categories of a data set: how well each is separated, and the mean."""
+"""One table over all categories of a data set, and their mean."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from tabulate import tabulate
-
 from efficientad.evaluation.report import Evaluation
+from efficientad.system.errors import printable
 from efficientad.system.files import claim_files, release_files, write_csv, write_text_atomically
+from efficientad.system.tables import format_table, number
 
 CSV_FILE = "summary.csv"
 JSON_FILE = "summary.json"
 _HEADERS = {
     "category": "Category",
-    "images": "Num Samples",
+    "images": "Num\nSamples",
     "image_auroc": "AUROC",
     "accuracy": "Accuracy",
     "precision": "Precision",
     "recall": "Recall",
-    "pixel_auroc": "Pixel AUROC",
-    "au_pro_30": "AU-PRO 0.30",
+    "pixel_auroc": "Pixel\nAUROC",
+    "au_pro_30": "AU-PRO\n0.30",
 }
 
 
 def summary_rows(evaluations: Mapping[str, Evaluation]) -> list[dict]:
-    """A row for each category, and the "mean" of those values that are defined; ratios in [0, 1]."""
+    """A row for each category, and the "mean" of the defined values; ratios in [0, 1]."""
     rows = [_row(name, evaluation) for name, evaluation in evaluations.items()]
     means = {column: _mean([row[column] for row in rows]) for column in rows[0] if column != "category"}
     return [*rows, {"category": "mean", **means}]
@@ -53,17 +53,20 @@ def _mean(values: list[float]) -> float:
 
 
 def format_summary(evaluations: Mapping[str, Evaluation]) -> str:
-    """The rows for the terminal."""
-    rows = [list(row.values()) for row in summary_rows(evaluations)]
-    return tabulate(rows, headers=list(_HEADERS.values()), floatfmt=("", "g", *[".4f"] * 6))
+    """The table for the terminal."""
+    rows = [
+        [printable(row["category"]), f"{row['images']:g}", *map(number, list(row.values())[2:])]
+        for row in summary_rows(evaluations)
+    ]
+    return format_table(list(_HEADERS.values()), rows, "lrrrrrrr")
 
 
 def write_summary(folder: Path, evaluations: Mapping[str, Evaluation]) -> None:
-    """summary.csv and summary.json in `folder`, in place of those of an earlier evaluation; an undefined value
-    is nan in the one and null in the other.
+    """Write summary.csv and summary.json into `folder`, replacing those of an earlier evaluation; undefined values
+    are nan in the CSV and null in the JSON file.
 
     Raises:
-        UserError: files of these names are there that no evaluation wrote.
+        UserError: there are files of these names that no evaluation wrote.
     """
     names = [CSV_FILE, JSON_FILE]
     stale = claim_files(folder, names)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-REPORT_BYTES = 30_000_000  # what a report may have, so that it can be mailed and opens at once
-PAGE_BYTES = 500_000  # of the report without its images
-TEXT_BYTES = 350  # of an image's names, links and mask, ample
+REPORT_BYTES = 30_000_000  # of a report, at most, so that it can be mailed and opens quickly
+PAGE_BYTES = 500_000  # of a report without its images
+TEXT_BYTES = 350  # of an image's names, links and mask, at most
 MAP_LEVELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"  # a pixel of a map is one letter
 MAP_FLOOR = 4.0  # on the 0-255 scale; the levels are about linear below it and logarithmic above
 _BYTES_PER_PIXEL = 0.14  # of a thumbnail with much texture
@@ -23,7 +23,7 @@ _MOST_MASK_TEXT = 1200
 
 @dataclass(frozen=True)
 class PictureSizes:
-    """How large the pictures of one report are."""
+    """The sizes of the pictures in one report."""
 
     thumbnail_side: int  # of the longer side, in pixels
     thumbnail_bytes: int  # at most
@@ -32,17 +32,17 @@ class PictureSizes:
 
 @dataclass(frozen=True)
 class Picture:
-    """What a report shows of one image."""
+    """The pictures of one image in a report."""
 
     image_size: tuple[int, int]  # width and height of the original
     thumbnail: bytes  # WebP, in the original's aspect ratio
     anomaly_map: str  # map_side rows of map_side letters; see encode_map
     mask: str  # see encode_mask; empty without a mask
-    peak: float  # the largest value of the map, which its letters are relative to
+    peak: float  # the largest value of the map, to which its letters are relative
 
 
 def plan_pictures(count: int) -> PictureSizes:
-    """The largest pictures with which a report of `count` images stays below REPORT_BYTES."""
+    """The largest pictures that keep a report of `count` images below REPORT_BYTES."""
     share = (REPORT_BYTES - PAGE_BYTES) / count - TEXT_BYTES
     map_side = _FINE_MAP if share > 4 * _FINE_MAP**2 else _COARSE_MAP
     room = max(0, int(0.75 * (share - map_side**2 - 4)))  # base64 makes four letters of three bytes
@@ -51,7 +51,7 @@ def plan_pictures(count: int) -> PictureSizes:
 
 
 def encode_thumbnail(image: Image.Image, sizes: PictureSizes) -> bytes:
-    """The RGB image as a small WebP; the quality falls until it fits."""
+    """The RGB image as a small WebP, with the best quality that fits."""
     scale = min(1.0, sizes.thumbnail_side / max(image.size))
     width, height = (max(1, round(scale * side)) for side in image.size)
     small = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
@@ -81,14 +81,14 @@ def encode_map(anomaly_map: np.ndarray, side: int) -> str:
 
 
 def encode_mask(masks: Sequence[np.ndarray], side: int) -> str:
-    """The union of an image's masks as "width height run run ..."; empty without any.
+    """The union of an image's masks as "width height run run ..."; empty without masks.
 
-    A run tells how many cells are outside, inside, outside, ... row by row. A cell is inside when any of its
-    pixels is.
+    Runs count the cells that are outside, inside, outside, ... row by row. A cell is inside if any of its pixels
+    is.
 
     Args:
         masks: H x W, not 0 where the defect is.
-        side: of the grid's longer side, in cells; halved while the text is long.
+        side: cells of the grid's longer side; halved while the text is too long.
     """
     if not masks:
         return ""

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from tabulate import tabulate
 from torch import Tensor
-from tqdm import tqdm
 
 from efficientad.data.datasets import find_training_images, open_dataset
 from efficientad.data.image_collections import StoredImage, find_stored_images
@@ -22,6 +21,7 @@ from efficientad.inference.detectors import Detector, ExportedDetector, TorchDet
 from efficientad.system.arguments import path_argument
 from efficientad.system.errors import UserError
 from efficientad.system.parallel import parallel_map
+from efficientad.system.progress_bars import progress_bar
 
 _BATCH_SIZE = 5
 # Differences are relative to the value, or to this if it is lower.
@@ -77,7 +77,7 @@ def read_images(
     kept = set(to_compare)
     to_calibrate = _spread([image for image in stored if image not in kept] or stored, calibrated)
     chosen = [*to_compare, *to_calibrate]
-    pixels = list(tqdm(parallel_map(read, chosen, workers), "Reading images", len(chosen), unit="image"))
+    pixels = list(progress_bar(parallel_map(read, chosen, workers), "Reading images", len(chosen), unit="image"))
     raise_if_unreadable([problem for problem in pixels if isinstance(problem, str)])
     together, count = torch.stack(pixels), len(to_compare)
     return CheckImages(together[:count], together[count:].permute(0, 2, 3, 1).contiguous().numpy())

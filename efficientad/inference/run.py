@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from efficientad.data.datasets import Sample
 from efficientad.data.images import find_images, is_image_name, leave_out_below
 from efficientad.detector.calibration import choose_threshold
@@ -22,6 +20,7 @@ from efficientad.inference.watching import FolderWatcher, LatencyLog
 from efficientad.system.errors import UserError, list_files, printable
 from efficientad.system.files import claim_files, release_files
 from efficientad.system.parallel import parallel_map
+from efficientad.system.progress_bars import progress_bar
 from efficientad.system.runs import lock_folder, stop_requests
 
 LOG_SECONDS = 60.0
@@ -182,7 +181,7 @@ def _score(
     )
     scores = results.ScoresFile(options.output_dir / results.SCORES_FILE, go_on=False)
     done = []
-    for result in tqdm(written, "Scoring", len(samples), unit="image", disable=options.print_each):
+    for result in progress_bar(written, "Scoring", len(samples), unit="image", disable=options.print_each):
         scores.append(result, writer.threshold)
         done.append(result)
         if options.print_each:

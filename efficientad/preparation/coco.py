@@ -1,4 +1,4 @@
-"""COCO annotations: checked entry by entry, read with pycocotools, drawn as masks. Imports no torch."""
+"""Reads COCO annotations, checks every entry, and draws masks. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from pycocotools.coco import COCO
 from efficientad.system.errors import UserError, printable
 
 _LARGEST_IMAGE = 178_956_970  # pixels; Pillow refuses to decode more
-_FARTHEST = 1e9  # a coordinate beyond it is as broken as nan and inf
+_FARTHEST = 1e9  # coordinates beyond it are as broken as nan and inf
 Annotation = dict[str, Any]  # with at least category_id; box and outline by annotation_box and annotation_rle
 
 
 @dataclass(frozen=True)
 class CocoImage:
-    """An image entry: its name below the image folder, the size its annotations refer to, its annotations."""
+    """An image entry: its name below the image folder, the size that its annotations refer to, and those."""
 
     file_name: str
-    size: tuple[int, int] | None  # width and height, where the file states them
+    size: tuple[int, int] | None  # width and height, if the file has them
     annotations: list[Annotation]
 
 
 @dataclass(frozen=True)
 class CocoSet:
-    """A COCO file: images in the file's order, category names by id, and what was odd but harmless."""
+    """A COCO file: images in the file's order, category names by id, and notes on harmless oddities."""
 
     images: list[CocoImage]
     categories: dict[int, str]
@@ -45,8 +45,8 @@ def read_coco(path: Path) -> CocoSet:
     """Read a COCO annotation file (object detection or segmentation).
 
     Raises:
-        UserError: not readable, not JSON, no categories or images, two entries of one id, an entry without what
-            is needed, or an annotation of an unknown category: any of these could hide a defect.
+        UserError: not readable, not JSON, no categories or images, two entries with one id, an incomplete entry,
+            or an annotation of an unknown category: any of these could hide a defect.
     """
     contents = _read_json(path)
     categories = _unique(path, "categories", contents, int)
@@ -55,15 +55,15 @@ def read_coco(path: Path) -> CocoSet:
         if not isinstance(entry.get("file_name"), str) or not entry["file_name"].strip("/\\ "):
             raise UserError(f"{path}: image {entry['id']} has no file_name")
         if (size := _size(entry)) and size[0] * size[1] > _LARGEST_IMAGE:
-            raise UserError(f"{path}: image {entry['id']} is said to have {size[0]} x {size[1]} pixels; correct it")
+            raise UserError(f"{path}: image {entry['id']} has {size[0]} x {size[1]} pixels; correct its size")
     annotations = _entries(path, "annotations", contents) if "annotations" in contents else []
     for number, annotation in enumerate(annotations):
-        annotation.setdefault("id", number + 1)  # the index needs one, nothing else here does
+        annotation.setdefault("id", number + 1)  # only pycocotools' index needs one
         category, image = annotation.get("category_id"), annotation.get("image_id")
         name = f"annotation {reprlib.repr(annotation['id'])}"
         if not (_is_integer(category) and category in categories):
             raise UserError(
-                f"{path}: {name} has the category_id {reprlib.repr(category)}, which is none of the file's "
+                f"{path}: {name} has the category_id {reprlib.repr(category)}, which is not among the file's "
                 "categories; correct the annotations"
             )
         if not isinstance(image, (int, str)):
@@ -71,16 +71,16 @@ def read_coco(path: Path) -> CocoSet:
     coco = COCO()
     coco.dataset = {**contents, "annotations": annotations}
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
             coco.createIndex()
     except TypeError:
-        raise UserError(f"{path}: an annotation's id is neither a number nor a text") from None
+        raise UserError(f"{path}: an annotation's id is neither a number nor a string") from None
     notes = []
     strays = sum(annotation["image_id"] not in images for annotation in annotations)
     if strays and strays == len(annotations):
-        raise UserError(f"{path}: its annotations have image_ids that none of its images has; correct them")
+        raise UserError(f"{path}: no annotation has the image_id of an image in the file; correct them")
     if strays:
-        notes.append(f"{strays} annotations belong to no image of {path} and are passed over")
+        notes.append(f"{strays} annotations belong to no image of {path} and are ignored")
     return CocoSet(
         [CocoImage(entry["file_name"], _size(entry), coco.imgToAnns.get(key, [])) for key, entry in images.items()],
         {key: printable(str(entry.get("name") or key)) for key, entry in categories.items()},
@@ -109,7 +109,7 @@ def _entries(path: Path, key: str, contents: dict[str, Any]) -> list[dict[str, A
 
 
 def _unique(path: Path, key: str, contents: dict[str, Any], id_type: type | tuple) -> dict[Any, dict[str, Any]]:
-    """The entries by id; the file must have some, each with its own id."""
+    """The entries by id; there must be some, with unique ids."""
     entries = _entries(path, key, contents) if key in contents else []
     if not entries:
         raise UserError(f"{path} has no {key}; is it a COCO file of object annotations?")
@@ -132,7 +132,7 @@ def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def annotation_box(annotation: Annotation, width: int, height: int) -> tuple[float, float, float, float] | None:
-    """The bounding box (left, top, right, bottom) within the image, or None if there is none of any area."""
+    """The bounding box (left, top, right, bottom) within the image, or None without one that has an area."""
     box = annotation.get("bbox")
     if not isinstance(box, (list, tuple)) or len(box) != 4 or not _are_finite(box):
         return None
@@ -142,7 +142,7 @@ def annotation_box(annotation: Annotation, width: int, height: int) -> tuple[flo
 
 
 def annotation_polygons(annotation: Annotation) -> list[list[float]]:
-    """The outlines x, y, x, y, ... of an annotation; none where it has a run-length mask or only a box."""
+    """The outlines x, y, x, y, ... of an annotation; none for a run-length mask or a box."""
     outlines = annotation.get("segmentation")
     if not isinstance(outlines, list):
         return []
@@ -169,19 +169,19 @@ def draw_mask(annotations: Iterable[Annotation], width: int, height: int) -> np.
 
 
 def _run_lengths(annotation: Annotation, width: int, height: int) -> dict[str, Any] | None:
-    """The segmentation as pycocotools' run lengths, or None where there is no sound one of any area."""
+    """The segmentation as pycocotools' run lengths, or None without a valid one that has an area."""
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, dict):
         counts = segmentation.get("counts")
         if isinstance(counts, str):
             counts = _expand_counts(counts)
-        # pycocotools trusts the counts, and writes beyond its memory when they are more than the image holds
+        # pycocotools trusts the counts, and writes beyond its memory if they exceed the image
         sound = segmentation.get("size") == [height, width] and isinstance(counts, list)
         if not sound or not all(_is_integer(run) and run >= 0 for run in counts) or sum(counts) != width * height:
             return None
         merged = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
     else:
-        # Far-away points would cost memory in proportion to their distance.
+        # Far-away points would take memory in proportion to their distance.
         limits = np.array([width, height], dtype=np.float64)
         polygons = [
             np.clip(np.reshape(points, (-1, 2)), -limits, 2 * limits).ravel().tolist()
@@ -194,10 +194,10 @@ def _run_lengths(annotation: Annotation, width: int, height: int) -> dict[str, A
 
 
 def _expand_counts(text: str) -> list[int] | None:
-    """The numbers in COCO's compressed run lengths, or None if the text is none.
+    """The numbers in COCO's compressed run lengths, or None if the text is invalid.
 
-    Six bits a character: five of the number, and whether it goes on. From the third run on each is the
-    difference to the run two before.
+    Six bits a character: five of the number, and whether it continues. From the third run on, each is the
+    difference from the run two before.
     """
     counts: list[int] = []
     value = shift = 0

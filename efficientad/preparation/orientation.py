@@ -1,4 +1,4 @@
-"""The EXIF orientation of images, and annotations turned with them."""
+"""EXIF orientation: turns images and annotations upright."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ _TURNS = {
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What a file says of its image before any pixel is decoded; sizes are width and height."""
+    """What a file states about its image before any pixel is decoded; sizes are width and height."""
 
     stored_size: tuple[int, int]
-    orientation: int  # EXIF's, 1 to 8; from 5 on the upright image has width and height exchanged
+    orientation: int  # EXIF's, 1 to 8; from 5 on, width and height are exchanged in the upright image
 
     @property
     def upright_size(self) -> tuple[int, int]:
         return self.stored_size[::-1] if self.orientation > 4 else self.stored_size
 
     def is_sideways(self, size: tuple[int, int]) -> bool:
-        """Whether something of this size fits the image as it is stored, but not as it is seen upright."""
+        """Whether this size is that of the stored image, but not of the upright one."""
         return size == self.stored_size != self.upright_size
 
 
 def read_header(data: bytes, name: str) -> ImageHeader:
-    """The header of an image file's bytes; far cheaper than decoding, so damage further on goes unseen.
+    """The header of an image file's bytes; far cheaper than decoding, but damage further on goes unnoticed.
 
     Raises:
         UnreadableImageError: not an image.
@@ -46,7 +46,7 @@ def read_header(data: bytes, name: str) -> ImageHeader:
             may_have_exif = opened.format != "PNG" or b"eXIf" in data or b"exif" in data
             orientation = opened.getexif().get(ExifTags.Base.Orientation, 1) if may_have_exif else 1
             size = opened.size
-            if opened.format == "TIFF":  # whose size newer Pillows give as it is seen
+            if opened.format == "TIFF":  # newer Pillow versions give the upright size
                 size = opened.tag_v2[_TIFF_WIDTH], opened.tag_v2[_TIFF_HEIGHT]
             return ImageHeader(size, orientation if orientation in range(1, 9) else 1)
     except Exception as error:  # Pillow's plugins raise almost any type on damaged files
@@ -54,7 +54,7 @@ def read_header(data: bytes, name: str) -> ImageHeader:
 
 
 def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
-    """The image as EXIF orientation 5 to 8, which exchange width and height, wants it to be seen."""
+    """The image turned upright, for EXIF orientations 5 to 8, which exchange width and height."""
     return image.transpose(_TURNS[orientation])
 
 

@@ -1,4 +1,4 @@
-"""From source images to a data set: who goes where, then all of it at once on disk. Imports no torch.
+"""From source images to a data set: plans where each goes, then writes it. Imports no torch.
 
 train/good  test/good  test/<defect class>  ground_truth/<defect class>/<image>_mask.png
 """
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
-from tqdm import tqdm
 
 from efficientad.data.images import UnreadableImageError, check_image, raise_if_unreadable, read_bytes
 from efficientad.preparation.coco import draw_mask
@@ -26,13 +25,14 @@ from efficientad.preparation.staging import COUNTS_FILE, ManifestRow, mask_name,
 from efficientad.system.errors import UserError, list_some
 from efficientad.system.files import write_csv
 from efficientad.system.parallel import parallel_map
+from efficientad.system.progress_bars import progress_bar
 
 TRAIN_GOOD, TEST_GOOD = "train/good", "test/good"
 
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What is known of a source file after one look."""
+    """What one look at a source file shows."""
 
     sha256: str
     header: ImageHeader
@@ -49,7 +49,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that will be written, and what the user should be told of it."""
+    """Everything that will be written, and notes for the user."""
 
     placements: list[Placement]
     notes: list[str]
@@ -64,18 +64,20 @@ class Plan:
 
 
 def look_at_files(
-    sources: Sequence[SourceImage], workers: int, pass_over: Callable[[UnreadableImageError], None] | None = None
+    sources: Sequence[SourceImage],
+    workers: int,
+    on_unreadable: Callable[[UnreadableImageError], None] | None = None,
 ) -> tuple[list[SourceImage], list[FileFacts]]:
-    """Read every source once for its hash and header, and find the damage that is cheap to find.
+    """Read every source once for its hash and header, and find cheaply detected damage.
 
     Args:
-        pass_over: is told of each unreadable image, which is then left out; None: they are an error.
+        on_unreadable: called for each unreadable image, which is left out; None: they are an error.
 
     Returns:
-        The readable sources and what is known of each.
+        The readable sources and the facts of each.
 
     Raises:
-        UserError: naming every file that cannot be read or is no image, and pass_over is None.
+        UserError: files cannot be read or are no images, and on_unreadable is None; names all of them.
     """
 
     def look(source: SourceImage) -> FileFacts | UnreadableImageError:
@@ -87,12 +89,12 @@ def look_at_files(
         except UnreadableImageError as error:
             return error
 
-    looks = tqdm(parallel_map(look, sources, workers), desc="Reading", total=len(sources), unit="image")
+    looks = progress_bar(parallel_map(look, sources, workers), desc="Reading", total=len(sources), unit="image")
     unreadable: list[UnreadableImageError] = []
     readable, facts = [], []
     for source, found in zip(sources, looks, strict=True):
         if isinstance(found, UnreadableImageError):
-            (pass_over or unreadable.append)(found)
+            (on_unreadable or unreadable.append)(found)
         else:
             readable.append(source)
             facts.append(found)
@@ -101,13 +103,13 @@ def look_at_files(
 
 
 def make_plan(sources: Sequence[SourceImage], facts: Sequence[FileFacts], train_ratio: float, seed: int) -> Plan:
-    """Split the good images, and give every image its place and a name of its own there.
+    """Split the good images, and give every image its place and a unique name there.
 
     Byte-identical good images stay on one side of the split. A good image that is byte-identical to a
-    defective one is a contradiction, and no good one to learn from: it is left out.
+    defective one is a contradiction: it is left out.
 
     Args:
-        sources: good and defective images; their order and the seed decide the split, nothing else does.
+        sources: good and defective images; their order and the seed alone decide the split.
         train_ratio: share of the good images for train/good, in (0, 1].
 
     Raises:
@@ -132,9 +134,9 @@ def make_plan(sources: Sequence[SourceImage], facts: Sequence[FileFacts], train_
 
 
 def _usable_good(sources: Sequence[SourceImage], facts: Sequence[FileFacts], notes: list[str]) -> list[int]:
-    """Which of the sources are the good images of the data set; `notes` gains what was odd."""
+    """Indices of the good images to use; adds contradictions and copies to `notes`."""
     defective = {fact.sha256: source.path for source, fact in zip(sources, facts, strict=True) if source.classes}
-    good: dict[str, int] = {}  # by real path: a file may be annotated as good and lie among the good ones, too
+    good: dict[str, int] = {}  # by real path: a file may be annotated as good and be among the good images, too
     contradictions = []
     for index, source in enumerate(sources):
         if source.classes:
@@ -145,11 +147,11 @@ def _usable_good(sources: Sequence[SourceImage], facts: Sequence[FileFacts], not
             good.setdefault(os.path.realpath(source.path), index)
     if contradictions:
         notes.append(
-            f"{len(contradictions)} images are good and defective at once, byte for byte; they count as defective "
-            f"only:{list_some(contradictions)}"
+            f"Good images that are byte-identical to defective ones: {len(contradictions)}; they count as "
+            f"defective only:{list_some(contradictions)}"
         )
     if not good:
-        raise UserError("there are no good images, and training needs them; name them with --unlabeled_dir")
+        raise UserError("there are no good images, which training needs; give their folder with --unlabeled_dir")
     copies = len(good) - len({facts[index].sha256 for index in good.values()})
     if copies:
         notes.append(f"{copies} good images are byte-identical copies; copies stay on one side of the split")
@@ -157,7 +159,7 @@ def _usable_good(sources: Sequence[SourceImage], facts: Sequence[FileFacts], not
 
 
 def _choose_training(digests: Sequence[str], train_ratio: float, seed: int) -> set[str]:
-    """The digests of the images for train/good: as near to the ratio as copies allow, at least one image."""
+    """Digests of the images for train/good: as close to the ratio as copies allow, at least one."""
     copies = Counter(digests)
     order = list(copies)  # by first appearance
     random.Random(seed).shuffle(order)
@@ -174,13 +176,13 @@ def _choose_training(digests: Sequence[str], train_ratio: float, seed: int) -> s
 
 
 def distinct_names(names: Sequence[str]) -> list[str]:
-    """The names, changed where two would collide in one folder: a.jpg, a_2.jpg.
+    """The names, made distinct for one folder: a.jpg, a_2.jpg.
 
-    Stems differ too, in every letter case, since masks and anomaly maps are named by them. A name that no
-    other wants stays as it is.
+    Stems differ too, in any letter case, since masks and anomaly maps are named after them. Unique names do not
+    change.
     """
     taken = {PurePosixPath(name).stem.casefold() for name in names}
-    next_number: dict[str, int] = {}  # by stem, of those that have been given away
+    next_number: dict[str, int] = {}  # by stem
     result = []
     for name in names:
         path = PurePosixPath(name)
@@ -199,10 +201,10 @@ def write_plan(plan: Plan, folder: Path, link: bool, workers: int) -> None:
     """Fill the empty `folder` with the images, masks, manifest.csv and image_counts.csv.
 
     Args:
-        link: hard-link the images and not copy them.
+        link: hard-link the images instead of copying them.
 
     Raises:
-        UserError: hard links are not possible there.
+        UserError: hard links are not possible in that folder.
     """
     images = [name for item in plan.placements for name in item.destinations]
     masks = [mask_name(name) for item in plan.placements if item.source.defects for name in item.destinations]
@@ -218,7 +220,7 @@ def write_plan(plan: Plan, folder: Path, link: bool, workers: int) -> None:
                 (folder / mask_name(name)).write_bytes(mask)
 
     done = parallel_map(write, plan.placements, workers)
-    for _ in tqdm(done, desc="Linking" if link else "Copying", total=len(plan.placements), unit="image"):
+    for _ in progress_bar(done, desc="Linking" if link else "Copying", total=len(plan.placements), unit="image"):
         pass
     rows = [
         ManifestRow(item.source.path.absolute(), name, item.facts.sha256)
@@ -240,7 +242,7 @@ def _encode_mask(source: SourceImage, header: ImageHeader) -> bytes:
     """The PNG of the source's defects, at the size of its upright image."""
     annotated_size = source.annotated_size or header.upright_size
     mask = Image.fromarray(draw_mask(source.defects, *annotated_size))
-    if header.is_sideways(mask.size):  # annotated without regard to the EXIF rotation
+    if header.is_sideways(mask.size):  # annotated before EXIF rotation
         mask = turn_upright(mask, header.orientation)
     elif mask.size != header.upright_size:  # annotated on a copy of another size
         mask = mask.resize(header.upright_size, Image.Resampling.NEAREST)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from PIL import Image, ImageDraw, ImageFont
-from tqdm import tqdm
 
 from efficientad.data.images import UnreadableImageError, decode_image, fit_jpg, raise_if_unreadable, read_bytes
 from efficientad.preparation.coco import annotation_box, annotation_polygons
@@ -17,13 +16,14 @@ from efficientad.preparation.plan import distinct_names
 from efficientad.preparation.sources import SourceImage
 from efficientad.preparation.staging import ManifestRow, write_manifest
 from efficientad.system.parallel import parallel_map
+from efficientad.system.progress_bars import progress_bar
 
 _JPG_QUALITY = 90
-_GOLDEN_RATIO = 0.618  # steps of hue that stay far apart, however many there are
+_GOLDEN_RATIO = 0.618  # hue steps that stay far apart in any number
 
 
 def category_colours(categories: dict[int, str]) -> dict[int, tuple[int, int, int]]:
-    """An RGB colour for each category id, far from those of its neighbours."""
+    """An RGB colour for each category id, unlike those of its neighbours."""
     return {
         key: tuple(round(255 * part) for part in colorsys.hsv_to_rgb(number * _GOLDEN_RATIO % 1, 0.9, 1.0))
         for number, key in enumerate(sorted(categories))
@@ -39,7 +39,7 @@ def draw_annotations(source: SourceImage, categories: dict[int, str]) -> Image.I
     data = read_bytes(source.path)
     image, header = decode_image(data, str(source.path)), read_header(data, str(source.path))
     annotated_size = source.annotated_size or image.size
-    sideways = header.is_sideways(annotated_size)  # annotated without regard to the EXIF rotation
+    sideways = header.is_sideways(annotated_size)  # annotated before EXIF rotation
     full_size = header.stored_size if sideways else image.size
     scale = (full_size[0] / annotated_size[0], full_size[1] / annotated_size[1])
 
@@ -71,7 +71,7 @@ def _write_name(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     colour: tuple[int, int, int],
 ) -> None:
-    """The name on a patch of its colour, above the upper left corner of a box or, at the image's edge, in it."""
+    """Write the name on a patch of its colour, above the upper left corner of a box or, at an edge, in it."""
     x, y = round(left), round(top)
     _, _, right, bottom = pen.textbbox((x, y), name, font=font)
     height = bottom - y + 2
@@ -86,15 +86,15 @@ def write_previews(
     categories: dict[int, str],
     folder: Path,
     workers: int,
-    pass_over: Callable[[UnreadableImageError], None] | None = None,
+    on_unreadable: Callable[[UnreadableImageError], None] | None = None,
 ) -> None:
-    """A JPG of every annotated source in the empty `folder`, and a manifest.csv of them.
+    """Write a JPG of every annotated source into the empty `folder`, and a manifest.csv of them.
 
     Args:
-        pass_over: is told of each image that cannot be decoded, which then has no preview; None: they are an error.
+        on_unreadable: called for each image that cannot be decoded, which has no preview; None: they are an error.
 
     Raises:
-        UserError: naming every image that cannot be decoded, and pass_over is None.
+        UserError: images cannot be decoded, and on_unreadable is None; names all of them.
     """
     annotated = [source for source in sources if source.annotations]
     names = distinct_names([PurePosixPath(source.name).name for source in annotated])
@@ -113,9 +113,9 @@ def write_previews(
     done = parallel_map(write, list(zip(annotated, names, strict=True)), workers)
     unreadable: list[UnreadableImageError] = []
     rows = []
-    for row in tqdm(done, desc="Drawing annotations", total=len(annotated), unit="image"):
+    for row in progress_bar(done, desc="Drawing annotations", total=len(annotated), unit="image"):
         if isinstance(row, UnreadableImageError):
-            (pass_over or unreadable.append)(row)
+            (on_unreadable or unreadable.append)(row)
         else:
             rows.append(row)
     raise_if_unreadable(unreadable)

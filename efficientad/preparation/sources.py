@@ -1,4 +1,4 @@
-"""The images of a data set and the classes of each, from COCO annotations or folders. Imports no torch."""
+"""Finds the images of a data set and their classes, in COCO annotations or folders. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from efficientad.data.images import IMAGE_SUFFIXES, find_images, is_data_folder,
 from efficientad.preparation.coco import Annotation, CocoImage, CocoSet
 from efficientad.system.errors import UserError, list_some, require_folder
 
-NORMAL_NAMES = ("good", "normal", "ok", "led", "marked")  # categories that label the part and not a defect
-NEARLY_EVERY = 0.9  # share of the annotated images from which on a category may well label the part
+NORMAL_NAMES = ("good", "normal", "ok", "led", "marked")  # categories that label the part, not a defect
+NEARLY_EVERY = 0.9  # of the annotated images: a category on so many may well label the part
 _LONGEST_FOLDER_NAME = 60  # characters, of up to four bytes each
 GOOD_FOLDER, SINGLE_DEFECT_FOLDER = "good", "defect"
 _DEVICES = ("con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10)))
-_NO_DEFECT_FOLDERS = {GOOD_FOLDER, *_DEVICES}  # Windows keeps the names of its devices to itself
+_NO_DEFECT_FOLDERS = {GOOD_FOLDER, *_DEVICES}  # Windows reserves the names of its devices
 
 
 @dataclass(frozen=True)
 class SourceImage:
-    """An image to be put into a data set."""
+    """An image for a data set."""
 
     path: Path
-    name: str  # below the folder it was found in, with "/"
-    classes: tuple[str, ...] = ()  # the defect classes' folder names; a good image has none
+    name: str  # its path below the folder it was found in, with "/"
+    classes: tuple[str, ...] = ()  # folder names of the defect classes; none for a good image
     annotations: list[Annotation] = field(default_factory=list)
-    defects: list[Annotation] = field(default_factory=list)  # those of them that are no part labels
+    defects: list[Annotation] = field(default_factory=list)  # the annotations that do not label the part
     annotated_size: tuple[int, int] | None = None  # width and height that the annotations refer to
 
 
 @dataclass(frozen=True)
 class AnnotatedImages:
-    """What a COCO file gives: images to be sorted in, and what the user should be told."""
+    """The images of a COCO file, and notes for the user."""
 
     images: list[SourceImage]
     class_names: dict[str, str]  # defect class folder -> category name
@@ -54,16 +54,17 @@ def find_annotated(
     """The images of a COCO set with their defect classes.
 
     Args:
-        folder: what the set's file names start from.
-        normal_categories: names (any letter case) or ids of categories that are no defects; None for NORMAL_NAMES.
-        use_names: name the class folders by category and not by id.
-        take_unannotated: images without annotations are good; else they are left out.
-        skip_missing: leave out images that are not there.
+        folder: the folder that the set's file names are relative to.
+        normal_categories: names (any letter case) or ids of categories that are not defects; None for
+            NORMAL_NAMES.
+        use_names: name the class folders after categories instead of ids.
+        take_unannotated: images without annotations are good; otherwise they are left out.
+        skip_missing: leave out missing images.
 
     Raises:
-        UserError: no such folder or category, images that are missing or lie outside the folder.
+        UserError: no such folder or category, or images that are missing or outside the folder.
     """
-    require_folder(folder, "name the folder of the annotated images with --labeled_dir")
+    require_folder(folder, "give the folder of the annotated images with --labeled_dir")
     normal = find_normal_categories(coco.categories, normal_categories)
     defects = [key for key in coco.categories if key not in normal]
     folders = name_class_folders({key: coco.categories[key] for key in defects}, use_names)
@@ -92,13 +93,13 @@ def find_annotated(
 
 
 def find_normal_categories(categories: dict[int, str], wanted: Sequence[str] | None) -> set[int]:
-    """The ids of the categories that are no defects.
+    """The ids of the categories that are not defects.
 
     Args:
-        wanted: names, in any letter case, or ids; None for NORMAL_NAMES, none of which need be there.
+        wanted: names, in any letter case, or ids; None for those of NORMAL_NAMES that exist.
 
     Raises:
-        UserError: a wanted category is not there.
+        UserError: a wanted category does not exist.
     """
     normal = set()
     for word in NORMAL_NAMES if wanted is None else wanted:
@@ -111,9 +112,9 @@ def find_normal_categories(categories: dict[int, str], wanted: Sequence[str] | N
 
 
 def name_class_folders(categories: dict[int, str], use_names: bool) -> dict[int, str]:
-    """The folder of each defect category: defect_type_<id>, or its name made fit for every file system.
+    """The folder of each defect category: defect_type_<id>, or its name, made safe for any file system.
 
-    Two names that would be one folder, and names that cannot be a defect's folder, get the id.
+    Names that would share a folder, and names that a defect folder cannot have, get the id.
     """
     by_id = {key: f"defect_type_{key}" for key in categories}
     if not use_names:
@@ -129,7 +130,7 @@ def name_class_folders(categories: dict[int, str], use_names: bool) -> dict[int,
         return bool(name) and folded not in _NO_DEFECT_FOLDERS and uses[folded] == 1 and is_data_folder(name)
 
     named = {key: name if is_fit(name) else f"{name}_{key}".lstrip("_. ") for key, name in cleaned.items()}
-    again = Counter(name.casefold() for name in named.values())  # the id may make one of them like another
+    again = Counter(name.casefold() for name in named.values())  # adding the id may make two of them equal
     return {key: name if again[name.casefold()] == 1 else by_id[key] for key, name in named.items()}
 
 
@@ -144,7 +145,7 @@ def find_good(folder: Path) -> list[SourceImage]:
 
 
 def find_defective(folder: Path) -> list[SourceImage]:
-    """Every image under the folder; its class is the first folder below, or "defect" where it is in none.
+    """Every image under the folder; its class is the first folder below, or "defect" if there is none.
 
     Raises:
         UserError: no such folder, no image in it, or good images among them.
@@ -154,13 +155,13 @@ def find_defective(folder: Path) -> list[SourceImage]:
         parts = path.relative_to(folder).parts
         class_name = parts[0] if len(parts) > 1 else SINGLE_DEFECT_FOLDER
         if class_name.casefold() == GOOD_FOLDER:
-            raise UserError(f"{folder / class_name} is among the defects; move it away, or to --unlabeled_dir")
+            raise UserError(f"{folder / class_name} is among the defects; move it out, or to --unlabeled_dir")
         images.append(SourceImage(path, path.relative_to(folder).as_posix(), (class_name,)))
     return images
 
 
 def _find_below(folder: Path, flag: str) -> list[Path]:
-    require_folder(folder, f"name the folder of images with {flag}")
+    require_folder(folder, f"give the folder of images with {flag}")
     images = find_images(folder)
     if not images:
         raise UserError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); check {flag}")
@@ -170,7 +171,7 @@ def _find_below(folder: Path, flag: str) -> list[Path]:
 def _locate(
     coco: CocoSet, folder: Path, skip_missing: bool, notes: list[str]
 ) -> tuple[list[tuple[str, Path, CocoImage]], list[Path]]:
-    """Name, path and entry of every image that is there, none of them outside the folder; and the missing."""
+    """Name, path and entry of every existing image in the folder; and the paths of the missing ones."""
     root = os.path.realpath(folder)
     located, missing, outside, unusual = [], [], [], []
     for image in coco.images:
@@ -191,11 +192,11 @@ def _locate(
     if missing and not skip_missing:
         raise UserError(
             f"{_count(missing, 'annotated image')} missing; check that --labeled_dir is the folder that the "
-            f"file names start from, or leave them out with --skip_missing:{list_some([*map(str, missing)])}"
+            f"file names are relative to, or leave them out with --skip_missing:{list_some([*map(str, missing)])}"
         )
     if unusual:
         raise UserError(
-            f"{_count(unusual, 'annotated image')} of an unknown type or hidden; known are "
+            f"{_count(unusual, 'annotated image')} hidden or of an unknown type; known are "
             f"{', '.join(sorted(IMAGE_SUFFIXES))}:{list_some(unusual)}"
         )
     if missing:
@@ -206,16 +207,16 @@ def _locate(
 
 
 def _leaves(path: Path, root: str) -> bool:
-    try:  # the image itself may be a link, as those of tools that keep large files elsewhere are
+    try:  # the image itself may be a link, as from tools that keep large files elsewhere
         return not Path(os.path.realpath(path.parent)).is_relative_to(root)
-    except ValueError:  # not a name that a file can have
+    except ValueError:  # not a valid file name
         return False
 
 
 def _exists(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # too long, or not a name that a file can have
+    except (OSError, ValueError):  # too long, or not a valid file name
         return False
 
 
@@ -226,7 +227,7 @@ def _count(problems: Sequence[str], noun: str) -> str:
 def _describe_normal(categories: dict[int, str], normal: set[int]) -> str:
     names = ", ".join(f"{categories[key]} ({key})" for key in sorted(normal))
     if not names:
-        return "Every category counts as a defect; --normal_categories names those that label the part"
+        return "Every category counts as a defect; name those that label the part with --normal_categories"
     return f"Categories that count as normal, not as defects: {names}"
 
 
@@ -236,7 +237,7 @@ def _suspect_part_labels(coco: CocoSet, normal: set[int]) -> list[str]:
     counts = Counter(key for categories in seen for key in categories - normal)
     return [
         f"Note: {count} of the {annotated} annotated images have the category {coco.categories[key]} ({key}); "
-        f"if it labels the part and not a defect, give --normal_categories with its name"
+        "if it labels the part and not a defect, name it with --normal_categories"
         for key, count in sorted(counts.items())
         if annotated > 1 and count >= NEARLY_EVERY * annotated
     ]

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, and are replaced only if all in them is ours. Imports no torch."""
+"""Folders that appear whole or not at all, and are replaced only if this tool wrote them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MANIFEST_HEADER = ["source", "destination", "sha256"]
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """One written image: where it came from, where it is below the folder (with "/"), SHA-256 of its bytes."""
+    """One written image: its source, its path below the folder (with "/"), the SHA-256 of its bytes."""
 
     source: Path
     destination: str
@@ -30,7 +30,7 @@ class ManifestRow:
 
 
 def mask_name(destination: str) -> str | None:
-    """The place of the mask of test/<class>/<image>: ground_truth/<class>/<stem>_mask.png; None elsewhere."""
+    """The mask of test/<class>/<image>: ground_truth/<class>/<stem>_mask.png; None for other images."""
     path = PurePosixPath(destination)
     if path.parts[0] != "test":
         return None
@@ -38,26 +38,26 @@ def mask_name(destination: str) -> str | None:
 
 
 def write_manifest(folder: Path, rows: Iterable[ManifestRow]) -> None:
-    """manifest.csv of a finished folder."""
+    """Write the manifest.csv of a finished folder."""
     lines = ([row.source, row.destination, row.sha256] for row in rows)
     write_csv(folder / MANIFEST_FILE, _MANIFEST_HEADER, lines)
 
 
 def require_free(folder: Path, overwrite: bool, flag: str, apart_from: Iterable[Path | None] = ()) -> None:
-    """Make sure that the folder is missing, empty, or to be overwritten and wholly this toolkit's.
+    """Check that the folder is missing, empty, or may be overwritten since this tool wrote every file in it.
 
     Args:
-        flag: what the user chose the folder with, for the message.
-        apart_from: other folders in use, which may not contain the folder or be within it.
+        flag: the flag that names the folder, for messages.
+        apart_from: other folders in use, which must neither contain the folder nor be inside it.
 
     Raises:
-        UserError: it is not, so nothing may be written there.
+        UserError: it is none of these.
     """
     output = Path(os.path.realpath(folder))
     for path in filter(None, apart_from):
         other = Path(os.path.realpath(path))
         if output.is_relative_to(other) or other.is_relative_to(output):
-            raise UserError(f"{flag} {folder} and {path} are one in the other; choose a {flag} outside")
+            raise UserError(f"{flag} {folder} and {path} are one inside the other; choose a {flag} outside")
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -70,19 +70,19 @@ def require_free(folder: Path, overwrite: bool, flag: str, apart_from: Iterable[
     if own is None:
         raise UserError(f"{folder} was not made by this tool and is not overwritten; choose another {flag}")
     files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    cells: dict[str, list[str]] = {}  # the manifest has the names as csv_cell makes them
+    cells: dict[str, list[str]] = {}  # as in the manifest
     for name in (path.relative_to(folder).as_posix() for path in files):
         cells.setdefault(csv_cell(name), []).append(name)
     foreign = sorted(names[-1] for cell, names in cells.items() if cell not in own or len(names) > 1)
     if foreign:
         raise UserError(
-            f"{folder} is not overwritten: this tool did not write {len(foreign)} of its files, {foreign[0]} for "
-            f"one; move them away or choose another {flag}"
+            f"{folder} is not overwritten: this tool did not write {len(foreign)} of its files, for example "
+            f"{foreign[0]}; move them away or choose another {flag}"
         )
 
 
 def _own_files(folder: Path) -> set[str] | None:
-    """What the folder's manifest accounts for, as csv_cell writes it; None where there is no manifest."""
+    """The files that the folder's manifest lists, as csv_cell writes them; None without a manifest."""
     try:
         with (folder / MANIFEST_FILE).open(newline="", encoding="utf-8") as file:
             rows = list(csv.reader(file))
@@ -96,9 +96,9 @@ def _own_files(folder: Path) -> set[str] | None:
 
 @contextmanager
 def staged_folder(folder: Path, overwrite: bool, flag: str) -> Iterator[Path]:
-    """A new folder beside `folder`, to be filled; it takes that name when the block ends without an exception.
+    """A new folder to fill, beside `folder`; renamed to it when the block ends without an exception.
 
-    After an exception (Ctrl-C too) everything is as it was before. A replaced folder is removed last.
+    After an exception (also Ctrl-C) everything is as before. A replaced folder is removed last.
 
     Raises:
         UserError: see require_free; or another run is writing the same folder.

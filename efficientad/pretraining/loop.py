@@ -22,6 +22,7 @@ from efficientad.system.csv_log import CsvLog
 from efficientad.system.devices import autocast
 from efficientad.system.distributed import from_first_rank, rank, ranks, sum_over_ranks
 from efficientad.system.errors import UserError
+from efficientad.system.progress_bars import progress_bar
 from efficientad.system.random_streams import random_stream
 from efficientad.system.saving import StateSaver
 from efficientad.system.torch_files import write_atomically
@@ -78,7 +79,7 @@ def solve_output_layer(
     fit = OutputLayerFit(pdn[-1], FEATURE_CHANNELS, random_stream(plan.seed, "output layer", int(trained), rank()))
     images = max(_FEWEST_IMAGES, math.ceil(fit.patches_needed / _PATCHES_PER_IMAGE))
     steps = math.ceil(images / (plan.batch_size * ranks()))
-    bar = tqdm(total=steps, desc="Solving the output layer", unit="step", disable=rank() > 0)
+    bar = progress_bar(total=steps, desc="Solving the output layer", unit="step", disable=rank() > 0)
     with bar:
         for _, (large, small) in zip(range(steps), batches, strict=False):
             answers = target(large, plan.precision)
@@ -164,7 +165,7 @@ class Distillation:
         progress = self.progress()
         loss_sum, since, images = torch.zeros((), device=self.plan.device), self.step, 0
         start = last = time.perf_counter()
-        bar = tqdm(total=1000, initial=int(1000 * progress), desc="Distilling", disable=rank() > 0)
+        bar = progress_bar(total=1000, initial=int(1000 * progress), desc="Distilling", disable=rank() > 0)
         with bar, self.saver:
             for large, small in self.batches.from_step(self.step):
                 if progress >= 1:

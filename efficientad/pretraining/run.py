@@ -8,7 +8,6 @@ from dataclasses import asdict
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from efficientad.data.image_collections import ImageCache, ReadableImage, find_stored_images
 from efficientad.data.transforms import to_square
@@ -23,6 +22,7 @@ from efficientad.pretraining.targets import DistillationTarget
 from efficientad.system.devices import describe_device, keep_freed_memory, resolve_device, resolve_precision
 from efficientad.system.distributed import rank, ranks, say, wait_for_ranks
 from efficientad.system.errors import UserError
+from efficientad.system.progress_bars import progress_bar
 from efficientad.system.random_streams import seed_torch
 from efficientad.system.runs import lock_output
 from efficientad.system.torch_files import read_state
@@ -174,5 +174,5 @@ def load_batches(
 def fit_target(target: DistillationTarget, batches: Batches, indices: list[int], plan: DistillationPlan) -> None:
     """Fit the projection and the statistics of the features on these images; see DistillationTarget.fit."""
     own = indices[rank() :: ranks()]
-    with tqdm(total=len(own), desc="Statistics of the features", unit="image", disable=rank() > 0) as bar:
+    with progress_bar(total=len(own), desc="Statistics of the features", unit="image", disable=rank() > 0) as bar:
         target.fit((large for large, _ in batches.whole(own, bar.update)), plan.precision)

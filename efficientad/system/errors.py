@@ -1,4 +1,4 @@
-"""Errors that a user can act on, and how a command ends when one is raised."""
+"""Errors that a user can act on, and how they end a command."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 _LISTED = 10
 _NEED_MEMORY = ("batch_size", "cache_gb", "num_workers")  # flags
-# Of the allocators of the CPU and of CUDA itself, and of its libraries: torch has no class for these
+# In messages of the CPU's allocator, of CUDA and of its libraries, for which torch has no class
 _SHORTAGES = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 
 
@@ -26,15 +26,15 @@ class UserError(Exception):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ended by a signal; the message is one sentence that says how to go on."""
+    """Ended by a signal; the message is one sentence on how to continue."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether there was not enough memory, of the GPU or, as far as the system says so, of the machine."""
-    # torch's class is named and not imported: it takes seconds, and prepare_dataset.py does without
+    """Whether the GPU ran out of memory, or the machine did and the system reports it."""
+    # torch's class by its name: importing torch takes seconds, and prepare_dataset.py does not need it
     names = (kind.__name__ for kind in type(error).__mro__)
-    told = isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORTAGES)
-    return isinstance(error, MemoryError) or "OutOfMemoryError" in names or told
+    reported = isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORTAGES)
+    return isinstance(error, MemoryError) or "OutOfMemoryError" in names or reported
 
 
 def require_folder(path: Path, advice: str) -> None:
@@ -44,12 +44,12 @@ def require_folder(path: Path, advice: str) -> None:
 
 
 def list_files(problems: Sequence[str]) -> str:
-    """The problems, one per line, indented; line breaks and the like in file names are written as escapes."""
+    """The problems, one per line, indented; line breaks and the like in file names are escaped."""
     return "".join(f"\n  {printable(problem)}" for problem in problems)
 
 
 def printable(text: str) -> str:
-    """The text with line breaks, control characters and broken Unicode as escapes."""
+    """The text with line breaks, control characters and broken Unicode escaped."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
@@ -60,11 +60,15 @@ def list_some(problems: Sequence[str]) -> str:
 
 
 def run_command(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser) -> None:
-    """Parse the command line, run main(args), and exit: what main returns or 0, 2 any error, 130 interrupted."""
+    """Parse the command line, run main(args), and exit: what main returns or 0, 2 any error, 130 interrupted.
+
+    An error is one line: a wrong flag does not print the usage.
+    """
+    parser.error = lambda message: sys.exit(_fail(parser, f"{message}; see --help", 2))
     args = parser.parse_args()
     sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be valid Unicode
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; what is refused is named by us
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is half-made is cleared away, as on Ctrl-C
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; our errors do
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # unfinished files are removed, as on Ctrl-C
     try:
         status = main(args)
     except UserError as error:
@@ -83,11 +87,11 @@ def run_command(main: Callable[[argparse.Namespace], int | None], parser: argpar
         elif isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("efficientad"):
             advice = "activate the environment that has it, or pip install -r requirements.txt"
             status = _fail(parser, f"{error.name} is not installed for {sys.executable}; {advice}", 2)
-        else:  # a bug; Python's own exit status would be 1, which is a result of predict
+        else:  # a bug; Python would exit with 1, which is a result of predict
             traceback.print_exc()
             status = 2
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        # Threads of torch's process groups that still run when their objects are destroyed abort the process.
+        # Threads of torch's process groups that outlive their objects abort the process.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status or 0)
@@ -96,8 +100,8 @@ def run_command(main: Callable[[argparse.Namespace], int | None], parser: argpar
 
 
 def _fail(parser: argparse.ArgumentParser, message: str, status: int) -> int:
-    lines = "\n".join(map(printable, message.split("\n")))  # a file name may hold codes that a terminal obeys
-    rank = os.environ.get("RANK", "0")  # among the processes that torchrun started
-    if rank == "0" or status != 130:  # all are interrupted together
+    lines = "\n".join(map(printable, message.split("\n")))  # a file name may contain terminal control codes
+    rank = os.environ.get("RANK", "0")  # set by torchrun
+    if rank == "0" or status != 130:  # all processes are interrupted together
         print(f"{parser.prog}: error: {f'(process {rank}) ' if rank != '0' else ''}{lines}", file=sys.stderr)
     return status

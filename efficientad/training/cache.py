@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from efficientad.data.images import UnreadableImageError, raise_if_unreadable, read_image
 from efficientad.data.transforms import to_square
@@ -16,6 +15,7 @@ from efficientad.detector.networks import FEATURE_CHANNELS, EfficientAD, feature
 from efficientad.system.devices import autocast
 from efficientad.system.distributed import from_first_rank, rank
 from efficientad.system.parallel import parallel_map
+from efficientad.system.progress_bars import progress_bar
 
 
 class ImageSet:
@@ -53,7 +53,7 @@ class ImageSet:
         self.digests: list[str] = []
         unreadable = []
         read = parallel_map(self._try_to_read, range(len(paths)), workers)
-        bar = tqdm(read, desc=f"Reading {kind}", total=len(paths), unit="image", disable=rank() > 0)
+        bar = progress_bar(read, desc=f"Reading {kind}", total=len(paths), unit="image", disable=rank() > 0)
         for index, image in enumerate(bar):
             if isinstance(image, str):
                 unreadable.append(image)

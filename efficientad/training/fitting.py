@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from efficientad.data.transforms import to_unit_range
 from efficientad.detector.calibration import FEWEST_SCORES, calibrate
@@ -19,6 +18,7 @@ from efficientad.detector.networks import FEATURE_CHANNELS, UNFITTED_QUANTILES, 
 from efficientad.system.devices import autocast
 from efficientad.system.distributed import gather_objects, rank, ranks, sum_over_ranks
 from efficientad.system.errors import UserError
+from efficientad.system.progress_bars import progress_bar
 from efficientad.training.cache import ImageSet, TeacherFeatures
 
 QUANTILES = (0.9, 0.995)  # mapped to 0 and 0.1 (section 3.4)
@@ -147,4 +147,6 @@ def _batches(
     own = torch.tensor(indices[rank() :: ranks()])
     order = own.split(_BATCH_SIZE) if len(own) else []
     silent = quiet or rank() > 0
-    return iter(tqdm(images.batches(order), desc=description, total=len(order), unit="batch", disable=silent))
+    return iter(
+        progress_bar(images.batches(order), desc=description, total=len(order), unit="batch", disable=silent)
+    )

@@ -17,6 +17,7 @@ from efficientad.system.csv_log import CsvLog
 from efficientad.system.distributed import rank, sum_over_ranks
 from efficientad.system.errors import UserError
 from efficientad.system.files import atomic_file
+from efficientad.system.progress_bars import progress_bar
 from efficientad.training.losses import Losses
 
 LOG_EVERY = 10  # steps; reading a loss makes the GPU wait
@@ -42,7 +43,9 @@ class TrainingLog:
 
     def __enter__(self) -> TrainingLog:
         self._csv.write()
-        self._bar = tqdm(total=self._steps, initial=self._step, desc="Training", unit="step", disable=rank() > 0)
+        self._bar = progress_bar(
+            total=self._steps, initial=self._step, desc="Training", unit="step", disable=rank() > 0
+        )
         self._start = time.perf_counter()
         return self
 

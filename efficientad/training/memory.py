@@ -12,11 +12,11 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from efficientad.data.transforms import to_unit_range
 from efficientad.detector.networks import EfficientAD, pool_features
 from efficientad.system.distributed import gather_objects, rank, ranks
+from efficientad.system.progress_bars import progress_bar
 from efficientad.system.random_streams import random_stream
 from efficientad.training.cache import ImageSet, TeacherFeatures
 
@@ -46,7 +46,7 @@ def fit_memory(
     own = torch.tensor(indices[rank() :: ranks()])
     order = own.split(1) if len(own) else []
     collected: dict[int, Tensor] = {}
-    bar = tqdm(images.batches(order), "Collecting patches", len(order), unit="image", disable=rank() > 0)
+    bar = progress_bar(images.batches(order), "Collecting patches", len(order), unit="image", disable=rank() > 0)
     for batch, pixels in bar:
         features = model.normalize_features(teacher_features(batch, to_unit_range(pixels.to(device))))
         found = pool_features(features)[0]
@@ -77,7 +77,7 @@ def choose_coreset(patches: Tensor, size: int, seed: int) -> Tensor:
     new = torch.randperm(count, generator=generator)[: min(_FIRST, size)].to(patches.device)
     new = new[_without_copies(patches[new])]
     chosen, distances = [new], torch.full((count,), math.inf, device=patches.device)
-    bar = tqdm(total=min(size, count), desc="Choosing patches", unit="patch", disable=rank() > 0)
+    bar = progress_bar(total=min(size, count), desc="Choosing patches", unit="patch", disable=rank() > 0)
     bar.update(len(new))
     while (taken := sum(map(len, chosen))) < min(size, count):
         _shorten(distances, patches, patches[new].float())

@@ -77,7 +77,9 @@ def test_the_line_for_the_user_says_how_sure_it_is():
     sure = describe_calibration(calibrate(np.arange(300.0), 0.01), 300)
     assert sure.startswith("Threshold 297 for 1 % false positives, from 300 held-out good images")
     assert "extrapolated" not in sure
+    assert sure.endswith("; on new good images expect 0.27 to 2.1 %")
     unsure = describe_calibration(calibrate(np.arange(8.0), 0.01), 8)
+    assert "; on new good images expect anything up to 12 %\n" in unsure
     assert "8 images cannot show a rate below 11 %" in unsure
     assert "3 held-out good images are too few" in describe_calibration(None, 3)
 

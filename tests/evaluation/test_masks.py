@@ -183,7 +183,7 @@ def test_damaged_saturations(parts, text):
 
 def test_a_pixel_value_without_saturation(parts):
     loco(parts, LOCO_CONFIG[:1])
-    with pytest.raises(UserError, match="001.png has the pixel value 201, which defects_config.json does not know"):
+    with pytest.raises(UserError, match="001.png has the pixel value 201, which is not in defects_config.json"):
         regions_of(parts.masks(), parts.samples()["dent/a.png"])
 
 
@@ -241,7 +241,7 @@ def test_defective_images_without_a_mask_or_with_an_empty_one_are_left_out(parts
 
 
 def test_an_image_with_two_kinds_of_defect(parts):
-    """It stands in two class folders, with the mask of each kind in its own."""
+    """It is in two class folders, each with the mask of its kind."""
     parts.image("dent/both.png", seed=9)
     parts.image("scratch/copy.png", seed=9)
     parts.mask("dent/both_mask.png", box(0, 0, 4, 4))

@@ -3,15 +3,18 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from efficientad.data.datasets import Sample
 from efficientad.evaluation.pixel_metrics import PixelMetrics, PixelRow
 from efficientad.evaluation.report import (
     ScoredSample,
+    describe_chance,
     evaluate_scores,
     format_metrics,
     format_tables,
+    format_thresholds,
     write_metrics,
     write_mismatches,
     write_scores,
@@ -35,15 +38,15 @@ SCORED = scored(
 )
 
 TABLES = """\
-Class             Accuracy    Precision    Recall    Num Samples     AUROC
---------------  ----------  -----------  --------  -------------  --------
-defect_type_10      1.0000       1.0000    1.0000              1    0.6667
-defect_type_2       0.5000       1.0000    0.5000              2    0.3333
-good                0.6667       0.0000  nan                   3  nan
+Class           Accuracy  Precision  Recall  Num Samples   AUROC
+--------------  --------  ---------  ------  -----------  ------
+defect_type_10    1.0000     1.0000  1.0000            1  0.6667
+defect_type_2     0.5000     1.0000  0.5000            2  0.3333
+good              0.6667     0.0000       -            3       -
 
-Class      Accuracy    Precision    Recall    Num Samples
--------  ----------  -----------  --------  -------------
-Overall      0.6667       0.6667    0.6667              6
+Class    Accuracy  Precision  Recall  Num Samples
+-------  --------  ---------  ------  -----------
+Overall    0.6667     0.6667  0.6667            6
 Final image auc: 44.4444"""
 
 
@@ -53,11 +56,12 @@ def test_tables():
 
 METRICS = """\
 Images against all good ones, each distinct image once, whatever the threshold:
-Class             AUROC  95 % interval        AP    F1-max    Threshold    Recall, 1 % FP    Recall, 5 % FP
---------------  -------  ---------------  ------  --------  -----------  ----------------  ----------------
-defect_type_10   0.6667  -                0.5000    0.6667        27.25            0.0000            0.0000
-defect_type_2    0.3333  0.0000 - 1.0000  0.4500    0.5714         3.00            0.0000            0.0000
-Overall          0.4444  0.0000 - 1.0000  0.5556    0.6667        27.25            0.0000            0.0000"""
+                               95 %                     at  Recall  Recall
+Class            AUROC     interval      AP  F1-max  score  1 % FP  5 % FP
+--------------  ------  -----------  ------  ------  -----  ------  ------
+defect_type_10  0.6667            -  0.5000  0.6667  27.25  0.0000  0.0000
+defect_type_2   0.3333  0.000-1.000  0.4500  0.5714   3.00  0.0000  0.0000
+Overall         0.4444  0.000-1.000  0.5556  0.6667  27.25  0.0000  0.0000"""
 
 PIXELS = PixelMetrics(
     classes=[PixelRow("defect_type_2", 1, 3, 0.9, 0.51234, 31.257, 0.3, 0.7, 1e-5)],
@@ -70,11 +74,13 @@ PIXELS = PixelMetrics(
 PIXEL_TABLE = """
 
 Pixels of defects against all other pixels:
-Class             AUROC    F1-max    Threshold    AU-PRO 0.05    AU-PRO 0.30    Masks    Defects
--------------  --------  --------  -----------  -------------  -------------  -------  ---------
-defect_type_2    0.9000    0.5123        31.26         0.3000         0.7000        1          3
-Overall        nan         0.5000        31.26         0.3000         0.7000        1          3
-2 of the 3 defective images have no mask, or an empty one; the pixel metrics leave them out"""
+                                  at  AU-PRO  AU-PRO
+Class           AUROC  F1-max  score    0.05    0.30  Masks  Defects
+-------------  ------  ------  -----  ------  ------  -----  -------
+defect_type_2  0.9000  0.5123  31.26  0.3000  0.7000      1        3
+Overall             -  0.5000  31.26  0.3000  0.7000      1        3
+2 of the 3 defective images have no mask, or an empty one;
+the pixel metrics leave them out"""
 
 
 def test_tables_without_a_threshold():
@@ -85,7 +91,29 @@ def test_tables_without_a_threshold():
 def test_loco_pixels_are_saturated():
     saturated = replace(PIXELS, saturated=True, left_out=0)
     text = format_metrics(evaluate_scores(SCORED, 25.0, pixel_metrics=saturated))
-    assert "AU-sPRO 0.05    AU-sPRO 0.30" in text and "AU-PRO" not in text and "leave" not in text
+    assert "AU-sPRO  AU-sPRO\n" in text and "AU-PRO" not in text and "leave" not in text
+
+
+def test_every_line_fits_80_columns():
+    names = ["manipulated_front", "structural_anomalies", "a class with a name of many words", "d" * 70]
+    rows = [(name, f"{index}.png", 1000.0 / (index + 1), None) for name in names for index in range(3)]
+    evaluation = evaluate_scores(scored(*rows, *(("good", f"{n}.png", n + 0.123, None) for n in range(9))), 1097.66)
+    texts = [format_tables(evaluation), format_metrics(evaluation), format_thresholds(evaluation)]
+    lines = "\n".join(texts).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert {"d" * 70, "a class with a name of many words"} <= set(lines)  # on a line of their own, whole
+    assert any(line.startswith("manipulated_front  ") for line in lines)
+
+
+def test_chance_is_reported_with_advice():
+    rng = np.random.default_rng(0)
+    rows = [(kind, f"{n}.png", rng.random(), None) for kind in ("good", "dent") for n in range(40)]
+    text = describe_chance(evaluate_scores(scored(*rows), 0.5), 256)
+    assert text.startswith("No better than chance on these images: the 95 % interval of the AUROC, 0.")
+    assert "--train_steps" in text and "256 x 256" in text and "same view" in text
+    better = [(kind, name, score + (kind == "dent"), None) for kind, name, score, _ in rows]
+    assert describe_chance(evaluate_scores(scored(*better), 0.5), 256) == ""
+    assert describe_chance(evaluate_scores(scored(*rows[:40]), 0.5), 256) == ""  # undefined is not chance
 
 
 def test_names_of_classes_are_printed_as_they_are_but_for_what_a_terminal_obeys():
@@ -96,13 +124,13 @@ def test_names_of_classes_are_printed_as_they_are_but_for_what_a_terminal_obeys(
     assert "007" in first_words and "1e3\\n\\x1b[2J" in first_words
 
 
-def test_loco_tells_the_auc_of_each_kind():
+def test_loco_prints_the_auc_of_each_kind():
     lines = format_tables(evaluate_scores(SCORED, 25.0), auc_by_class=True).splitlines()
     assert lines[-2:] == ["Image auc of defect_type_10: 66.6667", "Image auc of defect_type_2: 33.3333"]
 
 
 @pytest.mark.parametrize(("kept", "missing"), [("good", "defective"), ("defect", "good")])
-def test_auc_of_one_kind_of_image_is_said_to_be_undefined(kept, missing):
+def test_auc_of_one_kind_of_image_is_undefined(kept, missing):
     only = [item for item in SCORED if item.sample.class_name.startswith(kept)]
     text = format_tables(evaluate_scores(only, 25.0))
     assert text.endswith(f"AUC undefined: the test set has no {missing} images")
@@ -116,10 +144,10 @@ def test_images_in_several_classes_are_counted_once_in_a_further_line():
     assert evaluation.distinct.count == 6
     assert evaluation.distinct.auroc == evaluate_scores(SCORED, 25.0).overall.auroc
     assert evaluation.overall.auroc != evaluation.distinct.auroc
-    assert format_tables(evaluation).splitlines()[-1] == (
-        "Over the 6 distinct images (some stand in several places): accuracy 0.6667, precision 0.6667, "
-        "recall 0.6667, image auc 44.4444"
-    )
+    assert format_tables(evaluation).splitlines()[-2:] == [
+        "Over the 6 distinct images (some are in several folders):",
+        "accuracy 0.6667, precision 0.6667, recall 0.6667, image auc 44.4444",
+    ]
 
 
 def read_csv(path):

@@ -1,4 +1,4 @@
-"""The pictures of a report, and what stands in its file; tests/test_report_page.py opens it in a browser."""
+"""The pictures and the contents of a report; test_report_page.py opens it in a browser."""
 
 import io
 import os

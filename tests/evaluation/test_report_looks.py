@@ -12,6 +12,8 @@ def test_no_horizontal_scroll_and_enough_contrast(browser, tmp_path, report_file
     for file in (report_file, make_report(tmp_path, long, title="t" * 200, facts=[("Model", "/a" * 200)])):
         browser.open(file, width, 844, dark)
         assert browser.run("return document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+        browser.run("document.getElementById('fold').open = true")
+        browser.settle()
         browser.click("#grid .open")
         assert browser.run(
             "const box = document.getElementById('lightbox'); return box.scrollWidth <= box.clientWidth"
@@ -44,6 +46,136 @@ def poor_contrasts(browser):
             if (contrast < 4.5) poor.push(`${node.tagName}.${node.className} ${contrast.toFixed(2)}`);
         }
         return [...new Set(poor)];""")
+
+
+PHONE_ROWS = [
+    *[("good", f"board_{number:04d}.png", 20.0 + number) for number in range(90)],
+    *[("manipulated_front", f"front_view-{number}.png", 60.0 + 9 * number) for number in range(40)],
+    *[("scratch_neck", f"neck_view-{number}.png", 70.0 + 30 * number) for number in range(40)],
+]
+PHONE_FACTS = [
+    ("Model", "EfficientAD small in output/1/trainings/mvtec_ad/screw"),
+    ("Localization", "AU-PRO 96.4 % up to a false-positive rate of 30 %, pixel AUROC 99.3 %, over 119 images"),
+]
+
+
+@pytest.fixture
+def phone(browser, tmp_path):
+    held_out = [18.0, 30.0, 41.0, 44.0, 61.25]
+    browser.open(make_report(tmp_path, PHONE_ROWS, held_out=held_out, facts=PHONE_FACTS), 390, 844)
+    return browser
+
+
+def test_a_phone_shows_a_short_page(phone):
+    assert phone.run("return document.documentElement.scrollHeight") < 6000
+    assert not phone.run("return document.getElementById('fold').open") and phone.texts("#grid li") == []
+    phone.click("summary")
+    assert 0 < len(phone.texts("#grid li")) <= 12
+
+
+def test_on_a_phone_nothing_is_cut_and_no_word_breaks(phone):
+    phone.click("summary")
+    cut = phone.run("""
+        const hides = node => ["hidden", "auto", "scroll"].includes(getComputedStyle(node).overflowX);
+        const isCut = node => node.scrollWidth > node.clientWidth + 1 && hides(node);
+        const isCutSelect = node => {
+            const free = node.cloneNode(true);
+            free.style.width = "auto";
+            free.style.maxWidth = "none";
+            node.after(free);
+            const needs = free.offsetWidth;
+            free.remove();
+            return needs > node.offsetWidth + 1;
+        };
+        return [...document.querySelectorAll("body *")]
+            .filter(node => !node.closest(".visually-hidden, .skip, dialog, [hidden]"))
+            .filter(node => node.tagName === "SELECT" ? isCutSelect(node) : isCut(node))
+            .map(node => node.outerHTML.slice(0, 90));""")
+    assert cut == []
+    broken = phone.run("""
+        const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+        const broken = [];
+        for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+            if (node.parentElement.closest("script, style, .visually-hidden, dialog, svg, select")) continue;
+            for (const word of node.textContent.matchAll(/[\\p{L}\\p{N}.,%]+/gu)) {
+                const range = document.createRange();
+                range.setStart(node, word.index);
+                range.setEnd(node, word.index + word[0].length);
+                const lines = new Set([...range.getClientRects()].map(box => Math.round(box.top)));
+                if (lines.size > 1) broken.push(word[0]);
+            }
+        }
+        return broken;""")
+    assert broken == []
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("largest", [2.5, 300.0, 90_000.0])
+def test_the_score_axis_is_readable(browser, tmp_path, width, largest):
+    rows = [
+        (kind, f"{n}.png", largest * (n + 1) / 40 / (1 + 9 * (kind == "good")))
+        for kind in ("good", "dent")
+        for n in range(40)
+    ]
+    browser.open(make_report(tmp_path, rows, threshold=largest / 10), width, 844)
+    boxes = browser.run("""
+        return [...document.querySelectorAll(".axis text")].slice(0, -1).map(text => {
+            const box = text.getBoundingClientRect();
+            const value = Number(text.textContent.replaceAll(",", ""));
+            return [box.left, box.right, parseFloat(getComputedStyle(text).fontSize), value];
+        });""")
+    assert len(boxes) >= 3 and all(size >= 13 for *_, size, _ in boxes)
+    assert all(left[1] + 8 <= right[0] for left, right in zip(boxes, boxes[1:], strict=False))
+    digits = {f"{value:e}"[0] for *_, value in boxes if value}
+    assert digits <= {"1", "2", "5"} and "1" in digits
+
+
+def heat_colours(browser):
+    """The brightest colour of the heat map and the outlined pixels of the overlay, of the gallery's first image."""
+    browser.run("document.querySelector('#grid li').scrollIntoView()")
+    browser.settle()
+    return browser.run("""
+        const [heat, overlay] = [...document.querySelectorAll("#grid li:first-child canvas")].map(canvas => {
+            const copy = document.createElement("canvas");
+            [copy.width, copy.height] = [canvas.width, canvas.height];
+            const context = copy.getContext("2d", { willReadFrequently: true });
+            context.drawImage(canvas, 0, 0);
+            return context.getImageData(0, 0, copy.width, copy.height).data;
+        });
+        let brightest = [0, 0, 0];
+        for (let at = 0; at < heat.length; at += 4) {
+            const colour = [...heat.slice(at, at + 3)];
+            if (colour[0] + colour[1] + colour[2] > brightest[0] + brightest[1] + brightest[2]) brightest = colour;
+        }
+        let blue = 0;
+        for (let at = 0; at < overlay.length; at += 4) {
+            blue += overlay[at + 2] > 200 && overlay[at] < 120 && overlay[at + 3] > 200;
+        }
+        const canvas = document.querySelector("#grid li:first-child canvas");
+        return [brightest, blue, canvas.width / canvas.clientWidth];""")
+
+
+def test_heat_maps_show_faint_differences_and_do_not_saturate(page):
+    page.choose("#sort", "high")
+    peak = page.run(
+        "return Math.max(...JSON.parse(document.getElementById('data').textContent).images.map(i => i[10]))"
+    )
+    seen = []
+    for times in (0.1, 0.3, 0.8, 1.5, 3, 6, 12, 25):
+        page.choose("#number", peak / times)
+        seen.append(heat_colours(page)[0])
+    steps = [max(abs(a - b) for a, b in zip(*pair, strict=True)) for pair in zip(seen, seen[1:], strict=False)]
+    assert min(steps) > 25, seen
+    assert max(seen[0]) > 60  # a tenth of the threshold is not black
+    assert "stretched" in page.texts("#legend")[0] and "32 times" in page.texts("#legend")[0]
+
+
+def test_outlines_are_as_thick_as_two_pixels(page):
+    page.choose("#filter-class", "1")
+    page.choose("#number", 1e6)
+    _, blue, scale = heat_colours(page)
+    outline = 2 * (200 / 20 * 10 + 133 / 10)  # of the mask: ten cells of one row of 20 x 10
+    assert blue > 1.7 * scale * outline
 
 
 def test_theme_button_and_labels(page):

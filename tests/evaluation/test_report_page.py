@@ -36,10 +36,10 @@ def test_first_view(page):
     y_true = [kind != "good" for kind, _, _ in ROWS]
     y_score = [score for _, _, score in ROWS]
     auroc, precision = roc_auc_score(y_true, y_score), average_precision_score(y_true, y_score)
-    assert page.texts(".tile-value")[0] == f"{100 * auroc:.1f} %"
+    assert page.texts(".tile-value")[0] == f"{100 * auroc:.1f}\xa0%"
     assert page.texts("#curves figcaption") == [
-        f"ROC: area {100 * auroc:.1f} %",
-        f"Precision and recall: area {100 * precision:.1f} %",
+        f"ROC: area {100 * auroc:.1f}\xa0%",
+        f"Precision and recall: area {100 * precision:.1f}\xa0%",
     ]
     alarms, missed = expected_counts(THRESHOLD)
     assert f"{alarms} of 90 good parts are called defective" in page.texts("#tiles")[0]
@@ -92,7 +92,11 @@ def test_dots_and_line_follow_the_threshold(page):
 def test_pictures_are_coloured_by_the_threshold(page):
     script = """
         return [...document.querySelectorAll('#grid li:first-child canvas')].map(canvas => {
-            const pixels = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+            const copy = document.createElement('canvas');
+            [copy.width, copy.height] = [canvas.width, canvas.height];
+            const context = copy.getContext('2d', { willReadFrequently: true });
+            context.drawImage(canvas, 0, 0);
+            const pixels = context.getImageData(0, 0, copy.width, copy.height).data;
             return pixels.filter((red, index) => index % 4 === 0 && red > 180 && pixels[index + 3] > 60).length;
         });"""
     page.choose("#sort", "high")
@@ -101,7 +105,6 @@ def test_pictures_are_coloured_by_the_threshold(page):
     heat, overlay = page.run(script)
     page.choose("#number", 1e6)
     assert heat > 1000 and overlay > 1000 and page.run(script) == [0, 0]
-    page.console()  # Chromium has advice for whoever reads canvases
 
 
 def test_filters_and_order(page):
@@ -168,15 +171,87 @@ def downloads(browser, tmp_path):
     return tmp_path
 
 
+def suspects_at(threshold):
+    """Good rows clearly above the threshold and defective ones clearly below, most suspicious first."""
+    good = [row for row in ROWS if row[0] == "good" and row[2] > 1.2 * threshold]
+    defective = [row for row in ROWS if row[0] != "good" and 1.2 * row[2] < threshold]
+    return sorted(good, key=lambda row: -row[2]), sorted(defective, key=lambda row: row[2])
+
+
+def clear_suspects(page):
+    """What the page lists of them."""
+    by_name = {name: row for row in ROWS for name in [row[1]]}
+    while page.run("return [...document.querySelectorAll('#suspects div > button')].some(b => !b.hidden)"):
+        page.run("[...document.querySelectorAll('#suspects div > button')].find(b => !b.hidden).click()")
+    columns = ("#suspects div:first-child .name", "#suspects div:last-child .name")
+    return tuple([by_name[name] for name in page.texts(column)] for column in columns)
+
+
+def test_suspects_are_those_that_label_and_decision_clearly_disagree_on(page):
+    for threshold in (THRESHOLD, 40.0, 1e6):
+        page.choose("#number", threshold)
+        assert clear_suspects(page) == suspects_at(threshold)
+    assert 0 < len(suspects_at(THRESHOLD)[0]) < 10 and len(suspects_at(THRESHOLD)[1]) > 0
+
+
+def test_no_better_than_chance(browser, tmp_path):
+    rows = [
+        (kind, f"{kind}{n}.png", score) for kind in ("good", "dent") for n, (_, _, score) in enumerate(ROWS[:60])
+    ]
+    browser.open(make_report(tmp_path, rows, threshold=20.0))
+    assert browser.texts(".warning")[0].startswith("No better than chance on these images")
+    assert "--train_steps" in browser.texts(".warning")[0]
+    assert browser.texts("#suspects *") == [] and "say nothing about their labels" in browser.texts("main")[0]
+    assert coloured(browser) == []
+    better = make_report(tmp_path, ROWS)
+    browser.open(better)
+    assert browser.texts(".warning") == [] and coloured(browser) != []
+
+
+def coloured(browser):
+    """The green and teal colours of a page, light and dark: a hue from 80 to 200 degrees, not grey."""
+    found = []
+    for theme in ("light", "dark"):
+        browser.run("document.documentElement.dataset.theme = arguments[0]", theme)
+        found += browser.run("""
+            const isGreen = text => {
+                const [r, g, b, opacity] = (text.match(/[\\d.]+/g) || [0, 0, 0]).map(Number);
+                const [low, high] = [Math.min(r, g, b), Math.max(r, g, b)];
+                if (opacity === 0 || high - low < 0.12 * 255 || high === r) return false;
+                const hue = high === g ? 120 + 60 * (b - r) / (high - low) : 240 + 60 * (r - g) / (high - low);
+                return hue > 80 && hue < 200;
+            };
+            const kinds = ["color", "backgroundColor", "borderTopColor", "borderLeftColor", "fill", "stroke"];
+            return [...document.querySelectorAll("body *")].flatMap(node =>
+                kinds.map(kind => getComputedStyle(node)[kind]).filter(isGreen).map(text => node.className + text));
+            """)
+    return found
+
+
+def test_one_button_for_one_number(browser, page, tmp_path):
+    assert page.run(
+        "return !document.getElementById('held-out').hidden && document.getElementById('reset').disabled"
+    )
+    browser.open(make_report(tmp_path, ROWS, threshold=71.0, held_out=[20.0, 31.5, 42.0, 55.25, 71.0]))
+    shown = browser.texts(".bar-buttons button:not([hidden])")
+    assert shown == ["Copy -T 71", "Back to 71"]
+
+
 def test_ticked_images_are_exported(page, report_file, downloads):
+    page.choose("#number", 20)  # many are above it
     best = sorted((row for row in ROWS if row[0] == "good"), key=lambda row: -row[2])
-    worst = sorted((row for row in ROWS if row[0] != "good"), key=lambda row: row[2])
-    assert page.texts("#suspects ol .name") == [name for _, name, _ in best[:10] + worst[:10]]
+    assert page.texts("#suspects div:first-child .name") == [name for _, name, _ in best[:10]]
     page.click("#suspects button:not(.open)")  # show more
     assert page.texts("#suspects div:first-child .name") == [name for _, name, _ in best[:20]]
+    page.click("#reset")
+    assert clear_suspects(page) == suspects_at(THRESHOLD)
+    best, worst = suspects_at(THRESHOLD)
     assert page.run("return document.getElementById('export').disabled")
     page.click("#suspects div:first-child li:nth-child(2) input")
     page.click("#suspects div:last-child li:first-child input")
+    page.choose("#number", 1e6)  # what is ticked stays in the list
+    assert page.texts("#suspects div:first-child .name") == [best[1][1]]
+    page.click("#reset")
     assert page.texts("#export") == ["Export 2 images as CSV"]
     page.open(report_file)  # ticks survive a reload
     page.click("#export")
@@ -193,6 +268,7 @@ def test_ticked_images_are_exported(page, report_file, downloads):
     assert not page.run("return document.querySelectorAll('#suspects input:checked').length")
 
 
+WELL = [("a", f"{number}.png", 900.0) for number in range(30)]  # so that it is better than chance
 HOSTILE = [
     "</script><script>window.hacked = 1</script>.png",
     "\"><img src=x onerror='window.hacked = 1'>.png",
@@ -209,7 +285,7 @@ HOSTILE = [
 def test_hostile_names(browser, tmp_path, downloads):
     rows = [("good", name, 200.0 + index) for index, name in enumerate(HOSTILE)]
     browser.open(
-        make_report(tmp_path, [*rows, ("=1+1", "b.png", 90.0)], title="<script>window.hacked = 1</script>")
+        make_report(tmp_path, [*rows, ("=1+1", "b.png", 9.0), *WELL], title="<script>window.hacked = 1</script>")
     )
     assert browser.run("return window.hacked === undefined")
     assert browser.texts("h1") == ["<script>window.hacked = 1</script>"]

@@ -50,7 +50,7 @@ def test_the_marked_rows_are_the_extremes(images):
         assert noted(rows, note).false_positive_rate == pytest.approx((y_score > max(allowed))[~y_true].mean())
 
 
-def test_close_scores_are_told_apart_by_what_is_printed():
+def test_the_printed_digits_separate_close_scores():
     y_true, y_score = np.array([False, True]), np.array([1097.66761, 1097.66763])
     (row,) = [row for row in sweep_thresholds(y_true, y_score, 80.0) if row.f1 == 1]
     printed = float(repr(row.threshold))

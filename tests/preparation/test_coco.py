@@ -74,7 +74,10 @@ IMAGE = {"id": 1, "file_name": "a.png"}
         ({"annotations": [{"id": 5, "image_id": 1}]}, "annotation 5 has the category_id None"),
         ({"annotations": [{"image_id": [1], "category_id": 7}]}, "annotation 1 has no valid image_id"),
         ({"annotations": [{"id": [1], "image_id": 1, "category_id": 7}]}, "an annotation's id is neither"),
-        ({"annotations": [{"id": 1, "image_id": "1", "category_id": 7}]}, "image_ids that none of its images has"),
+        (
+            {"annotations": [{"id": 1, "image_id": "1", "category_id": 7}]},
+            "no annotation has the image_id",
+        ),
     ],
 )
 def test_files_that_are_refused(tmp_path, changes, message):

@@ -38,7 +38,7 @@ def test_images_go_to_a_folder_for_each_kind_of_defect(originals, capsys):
     assert {"c.png", "x.PNG"} <= {Path(name).name for name in names if "good" in name}
     printed = capsys.readouterr().out
     assert "Categories that count as normal, not as defects: LED (1)" in printed
-    assert "test/defect_type_12        1  bent" in printed
+    assert "test/defect_type_12      1  bent" in printed
     assert f"--custom_dataset_path {output}" in printed
     counts = {row["directory"]: int(row["count"]) for row in read_csv(output / "image_counts.csv")}
     assert counts == {"train/good": 9, "test/good": 2, "test/defect_type_3": 2, "test/defect_type_12": 1}
@@ -102,11 +102,11 @@ def test_copies_stay_on_one_side(originals, capsys):
     assert "5 good images are byte-identical copies" in capsys.readouterr().out
 
 
-def test_good_and_defective_at_once_is_told_and_not_learnt_from(originals, capsys):
+def test_good_and_defective_at_once_is_reported_and_not_learnt_from(originals, capsys):
     bad = originals.root / "images" / "a.png"
     (originals.root / "normal" / "secretly.png").write_bytes(bad.read_bytes())
     prepare(*originals.flags())
-    assert "1 images are good and defective at once" in (printed := capsys.readouterr().out)
+    assert "Good images that are byte-identical to defective ones: 1;" in (printed := capsys.readouterr().out)
     assert f"secretly.png is {bad}" in printed
     assert not any("secretly" in name for name in tree(originals.root / "set"))
 

@@ -67,8 +67,8 @@ def test_wrong_commands(originals, monkeypatch, capsys):
     assert "--unlabeled_dir" in error(unlabeled_dir=nowhere)
     (originals.root / "empty").mkdir()
     assert "holds no images" in error(unlabeled_dir=originals.root / "empty")
-    assert "are one in the other" in error(output_dir=originals.root / "normal" / "set")
-    assert "are one in the other" in error(output_dir=originals.root)
+    assert "are one inside the other" in error(output_dir=originals.root / "normal" / "set")
+    assert "are one inside the other" in error(output_dir=originals.root)
     assert "add --annotations none" in error("--defect_dir", nowhere)
     assert "--defect_dir" in error("--defect_dir", nowhere, annotations="none")
     assert "--preview draws annotations" in error(annotations="none", preview=nowhere)
@@ -91,7 +91,7 @@ def test_output_that_is_not_empty_is_refused_and_foreign_files_survive(originals
     assert "is not empty" in fail(monkeypatch, capsys, prepare_dataset, *originals.flags())
     (output / "test" / "good" / "mine.txt").write_text("mine")
     message = fail(monkeypatch, capsys, prepare_dataset, *originals.flags(), "--overwrite")
-    assert "test/good/mine.txt for one" in message
+    assert "for example test/good/mine.txt" in message
     (output / "test" / "good" / "mine.txt").unlink()
     prepare(*originals.flags(), "--overwrite", "--folder_names", "name")
     assert tree(output) != before and (output / "test" / "dust" / "a.png").is_file()
@@ -146,7 +146,7 @@ def test_preview_of_a_damaged_image_is_an_error_and_nothing_is_written(originals
     assert str(damaged) in message
     assert not (originals.root / "set").exists() and not (originals.root / "preview").exists()
     words[-1] = originals.root / "set" / "preview"
-    assert "are one in the other" in fail(monkeypatch, capsys, prepare_dataset, *words)
+    assert "are one inside the other" in fail(monkeypatch, capsys, prepare_dataset, *words)
 
 
 SECOND = """

@@ -1,4 +1,4 @@
-"""How commands end on what is no bug, and on what the system refuses."""
+"""How commands end on errors that are no bugs."""
 
 import argparse
 import sys

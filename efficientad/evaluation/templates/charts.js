@@ -30,18 +30,16 @@ function scoreScale(values) {
   };
 }
 
+// Round numbers with room for their labels: the ends first, then powers of ten, then what fits between.
 function scoreTicks(scale, width) {
+  const powers = [7, 6, 5, 4, 3, 2, 1, 0, -1, -2];
   const ticks = [];
-  let last = -Infinity;
-  for (const value of [0, ...[-2, -1, 0, 1, 2, 3, 4, 5, 6, 7].flatMap((power) => [1, 2, 5].map((digit) => digit * 10 ** power))]) {
+  for (const value of [0, ...[1, 5, 2].flatMap((digit) => powers.map((power) => digit * 10 ** power))]) {
     const share = scale.at(value);
-    const onScale = share > 0 && share < 1;
-    if (onScale && (share - last) * width > 44) {
-      ticks.push([value, share]);
-      last = share;
-    }
+    const isOnScale = (share > 0 || scale.value(0) <= value) && share < 1;
+    if (isOnScale && ticks.every(([, other]) => Math.abs(other - share) * width > 48)) ticks.push([value, share]);
   }
-  return ticks;
+  return ticks.sort((a, b) => a[0] - b[0]);
 }
 
 // rows: {label(above), scores ascending, wrongAbove: true, false or null}. Returns a function that moves the line.
@@ -49,6 +47,7 @@ function drawHistogram(host, rows, scale, pick) {
   const width = Math.max(240, host.clientWidth);
   const height = rows.length > 8 ? 28 : 52;
   const bins = Math.floor(width / 8);
+  const ticks = scoreTicks(scale, width);
   host.replaceChildren();
   const updates = rows.map((row, number) => {
     const counts = new Array(bins).fill(0);
@@ -69,7 +68,8 @@ function drawHistogram(host, rows, scale, pick) {
       if (wrong) group.style.fill = `url(#stripes-${number})`;
       return group;
     });
-    const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img" },
+    const lines = ticks.map(([, share]) => svg("line", { x1: share * width, x2: share * width, y1: 0, y2: height, class: "grid-line" }));
+    const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img" }, ...lines,
       svg("defs", {}, svg("clipPath", { id: `below-${number}` }, below), svg("clipPath", { id: `above-${number}` }, above), stripes),
       ...groups, svg("line", { x1: 0, x2: width, y1: height - 0.5, y2: height - 0.5, class: "base-line" }), line);
     const label = element("p", { class: "row-label" });
@@ -82,16 +82,17 @@ function drawHistogram(host, rows, scale, pick) {
       line.setAttribute("x1", x);
       line.setAttribute("x2", x);
       const text = row.label(countAbove(row.scores, threshold));
-      label.replaceChildren(element("bdi", {}, row.name), ` ${text}`);
+      label.replaceChildren(breakable("bdi", row.name), ` ${text}`);
       picture.setAttribute("aria-label", `${row.name} ${text}`);
     };
   });
-  const axis = svg("svg", { viewBox: `0 0 ${width} 34`, width, height: 34, "aria-hidden": "true" });
-  for (const [value, share] of scoreTicks(scale, width)) {
-    axis.append(svg("line", { x1: share * width, x2: share * width, y1: 0, y2: 4, class: "tick" }),
-      svg("text", { x: share * width, y: 16, "text-anchor": "middle" }, value.toLocaleString("en")));
+  const axis = svg("svg", { viewBox: `0 0 ${width} 40`, width, height: 40, class: "axis", "aria-hidden": "true" });
+  for (const [value, share] of ticks) {
+    const anchor = share * width < 12 ? "start" : (1 - share) * width < 24 ? "end" : "middle";
+    axis.append(svg("line", { x1: share * width, x2: share * width, y1: 0, y2: 5, class: "tick" }),
+      svg("text", { x: share * width, y: 18, "text-anchor": anchor }, value.toLocaleString("en")));
   }
-  axis.append(svg("text", { x: width, y: 31, "text-anchor": "end" }, "score \u2192 more unusual"));
+  axis.append(svg("text", { x: width, y: 36, "text-anchor": "end" }, "score \u2192 more unusual"));
   host.append(axis);
   host.onpointerdown = host.onpointermove = (event) => {
     const picture = event.target.closest("svg");
@@ -151,5 +152,5 @@ function drawCurve(host, title, labelX, labelY, points, diagonal) {
 function percent(share) {
   if (!Number.isFinite(share)) return "\u2013";
   const text = (100 * share).toFixed(1);
-  return `${text === "100.0" && share < 1 ? "99.9" : text === "0.0" && share > 0 ? "0.1" : text.replace(/\.0$/, "")} %`;
+  return `${text === "100.0" && share < 1 ? "99.9" : text === "0.0" && share > 0 ? "0.1" : text.replace(/\.0$/, "")}\u00a0%`;
 }

@@ -13,6 +13,17 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
+// An element with a text whose words may break after _ - . /
+function breakable(tag, text, attributes = {}) {
+  const parts = text.split(/(?<=[\p{L}\p{N}][_\-./])(?=[\p{L}\p{N}])/u);
+  return element(tag, attributes, ...parts.flatMap((part, index) => (index ? [element("wbr"), part] : [part])));
+}
+
+// The parts of a text with command-line flags, which do not break after their dashes.
+function breakableFlags(text) {
+  return text.split(/( +)/).map((word) => (word.startsWith("-") ? breakable("span", word, { class: "flag" }) : breakable("span", word)));
+}
+
 // The values of an image's map, side x side, on the 0-255 scale, by the 64 levels of its letters.
 function mapLevels(image, data) {
   if (!image.levels) {
@@ -28,14 +39,17 @@ function levelValue(level, peak, data) {
   return data.map_floor * Math.expm1((level / last) * Math.log1p(Math.max(peak, 0) / data.map_floor));
 }
 
-// 0.5 at the threshold, 0.05 where nothing is, towards 1 far above.
+const HOTTEST = 32; // times the threshold: the end of the colours
+
+// [0, 1], 0.5 at the threshold: as a square root below it, so that faint structure shows, and as a logarithm above
+// it, so that scores far beyond the threshold stay apart.
 function heat(value, threshold) {
-  const softness = Math.max(threshold / 3, 1e-6);
-  return 0.5 + 0.5 * Math.tanh((value - threshold) / (2 * softness));
+  const times = Math.max(value, 0) / Math.max(threshold, 1e-6);
+  return times <= 1 ? 0.5 * Math.sqrt(times) : Math.min(1, 0.5 + (0.5 * Math.log(times)) / Math.log(HOTTEST));
 }
 
 const HEAT_STOPS = [
-  [0, 9, 12, 38], [0.25, 48, 35, 110], [0.47, 125, 50, 125], [0.53, 214, 72, 84], [0.75, 250, 152, 70], [1, 253, 244, 180],
+  [0, 9, 12, 38], [0.25, 58, 52, 150], [0.47, 142, 66, 160], [0.53, 214, 72, 84], [0.75, 250, 152, 70], [1, 253, 244, 180],
 ];
 
 function heatColour(level) {
@@ -46,7 +60,7 @@ function heatColour(level) {
 }
 
 function overlayColour(level) {
-  return [255, Math.round(210 - 150 * level), 40, Math.round(255 * Math.max(0, 0.4 * (level - 0.15)))];
+  return [255, Math.round(210 - 150 * level), 40, Math.round(255 * Math.max(0, 0.55 * (level - 0.25)))];
 }
 
 const scratch = document.createElement("canvas");
@@ -70,15 +84,17 @@ function paintMap(canvas, image, threshold, overlay, data) {
   context.drawImage(scratch, 0, 0, canvas.width, canvas.height);
   if (!overlay) return;
   if (image.score > threshold) strokeTwice(context, isoline(levels, side, values, threshold, canvas), "#ff5a1f");
-  if (image.mask) strokeTwice(context, maskOutline(image.mask, canvas), "#4df3ff");
+  if (image.mask) strokeTwice(context, maskOutline(image.mask, canvas), "#4da3ff");
 }
 
+// About two pixels of the screen, more on large pictures, whatever the canvas' own resolution; seen on dark and light.
 function strokeTwice(context, path, colour) {
-  const unit = Math.max(context.canvas.width, context.canvas.height) / 170;
+  const shown = context.canvas.clientWidth || context.canvas.width;
+  const thickness = ((1.6 + shown / 250) * context.canvas.width) / shown;
   context.lineCap = context.lineJoin = "round";
-  for (const [style, thickness] of [["rgb(0 0 0 / 70%)", 2.6], [colour, 1.3]]) { // seen on dark and on light
+  for (const [style, times] of [["rgb(0 0 0 / 70%)", 1.8], [colour, 1]]) {
     context.strokeStyle = style;
-    context.lineWidth = thickness * unit;
+    context.lineWidth = times * thickness;
     context.stroke(path);
   }
 }

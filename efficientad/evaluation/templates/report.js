@@ -1,7 +1,9 @@
 // The page: one threshold, and everything that follows it.
 
-const PAGE = 48; // images of the gallery at a time
-const SUSPECTS = 10; // more of each kind with a click
+const isNarrow = matchMedia("(max-width: 560px)").matches;
+const PAGE = isNarrow ? 12 : 48; // images of the gallery at a time
+const SUSPECTS = isNarrow ? 5 : 10; // more of each kind with a click
+const CLEARLY = 1.2; // times the threshold, or that part of it: scores at which label and decision clearly disagree
 const LARGE_PICTURE = 900;
 
 const byId = (id) => document.getElementById(id);
@@ -81,7 +83,7 @@ function wireThreshold() {
   byId("reset").addEventListener("click", () => setThreshold(data.threshold));
   byId("reset").textContent = `Back to ${short(data.threshold)}`;
   byId("reset").title = "The threshold of this run";
-  if (data.held_out_threshold !== null) {
+  if (data.held_out_threshold !== null && short(data.held_out_threshold) !== short(data.threshold)) {
     byId("held-out").hidden = false;
     byId("held-out").textContent = `Held-out ${short(data.held_out_threshold)}`;
     byId("held-out").title = "The threshold calibrated on held-out good images";
@@ -126,11 +128,12 @@ function showSummary(alarms, missed) {
   byId("bar-counts").replaceChildren(
     element("span", {}, counted(alarms, "false alarm")), element("span", {}, counted(missed, "missed defect")));
   byId("copy").textContent = `Copy -T ${Number(threshold.toPrecision(4))}`;
+  byId("reset").disabled = threshold === data.threshold;
 }
 
 function showTable(alarms, missed) {
   const heads = ["Class", "Images", "Called defective", "Called good", "Right", "AUROC"];
-  const line = (name, count, called, right, auroc) => element("tr", {}, element("th", { scope: "row" }, element("bdi", {}, name)),
+  const line = (name, count, called, right, auroc) => element("tr", {}, element("th", { scope: "row" }, breakable("bdi", name)),
     ...[count, called, count - called, percent(right / count), auroc === null ? "\u2013" : percent(auroc)].map((cell) => element("td", {}, String(cell))));
   const rows = classes.map((each) => {
     const called = countAbove(each.scores, threshold);
@@ -143,8 +146,8 @@ function showTable(alarms, missed) {
     element("tbody", {}, ...rows), element("tfoot", {}, total));
   const precision = found / (found + alarms);
   const recall = found / badScores.length;
-  byId("ratios").textContent = `Precision ${percent(precision)}: of what is called defective, so much is. ` +
-    `Recall ${percent(recall)}: of what is defective, so much is found. F1 ${percent((2 * found) / (2 * found + alarms + missed))}.`;
+  byId("ratios").textContent = `Precision ${percent(precision)}: the share of the parts called defective that are. ` +
+    `Recall ${percent(recall)}: the share of the defective parts that are found. F1 ${percent((2 * found) / (2 * found + alarms + missed))}.`;
 }
 
 let moveLine = () => {};
@@ -192,10 +195,15 @@ function buildCurves() {
 
 const ticked = new Set();
 const suspects = [
-  { title: "Labelled good, but highest scores", images: images.filter((image) => image.good).sort((a, b) => b.score - a.score), shown: SUSPECTS },
-  { title: "Labelled defective, but lowest scores", images: images.filter((image) => !image.good).sort((a, b) => a.score - b.score), shown: SUSPECTS },
+  { title: "Labelled good, but clearly above the threshold", ranked: images.filter((image) => image.good).sort((a, b) => b.score - a.score) },
+  { title: "Labelled defective, but clearly below the threshold", ranked: images.filter((image) => !image.good).sort((a, b) => a.score - b.score) },
 ];
-for (const { images: ranked } of suspects) ranked.forEach((image, index) => { image.rank = index + 1; });
+for (const group of suspects) {
+  group.shown = SUSPECTS;
+  group.rows = new Map(); // by image
+  group.ranked.forEach((image, index) => { image.rank = index + 1; });
+}
+const isSuspect = (image) => ticked.has(image.index) || (image.good ? image.score > CLEARLY * threshold : CLEARLY * image.score < threshold);
 const storageKey = `ticked-${data.key}`;
 
 function restoreTicks() {
@@ -220,24 +228,33 @@ function showTicks() {
 
 function buildSuspects() {
   byId("suspects").replaceChildren(...suspects.map((group) => {
-    group.rows = [];
-    const list = element("ol", { class: "suspects" });
-    const more = element("button", { type: "button" }, `Show ${SUSPECTS} more`);
-    const grow = () => {
-      for (const image of group.images.slice(group.rows.length, group.shown)) {
-        const row = suspectRow(image, group);
-        group.rows.push(row);
-        list.append(row.item);
-      }
-      more.hidden = group.shown >= group.images.length;
-    };
-    more.addEventListener("click", () => {
+    group.rows.clear();
+    group.list = element("ol", { class: "suspects" });
+    group.none = element("p", { class: "hint" }, "There are none at this threshold.");
+    group.more = element("button", { type: "button" }, `Show ${SUSPECTS} more`);
+    group.more.addEventListener("click", () => {
       group.shown += SUSPECTS;
-      grow();
+      showSuspects();
     });
-    grow();
-    return element("div", {}, element("h3", {}, group.title), group.images.length ? list : element("p", { class: "hint" }, "There are none."), more);
+    return element("div", {}, element("h3", {}, group.title), group.list, group.none, group.more);
   }));
+}
+
+function showSuspects() {
+  if (data.is_chance) return;
+  for (const group of suspects) {
+    group.images = group.ranked.filter(isSuspect);
+    const rows = group.images.slice(0, group.shown).map((image) => {
+      if (!group.rows.has(image)) group.rows.set(image, suspectRow(image, group));
+      return group.rows.get(image);
+    });
+    if (rows.length !== group.list.children.length || rows.some((row, index) => row.item !== group.list.children[index])) {
+      group.list.replaceChildren(...rows.map((row) => row.item));
+    }
+    for (const row of rows) row.refresh();
+    group.none.hidden = rows.length > 0;
+    group.more.hidden = rows.length === group.images.length;
+  }
 }
 
 function suspectRow(image, group) {
@@ -249,7 +266,7 @@ function suspectRow(image, group) {
   open.addEventListener("click", () => openLightbox(group.images, image));
   const status = element("span", { class: "status" });
   const item = element("li", {}, box, element("span", { class: "rank" }, `${image.rank}.`), open,
-    element("span", { class: "what" }, element("bdi", { class: "name" }, image.name), element("bdi", { class: "chip" }, image.kind), status));
+    element("span", { class: "what" }, breakable("bdi", image.name, { class: "name" }), breakable("bdi", image.kind, { class: "chip" }), status));
   const refresh = () => {
     status.replaceChildren(`score ${short(image.score)}, margin ${signed(margin(image))} `, badge(image));
     paintWhenSeen(item, () => picture.repaint(threshold));
@@ -301,6 +318,7 @@ function chosenImages() {
 }
 
 function showGallery() {
+  if (!byId("fold").open) return;
   listed = chosenImages();
   const pages = Math.max(1, Math.ceil(listed.length / PAGE));
   page = Math.min(page, pages - 1);
@@ -327,7 +345,7 @@ function buildCard(image, kinds) {
   open.addEventListener("click", () => openLightbox(listed, image));
   const status = element("p", { class: "status" });
   const item = element("li", { class: "card-image" }, open,
-    element("p", { class: "caption" }, element("bdi", { class: "name", title: image.name }, image.name), element("bdi", { class: "chip" }, image.kind)), status);
+    element("p", { class: "caption" }, breakable("bdi", image.name, { class: "name", title: image.name }), breakable("bdi", image.kind, { class: "chip" })), status);
   const refresh = () => {
     status.replaceChildren(element("span", {}, `score ${short(image.score)}`), badge(image));
     paintWhenSeen(item, () => pictures.forEach((picture) => picture.repaint(threshold)));
@@ -359,13 +377,26 @@ function buildGallery() {
       showGallery();
     });
   }
-  const stops = Array.from({ length: 21 }, (_, index) => `rgb(${heatColour(index / 20)})`);
-  const ramp = element("span", { class: "ramp", "aria-hidden": "true" });
-  ramp.style.background = `linear-gradient(90deg, ${stops})`;
   byId("legend").append(
-    element("span", {}, "Heat map: ", ramp, " its middle is the threshold"),
+    element("div", { class: "scale" }, heatRamp(),
+      element("span", {}, `Heat map, in multiples of the threshold. Below it faint differences are stretched; above it each doubling is an equal step, up to ${HOTTEST} times.`)),
     element("span", {}, element("span", { class: "mark above" }), "orange outline: above the threshold, on parts called defective"));
-  if (images.some((image) => image.mask)) byId("legend").append(element("span", {}, element("span", { class: "mark outline" }), "cyan outline: the defect as it was annotated"));
+  if (images.some((image) => image.mask)) byId("legend").append(element("span", {}, element("span", { class: "mark outline" }), "blue outline: the defect as it was annotated"));
+  byId("fold").open = !isNarrow;
+  byId("fold").addEventListener("toggle", showGallery);
+}
+
+// The colours with their values: 0, parts of the threshold, the threshold, multiples.
+function heatRamp() {
+  const ramp = element("span", { class: "ramp", role: "img", "aria-label": `Colours from 0 to ${HOTTEST} times the threshold` });
+  const stops = Array.from({ length: 41 }, (_, index) => `rgb(${heatColour(index / 40)})`);
+  ramp.style.background = `linear-gradient(90deg, ${stops})`;
+  const labels = [[0, "0"], [0.25, "\u00bc"], [1, "threshold"], [4, "\u00d74"], [HOTTEST, `\u00d7${HOTTEST}`]].map(([times, text]) => {
+    const label = element("span", {}, text);
+    label.style.left = `${100 * heat(times, 1)}%`;
+    return label;
+  });
+  return element("span", { class: "ramp-box" }, ramp, element("span", { class: "ramp-labels", "aria-hidden": "true" }, ...labels));
 }
 
 // ---- the lightbox
@@ -376,7 +407,7 @@ function openLightbox(list, image) {
   boxed = { list, image };
   const pictures = ["image", "heat", "overlay"].map((kind) => pictureFrame(image, kind, data, LARGE_PICTURE));
   const titles = ["Image", "Heat map", "Overlay"];
-  byId("lightbox-title").replaceChildren(element("bdi", {}, image.name), " ", element("bdi", { class: "chip" }, image.kind));
+  byId("lightbox-title").replaceChildren(breakable("bdi", image.name), " ", breakable("bdi", image.kind, { class: "chip" }));
   byId("lightbox-pictures").replaceChildren(...pictures.map((picture, number) =>
     element("figure", {}, element("figcaption", {}, titles[number]), picture.frame)));
   const links = [element("a", { href: `${data.test_link}/${image.file}`, target: "_blank", rel: "noopener" }, image.width ? `Original, ${image.width} \u00d7 ${image.height} pixels` : "Original")];
@@ -418,15 +449,16 @@ function update() {
   showTable(alarms, badScores.length - found);
   moveLine(threshold);
   moveDots(alarms, found);
-  for (const group of suspects) for (const row of group.rows) row.refresh();
+  showSuspects();
   showGallery();
   if (byId("lightbox").open) boxed.repaint();
 }
 
+for (const text of document.querySelectorAll("h1 bdi, .facts bdi, code, .warning")) text.replaceChildren(...breakableFlags(text.textContent.replaceAll(" %", "\u00a0%")));
 restoreTicks();
 wireThreshold();
 buildCurves();
-buildSuspects();
+if (!data.is_chance) buildSuspects();
 buildGallery();
 wireLightbox();
 showTicks();
@@ -435,6 +467,7 @@ byId("untick").addEventListener("click", () => {
   ticked.clear();
   tick(-1, false);
   buildSuspects();
+  showSuspects();
 });
 new ResizeObserver(() => {
   if (byId("histogram").clientWidth !== buildHistogram.width) {

@@ -1,0 +1,84 @@
+"""Test images in, scores out, and on the way each image's map, pixel counts and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from efficientad.data.datasets import Sample
+from efficientad.data.images import UnreadableImageError
+from efficientad.evaluation.localization import Localization, LocatedSample
+from efficientad.evaluation.masks import MaskSet, read_mask
+from efficientad.evaluation.report import ScoredSample
+from efficientad.evaluation.thumbnails import Picture, PictureSizes, encode_map, encode_mask, encode_thumbnail
+from efficientad.inference.detectors import Detector
+from efficientad.inference.maps import resize_map, write_side_by_side, write_tiff
+from efficientad.inference.prediction import Prediction, predict
+from efficientad.system.parallel import parallel_map
+
+
+@dataclass(frozen=True)
+class ScoringWork:
+    """What to score, and what to make of each image beside its score."""
+
+    detector: Detector
+    samples: Sequence[Sample]
+    threshold: float  # only for the colours of .jpg maps
+    batch_size: int
+    workers: int  # threads that read ahead, and as many that write
+    map_files: Mapping[Sample, Path]  # the .tiff or .jpg file of each sample's map, or nothing at all
+    on_unreadable: Callable[[UnreadableImageError], None] | None = None  # see predict
+    localization: Localization | None = None  # takes in every sample
+    picture_sizes: PictureSizes | None = None  # of the pictures for a report; None: make none
+    masks: MaskSet | None = None  # for those pictures
+
+
+def score_samples(work: ScoringWork) -> Iterator[ScoredSample]:
+    """Scores in the order of the samples; each map is written and compared with its masks on the way.
+
+    Raises:
+        UserError: see predict, and Localization.count.
+    """
+    map_files, localization, sizes = work.map_files, work.localization, work.picture_sizes
+    shows_image = any(file.suffix == ".jpg" for file in map_files.values())
+
+    def finish(prediction: Prediction) -> tuple[ScoredSample, LocatedSample | None]:
+        sample = prediction.sample
+        if map_files or localization:
+            anomaly_map = resize_map(prediction.anomaly_map, *prediction.image_size)
+        if map_files:
+            if shows_image:
+                write_side_by_side(map_files[sample], prediction.decode(), anomaly_map, work.threshold)
+            else:
+                write_tiff(map_files[sample], anomaly_map)
+        located = localization.count(sample, anomaly_map) if localization else None
+        picture = _picture(prediction, sizes, work.masks) if sizes else None
+        return ScoredSample(sample, prediction.digest, prediction.score, picture), located
+
+    make_thumbnail = partial(encode_thumbnail, sizes=sizes) if sizes else None
+    predictions = predict(
+        work.detector,
+        work.samples,
+        work.batch_size,
+        work.workers,
+        shows_image,
+        work.on_unreadable,
+        make_thumbnail,
+    )
+    for scored, located in parallel_map(finish, predictions, work.workers):
+        if localization:
+            localization.add(scored.sample, located)  # here and not in the threads: sums in a fixed order
+        yield scored
+
+
+def _picture(prediction: Prediction, sizes: PictureSizes, masks: MaskSet | None) -> Picture:
+    files = masks.files(prediction.sample) if masks else ()
+    return Picture(
+        prediction.image_size,
+        prediction.thumbnail,
+        encode_map(prediction.anomaly_map, sizes.map_side),
+        encode_mask([read_mask(file) for file in files], sizes.thumbnail_side // 2),
+        float(prediction.anomaly_map.max()),
+    )
