@@ -95,8 +95,8 @@ def add_training_arguments(group: argparse._ArgumentGroup) -> None:
     )
     arguments.add_model_size_argument(
         group,
-        "small: EfficientAD-S; medium: EfficientAD-M, 3 times the work; its shipped teacher answers as the small one "
-        "does (default: %(default)s)",
+        "small: EfficientAD-S; medium: EfficientAD-M, 3 times the work; its shipped teacher answers as the small "
+        "one does (default: %(default)s)",
     )
     group.add_argument(
         "-w",
@@ -146,8 +146,8 @@ def add_training_arguments(group: argparse._ArgumentGroup) -> None:
         type=arguments.positive_int,
         metavar="STEPS",
         help="print the AUROC of the networks (without a memory) on the test images every STEPS steps and after the "
-        "last one, also in log.csv and training.png. It uses their labels: for studying a training, not for choosing "
-        "when to stop. The model does not depend on it (default: never)",
+        "last one, also in log.csv and training.png. It uses their labels: for studying a training, not for "
+        "choosing when to stop. The model does not depend on it (default: never)",
     )
     arguments.add_seed_argument(
         group, "the split, the first weights, the order of the images, their augmentation and the memory"

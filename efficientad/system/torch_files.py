@@ -1,4 +1,4 @@
-"""Torch files: read without running code, written whole or not at all, compared with the run that continues."""
+"""Torch files: read without running code, written whole or not at all, compared with the run that goes on."""
 
 from __future__ import annotations
 
@@ -83,15 +83,15 @@ def write_atomically(contents: Any, path: Path) -> None:
 
 
 def read_state(path: Path, kind: str, part: str, settings: Mapping[str, Any]) -> dict:
-    """The state of an interrupted run, as StateSaver saved it: a dict with a Mapping "settings" and the key `part`.
+    """What write_atomically saved of an interrupted run: a dict with a Mapping "settings" and the key `part`.
 
     Args:
-        kind: for messages, as in "a training".
-        part: a key of every state of that kind.
-        settings: of the run that continues it; all must be unchanged. Compared as text.
+        kind: for people, as in "a training".
+        part: a key that every state of that kind has.
+        settings: of the run that is to go on; all must be as they were. Compared as text.
 
     Raises:
-        UserError: no such state, damaged, of another version, or made with other settings, which are named.
+        UserError: no such state, damaged, or made with other settings, which are named.
     """
     state = read_torch_file(path)
     if not isinstance(state, dict) or "settings" not in state or part not in state:

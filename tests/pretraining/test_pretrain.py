@@ -15,7 +15,6 @@ from efficientad.pretraining import backbones
 from efficientad.pretraining import loop as pretraining_loop
 from efficientad.system.errors import UserError
 from efficientad.system.runs import lock_output
-from efficientad.system.saving import StateSaver
 from stubs import random_backbone
 
 
@@ -117,7 +116,7 @@ def test_a_state_is_not_resumed_by_another_run(run, tmp_path, natural, monkeypat
     state = tmp_path / "new" / "teacher.pth.state"
     assert state.exists()
     with monkeypatch.context() as patch:
-        patch.setattr(StateSaver, "save", lambda self: None)  # killed before it came to that
+        patch.setattr(pretraining_loop.StateSaver, "save", lambda self: None)  # killed before it came to that
         stop_after_one_step(patch, run, "--overwrite")
     assert not state.exists()
 

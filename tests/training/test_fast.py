@@ -38,14 +38,8 @@ def test_it_takes_no_step_and_says_so(words, tmp_path, capsys):
     train(*words)
     printed = capsys.readouterr()
     assert "EfficientAD small, memory of 8000 patches, recipe fast\n" in printed.out
-    assert "not used" not in printed.out and "Current loss" not in printed.err
-    for stage in (
-        "Computing mean of features",
-        "Collecting patches",
-        "Choosing patches",
-        "Final map normalization",
-    ):
-        assert stage in printed.err
+    assert "not used" not in printed.out
+    assert printed.err == ""  # no progress bars where no one sees them
     assert files_of(tmp_path / "out") == ["args.json", "model.pt"]
     settings = json.loads((folder_of(tmp_path / "out") / "args.json").read_text())
     assert (settings["recipe"], settings["steps"], settings["memory"]) == ("fast", 0, 8000)

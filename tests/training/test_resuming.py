@@ -20,7 +20,7 @@ from conftest import draw_part, fail, fill_folder
 from efficientad.detector.networks import EfficientAD
 from efficientad.system import runs
 from efficientad.system.errors import Interrupted
-from efficientad.system.runs import LOCK_FILE, lock_folder, stop_requests
+from efficientad.system.runs import LOCK_FILE, stop_requests
 from efficientad.training import loop as training_loop
 from efficientad.training import run as training_run
 from trainings import assert_same_model, folder_of, read_log, stop_at
@@ -222,6 +222,21 @@ def test_an_output_folder_that_is_removed_meanwhile_comes_back(tiny_training, tm
     assert [row["step"] for row in read_log(tmp_path / "out")] == ["1", "10", "12"]
 
 
+def test_a_model_that_appears_before_the_lock_is_had_is_not_replaced(tiny_training, monkeypatch, capsys):
+    lock = training_run.lock_folder
+
+    @contextmanager
+    def lock_late(folder):
+        monkeypatch.setattr(training_run, "lock_folder", lock)
+        train(tiny_training)  # by another process, which had the lock first
+        with lock(folder):
+            yield
+
+    monkeypatch.setattr(training_run, "lock_folder", lock_late)
+    error = fail(monkeypatch, capsys, train_script, *tiny_training)
+    assert "already holds a trained model; add --overwrite" in error
+
+
 def test_one_run_at_a_time(tiny_training, tmp_path, monkeypatch, capsys):
     folder = folder_of(tmp_path / "out")
     holder = "import sys, time, pathlib\nfrom efficientad.system.runs import lock_folder\n"
@@ -236,16 +251,3 @@ def test_one_run_at_a_time(tiny_training, tmp_path, monkeypatch, capsys):
     assert (folder / LOCK_FILE).exists()  # left behind, but it locks nothing
     train(tiny_training)
     assert not (folder / LOCK_FILE).exists()
-
-
-def test_a_model_that_appears_before_the_lock_is_had_is_not_replaced(tiny_training, monkeypatch, capsys):
-    @contextmanager
-    def lock_late(folder):
-        monkeypatch.setattr(training_run, "lock_folder", lock_folder)
-        train(tiny_training)  # by another process, which had the lock first
-        with lock_folder(folder):
-            yield
-
-    monkeypatch.setattr(training_run, "lock_folder", lock_late)
-    error = fail(monkeypatch, capsys, train_script, *tiny_training)
-    assert "already holds a trained model; add --overwrite" in error
