@@ -107,7 +107,8 @@ def broken_words(browser):
         const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
         const parts = [...document.querySelectorAll("wbr")].map(mark =>
             [mark.previousSibling.textContent, mark.nextSibling.textContent]);
-        const broken = parts.filter(([before, after]) => /[0-9][.]$/.test(before) && /^[0-9]/.test(after)).map(String);
+        const isNumber = ([before, after]) => /[0-9][.]$/.test(before) && /^[0-9]/.test(after);
+        const broken = parts.filter(isNumber).map(String);
         for (let node = walker.nextNode(); node; node = walker.nextNode()) {
             if (node.parentElement.closest("script, style, .visually-hidden, dialog, svg, select")) continue;
             for (const word of node.textContent.matchAll(/[\\p{L}\\p{N}.,%]+/gu)) {
