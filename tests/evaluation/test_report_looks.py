@@ -73,7 +73,7 @@ def test_a_phone_shows_a_short_page(phone):
     assert 0 < len(phone.texts("#grid li")) <= 12
 
 
-def test_on_a_phone_nothing_is_cut_and_no_word_breaks(phone):
+def test_on_a_phone_nothing_is_cut_and_no_word_breaks(phone, tmp_path):
     phone.click("summary")
     cut = phone.run("""
         const hides = node => ["hidden", "auto", "scroll"].includes(getComputedStyle(node).overflowX);
@@ -92,9 +92,23 @@ def test_on_a_phone_nothing_is_cut_and_no_word_breaks(phone):
             .filter(node => node.tagName === "SELECT" ? isCutSelect(node) : isCut(node))
             .map(node => node.outerHTML.slice(0, 90));""")
     assert cut == []
-    broken = phone.run("""
+    assert broken_words(phone) == []
+    assert phone.run("return document.querySelectorAll('wbr').length > 10")
+    chance = [(kind, f"{kind}{n}.png", 5.0 + n) for kind in ("good", "dent") for n in range(60)]
+    phone.open(make_report(tmp_path, chance, facts=PHONE_FACTS), 390, 844)
+    for width in range(340, 420, 4):
+        phone.run("document.body.style.width = `${arguments[0]}px`", width)
+        assert broken_words(phone) == []
+
+
+def broken_words(browser):
+    """Words and numbers of a page that go on in a second line."""
+    return browser.run("""
         const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-        const broken = [];
+        const parts = [...document.querySelectorAll("wbr")].map(mark =>
+            [mark.previousSibling.textContent, mark.nextSibling.textContent]);
+        const isNumber = ([before, after]) => /[0-9][.]$/.test(before) && /^[0-9]/.test(after);
+        const broken = parts.filter(isNumber).map(String);
         for (let node = walker.nextNode(); node; node = walker.nextNode()) {
             if (node.parentElement.closest("script, style, .visually-hidden, dialog, svg, select")) continue;
             for (const word of node.textContent.matchAll(/[\\p{L}\\p{N}.,%]+/gu)) {
@@ -106,7 +120,6 @@ def test_on_a_phone_nothing_is_cut_and_no_word_breaks(phone):
             }
         }
         return broken;""")
-    assert broken == []
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -13,9 +13,9 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-// An element with a text whose words may break after _ - . /
+// An element with a text whose words may break after _ / and, before a letter, after - .
 function breakable(tag, text, attributes = {}) {
-  const parts = text.split(/(?<=[\p{L}\p{N}][_\-./])(?=[\p{L}\p{N}])/u);
+  const parts = text.split(/(?<=[\p{L}\p{N}](?:[_/]|[-.](?=\p{L})))(?=[\p{L}\p{N}])/u);
   return element(tag, attributes, ...parts.flatMap((part, index) => (index ? [element("wbr"), part] : [part])));
 }
 
