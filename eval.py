@@ -82,12 +82,10 @@ def print_summary(folder: Path, evaluations: dict) -> None:
 
 def evaluate_category(args: argparse.Namespace, category: str):
     """Evaluate one detector on its category; returns the report.Evaluation on the first rank."""
-    from dataclasses import fields
-
     from efficientad.data.datasets import open_dataset
     from efficientad.evaluation.run import EvaluationOptions, evaluate_detector
 
-    options = EvaluationOptions(**{field.name: getattr(args, field.name) for field in fields(EvaluationOptions)})
+    options = arguments.read_options(EvaluationOptions, args)
     dataset = open_dataset(args.dataset, arguments.dataset_path(args), category)
     weights_dir = args.weights_dir or args.output_dir / "trainings" / dataset.name
     folder = args.output_dir / "anomaly_maps" / dataset.name / "test"
