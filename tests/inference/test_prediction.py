@@ -1,17 +1,21 @@
 import hashlib
+import re
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from conftest import make_dataset
+from conftest import fill_folder, make_dataset
 from efficientad.benchmarking import reference
 from efficientad.data.datasets import find_test_samples, open_dataset
 from efficientad.data.images import read_image
 from efficientad.data.transforms import to_square
 from efficientad.detector.calibration import calibrate
 from efficientad.detector.checkpoint import save_model
+from efficientad.inference import prediction
 from efficientad.inference.detectors import TorchDetector, load_detector
 from efficientad.inference.maps import resize_map
 from efficientad.inference.prediction import inspect, predict
@@ -82,6 +86,20 @@ def test_score_that_is_not_finite_is_an_error(tiny_model, samples):
     tiny_model.quantiles.fill_(float("nan"))
     with pytest.raises(UserError, match="is not finite"):
         predict_all(tiny_model, samples, 2)
+
+
+def test_the_python_call_of_the_page_runs_as_printed(tiny_model, tmp_path, monkeypatch, capsys):
+    page = Path(prediction.__file__).resolve().parents[1] / "README.md"
+    blocks = re.findall(r"(?:^(?:    .*)?\n)+", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    (block,) = [block for block in blocks if "import inspect" in block]
+    (tmp_path / "output/pills/trainings/custom").mkdir(parents=True)
+    save_model(tiny_model, tmp_path / "output/pills/trainings/custom/model.pt", {})
+    fill_folder(tmp_path / "new_parts", 2)
+    monkeypatch.chdir(tmp_path)
+    exec(textwrap.dedent(block), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[0] for line in lines] == ["000.png", "001.png"]
+    assert all(re.fullmatch(r".+: (good|anomalous), score -?\d+\.\d, map \(40, 60\)", line) for line in lines)
 
 
 def test_one_image_is_inspected_as_predict_scores_it(tiny_model, samples, tmp_path):
