@@ -99,7 +99,7 @@ def evaluate_detector(
     with lock_folder(folder) if rank() == 0 else nullcontext():
         wait_for_ranks()  # the others go on once the first holds the lock, and not at all if it fails
         run = open_run(dataset, weights_dir, folder, options)
-        files = list_files(run)
+        files = name_files(run)
         stale = claim_files(folder, files) if rank() == 0 else set()
         wait_for_ranks()
         if rank() == 0:
@@ -137,7 +137,7 @@ def open_run(dataset: Dataset, weights_dir: Path, folder: Path, options: Evaluat
     return EvaluationRun(dataset, weights_dir, folder, options, samples, detector, threshold, origin, masks, maps)
 
 
-def list_files(run: EvaluationRun) -> list[str]:
+def name_files(run: EvaluationRun) -> list[str]:
     """The files below the folder that the run will write."""
     names = [*run.maps.values(), report.SCORES_FILE, report.MISMATCH_FILE, report.METRICS_FILE]
     if run.options.on_error == "skip":

@@ -15,7 +15,7 @@ from efficientad.data.images import read_image
 from efficientad.data.transforms import to_square
 from efficientad.detector.calibration import calibrate
 from efficientad.detector.checkpoint import save_model
-from efficientad.inference import prediction
+from efficientad.inference import prediction as prediction_module
 from efficientad.inference.detectors import TorchDetector, load_detector
 from efficientad.inference.maps import resize_map
 from efficientad.inference.prediction import inspect, predict
@@ -89,7 +89,7 @@ def test_score_that_is_not_finite_is_an_error(tiny_model, samples):
 
 
 def test_the_python_call_of_the_page_runs_as_printed(tiny_model, tmp_path, monkeypatch, capsys):
-    page = Path(prediction.__file__).resolve().parents[1] / "README.md"
+    page = Path(prediction_module.__file__).resolve().parents[1] / "README.md"
     blocks = re.findall(r"(?:^(?:    .*)?\n)+", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     (block,) = [block for block in blocks if "import inspect" in block]
     (tmp_path / "output/pills/trainings/custom").mkdir(parents=True)
