@@ -145,8 +145,8 @@ def add_training_arguments(group: argparse._ArgumentGroup) -> None:
         "--evaluate_every",
         type=arguments.positive_int,
         metavar="STEPS",
-        help="print the AUROC of the networks (without a memory) on the test images every STEPS steps and after the "
-        "last one, also in log.csv and training.png. It uses their labels: for studying a training, not for "
+        help="print the AUROC of the networks (without a memory) on the test images every STEPS steps and after "
+        "the last one, also in log.csv and training.png. It uses their labels: for studying a training, not for "
         "choosing when to stop. The model does not depend on it (default: never)",
     )
     arguments.add_seed_argument(
