@@ -48,17 +48,14 @@ def is_data_folder(name: str) -> bool:
     return not name.startswith(".") and name != "__MACOSX"
 
 
-def find_images(folder: Path, on_unlistable: Callable[[OSError], None] | None = None) -> list[Path]:
+def find_images(folder: Path) -> list[Path]:
     """Every image under `folder` at any depth, in an order that does not depend on the file system.
 
     Hidden files and folders are skipped. Links to folders are followed, but never in circles, and no folder is
     listed twice.
 
-    Args:
-        on_unlistable: called for each folder that cannot be listed; None: it is an error.
-
     Raises:
-        OSError: a folder cannot be listed, and on_unlistable is None.
+        OSError: a folder cannot be listed.
     """
 
     def fail(error: OSError) -> None:  # os.walk would ignore it
@@ -74,7 +71,7 @@ def find_images(folder: Path, on_unlistable: Callable[[OSError], None] | None = 
         return new
 
     found = []
-    for parent, folders, names in os.walk(folder, onerror=on_unlistable or fail, followlinks=True):
+    for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
         data = sorted(filter(is_data_folder, folders))
         folders[:] = [name for name in data if is_new(os.path.join(parent, name))]
         found += [Path(parent, name) for name in names if is_image_name(name)]

@@ -18,13 +18,12 @@ from efficientad.detector.networks import FEATURE_CHANNELS
 from efficientad.pretraining.batches import Batches, DistillationPlan, random_windows
 from efficientad.pretraining.muon import Muon
 from efficientad.pretraining.targets import DistillationTarget
-from efficientad.system.csv_log import CsvLog
 from efficientad.system.devices import autocast
 from efficientad.system.distributed import from_first_rank, rank, ranks, sum_over_ranks
 from efficientad.system.errors import UserError
 from efficientad.system.progress_bars import progress_bar
 from efficientad.system.random_streams import random_stream
-from efficientad.system.saving import StateSaver
+from efficientad.system.saving import CsvLog, StateSaver
 from efficientad.system.torch_files import write_atomically
 
 EVALUATIONS = 20  # during a run; the state is saved after each
@@ -127,7 +126,7 @@ class Distillation:
         self.seconds = 0.0
         self.best = -math.inf
         self.log = CsvLog(output.with_name(f"{output.name}.csv"), _LOG_COLUMNS)
-        self.saver = StateSaver(state_file, pdn, self._state, _not_finite, STATE_SECONDS)
+        self.saver = StateSaver(state_file, pdn, self._state, STATE_SECONDS)
 
     def progress(self) -> float:
         """From 0 to 1, in steps or in minutes, whichever is further; the same on every process."""
@@ -166,7 +165,7 @@ class Distillation:
         loss_sum, since, images = torch.zeros((), device=self.plan.device), self.step, 0
         start = last = time.perf_counter()
         bar = progress_bar(total=1000, initial=int(1000 * progress), desc="Distilling", disable=rank() > 0)
-        with bar, self.saver:
+        with bar, self.saver.watching(_not_finite):
             for large, small in self.batches.from_step(self.step):
                 if progress >= 1:
                     break

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from efficientad.system.csv_log import CsvLog
 from efficientad.system.distributed import rank, sum_over_ranks
 from efficientad.system.errors import UserError
 from efficientad.system.files import atomic_file
 from efficientad.system.progress_bars import progress_bar
+from efficientad.system.saving import CsvLog
 from efficientad.training.losses import Losses
 
 LOG_EVERY = 10  # steps; reading a loss makes the GPU wait

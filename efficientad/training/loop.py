@@ -173,7 +173,7 @@ class Training:
         self._plan, self._about, self._progress = plan, about or {}, progress
         self._learner = Learner(model, plan)
         self._log = TrainingLog(log_file, plan.steps)
-        self._saver = StateSaver(state_file, model, self._state, self._log.not_finite, save_every)
+        self._saver = StateSaver(state_file, model, self._state, save_every)
         self._batch = plan.batch_size * ranks()
 
     def run(self, penalty_batches: Iterator[Tensor] | None) -> None:
@@ -190,7 +190,7 @@ class Training:
         order = shuffled_batches(self._indices, self._batch, plan.steps, random_stream(plan.seed, "order"))
         order = itertools.islice(order, self._learner.steps_done, None)
         self._model.train()
-        with self._saver, self._log:
+        with self._saver.watching(self._log.not_finite), self._log:
             self._saver.save()
             for indices, pixels in self._images.batches(batch[own_part(len(batch))] for batch in order):
                 self._train_on(indices, pixels, penalty_batches)
