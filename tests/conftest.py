@@ -8,11 +8,13 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from tqdm import tqdm
 
 from browser import Browser, find_programs
 from commands import train
 from efficientad.detector import networks
 from efficientad.detector.networks import EfficientAD
+from efficientad.system import progress_bars
 from efficientad.system.errors import run_command
 from reports import ROWS, make_report
 
@@ -120,6 +122,16 @@ def output(tmp_path, dataset_folder, tiny_teacher):
     words = ["-d", "custom", "-c", dataset_folder, "-o", tmp_path / "out", "-w", tiny_teacher]
     train(*words, "--recipe", "paper", "-e", 1, "-b", 5)
     return tmp_path / "out"
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Progress bars are drawn as on a terminal."""
+
+    def draw(*args, disable, **more):
+        return tqdm(*args, disable=bool(disable), **more)
+
+    monkeypatch.setattr(progress_bars, "tqdm", draw)
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def aurocs(output):
     return {row["step"]: row["test_auroc"] for row in read_log(output) if row["test_auroc"]}
 
 
-def test_it_reports_what_eval_finds_after_that_many_steps(words, dataset, tmp_path, monkeypatch, capsys):
+def test_it_reports_what_eval_finds_after_that_many_steps(words, dataset, tmp_path, monkeypatch, capsys, terminal):
     """With a learning rate that does not depend on the number of steps to come."""
     monkeypatch.setattr(training_loop, "learning_rate", lambda lr, *_: lr)
     words += ["--lr", 3e-3]

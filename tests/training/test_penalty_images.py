@@ -48,7 +48,7 @@ def test_bad_sources_are_named(tmp_path):
         ("missing", "no such file"),
         ("empty", "holds no images"),
         ("broken.tar", "not a readable, uncompressed tar"),
-        ("packed.tar.gz", "neither a folder nor a plain .tar"),
+        ("packed.tar.gz", "neither a folder nor an uncompressed .tar"),
     ):
         with pytest.raises(UserError, match=f"{name}.*{message}"):
             find_stored_images([tmp_path / name])

@@ -14,7 +14,7 @@ from conftest import fail, fill_folder, make_dataset
 from efficientad.training.options import RECIPES, choose_recipe
 
 
-def test_training_says_what_it_does_and_what_to_do_next(tmp_path, dataset_folder, tiny_teacher, capsys):
+def test_training_says_what_it_does_and_what_to_do_next(tmp_path, dataset_folder, tiny_teacher, capsys, terminal):
     output = tmp_path / "out"
     words = ["-d", "custom", "-c", dataset_folder, "-o", output, "-w", tiny_teacher]
     train(*words, "--recipe", "paper", "-e", 2, "-b", 4)
@@ -150,7 +150,7 @@ def test_layouts_with_categories(tmp_path, tiny_teacher, layout, capsys):
     assert files == {*tables, "report.html"}
     evaluate(*words, "-f", "none", "--no_report")
     assert {path.name for path in folder.iterdir()} == tables
-    assert ("Image auc of logical_anomalies: " in printed) == ("AU-sPRO 0.05" in printed) == loco
+    assert ("Image auc of logical_anomalies: " in printed) == ("AU-sPRO" in printed) == loco
 
 
 @pytest.mark.parametrize("more", [[], ["--recipe", "paper", "--train_steps", 12, "--lr", 1e-3]])
