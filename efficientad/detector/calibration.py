@@ -14,7 +14,7 @@ RATE_INTERVAL = 0.9  # probability that the true rate lies within Calibration.ra
 _LEFT_OUT = 0.1  # of the scores, the highest: a defect among the good images must not set the threshold
 _TRIALS = 20_000
 _ROUND_UP = Context(prec=6, rounding=ROUND_CEILING)  # to the six digits that :g prints
-_WIDE = 20  # an interval whose upper end is so many times the lower one says no more than its upper end
+_WIDE = 20  # with a larger ratio of its ends, only the upper end of an interval is printed
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Defect:
 
 @dataclass(frozen=True)
 class ImageCounts:
-    """What one map adds to the histograms: bins and their counts or weights."""
+    """The contribution of one map to the histograms: bins and their counts or weights."""
 
     regions: int
     normal: tuple[np.ndarray, np.ndarray]

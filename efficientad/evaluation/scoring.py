@@ -21,7 +21,7 @@ from efficientad.system.parallel import parallel_map
 
 @dataclass(frozen=True)
 class ScoringWork:
-    """What to score, and what to make of each image beside its score."""
+    """The images to score, and the results wanted besides scores."""
 
     detector: Detector
     samples: Sequence[Sample]

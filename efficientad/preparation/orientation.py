@@ -20,7 +20,7 @@ _TURNS = {
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What a file states about its image before any pixel is decoded; sizes are width and height."""
+    """Size and orientation of an image, read without decoding it; sizes are width and height."""
 
     stored_size: tuple[int, int]
     orientation: int  # EXIF's, 1 to 8; from 5 on, width and height are exchanged in the upright image

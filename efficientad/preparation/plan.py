@@ -32,7 +32,7 @@ TRAIN_GOOD, TEST_GOOD = "train/good", "test/good"
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What one look at a source file shows."""
+    """Facts about a source file, from one look at it."""
 
     sha256: str
     header: ImageHeader

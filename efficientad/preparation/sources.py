@@ -14,7 +14,7 @@ from efficientad.preparation.coco import Annotation, CocoImage, CocoSet
 from efficientad.system.errors import UserError, list_some, require_folder
 
 NORMAL_NAMES = ("good", "normal", "ok", "led", "marked")  # categories that label the part, not a defect
-NEARLY_EVERY = 0.9  # of the annotated images: a category on so many may well label the part
+NEARLY_EVERY = 0.9  # share of annotated images from which a category may well label the part
 _LONGEST_FOLDER_NAME = 60  # characters, of up to four bytes each
 GOOD_FOLDER, SINGLE_DEFECT_FOLDER = "good", "defect"
 _DEVICES = ("con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10)))

@@ -21,7 +21,7 @@ GRAY_SHARE = 0.1  # of the images; shown gray to both networks (algorithm 3)
 
 @dataclass(frozen=True)
 class DistillationPlan:
-    """What the loop needs to know beside the networks and the images."""
+    """Settings of the pretraining loop."""
 
     steps: int | None  # at least one of steps and minutes
     minutes: float | None

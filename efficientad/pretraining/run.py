@@ -43,7 +43,7 @@ def pretrain_teacher(options: PretrainingOptions) -> None:
 
 
 def distill_teacher(options: PretrainingOptions) -> None:
-    """What pretrain_teacher does once it has the output to itself."""
+    """pretrain_teacher, while no other run writes to its output."""
     check_options(options)
     plan = make_plan(options)
     keep_freed_memory(plan.device)

@@ -83,7 +83,7 @@ def write_atomically(contents: Any, path: Path) -> None:
 
 
 def read_state(path: Path, kind: str, part: str, settings: Mapping[str, Any]) -> dict:
-    """What write_atomically saved of an interrupted run: a dict with a Mapping "settings" and the key `part`.
+    """The saved state of an interrupted run: a dict with a Mapping "settings" and the key `part`.
 
     Args:
         kind: for people, as in "a training".

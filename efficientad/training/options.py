@@ -87,7 +87,7 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What the loop needs to know beside model and images."""
+    """Settings of the training loop."""
 
     steps: int
     batch_size: int  # of each process
