@@ -84,3 +84,12 @@ def test_links_on_the_pages_lead_somewhere(page):
         assert target.exists(), link
         if anchor:
             assert anchor in anchors_of(target.relative_to(ROOT)), link
+
+
+def test_the_map_of_the_code_is_complete():
+    """Every wing is followed by exactly its modules."""
+    tree = read_page("efficientad/README.md").split("## The code\n")[1]
+    for wing in (path.parent for path in (ROOT / "efficientad").glob("*/__init__.py")):
+        part = re.search(rf"^        {wing.name}/.*\n((?: {{12}}.*\n)*)", tree, flags=re.MULTILINE)[1]
+        modules = {path.name for path in wing.glob("*.py")} - {"__init__.py"}
+        assert set(re.findall(r"\w+\.py", part)) == modules, wing.name
