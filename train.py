@@ -196,7 +196,7 @@ def print_trainings(trained: dict[str, tuple[int, int, float] | None]) -> None:
 
     rows = [[name, *values] for name, values in trained.items() if values]
     if not rows:
-        print("Every category already has a trained model: nothing to do")
+        print(f"Trained before, nothing to do: {', '.join(trained)}")
         return
     means = [sum(column) / len(rows) for column in list(zip(*rows, strict=True))[1:]]
     headers = ["Category", "Images", "Steps", "Seconds"]

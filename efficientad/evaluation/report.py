@@ -193,6 +193,8 @@ def format_metrics(evaluation: Evaluation) -> str:
     """The tables of the metrics that need no threshold: images, and pixels where there are masks."""
     headers = ["Class", "AUROC", "95 %\ninterval", "AP", "F1-max", "at\nscore", "Recall\n1 % FP", "Recall\n5 % FP"]
     metrics = evaluation.image_metrics
+    if math.isnan(metrics.overall.auroc.value):
+        return "Without both good and defective test images there is nothing to compare them by."
     rows = [_image_cells(row) for row in (*metrics.classes, metrics.overall)]
     lines = [
         "Images against all good ones, each distinct image once, whatever the threshold:",

@@ -29,7 +29,7 @@ from efficientad.evaluation.scoring import ScoringWork, score_samples
 from efficientad.evaluation.thumbnails import plan_pictures
 from efficientad.inference.detectors import Detector, load_detector
 from efficientad.system.distributed import gather_objects, rank, ranks, wait_for_ranks
-from efficientad.system.errors import UserError
+from efficientad.system.errors import UserError, count_of
 from efficientad.system.files import claim_files, release_files
 from efficientad.system.progress_bars import progress_bar
 from efficientad.system.runs import lock_folder
@@ -225,8 +225,9 @@ def print_results(run: EvaluationRun, scores: Scores, evaluation: Evaluation) ->
     if warning := report.describe_chance(evaluation, run.detector.image_size):
         print(f"{textwrap.fill(warning, WIDTH)}\n")
     mismatches = sum(item.is_mismatch(run.threshold) for item in scores.scored)
-    order = "" if evaluation.is_chance else ", most suspicious first"
-    print(f"Label and score disagree on {mismatches} images{order}: {run.folder / report.MISMATCH_FILE}")
+    order = "" if evaluation.is_chance or mismatches < 2 else ", most suspicious first"
+    where = run.folder / report.MISMATCH_FILE
+    print(f"Label and score disagree on {count_of(mismatches, 'image')}{order}: {where}")
     if run.options.on_error == "skip":
         print(describe_skipped(run.folder, scores.skipped))
     print(f"{'Maps, scores' if run.maps else 'Scores'} and metrics are in {run.folder}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import logging
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -245,4 +247,8 @@ def _write_program(model: EfficientAD, metadata: Metadata, path: Path) -> None:
     program = torch.export.export(
         detector, (detector.example(),), dynamic_shapes={INPUT_NAME: {0: torch.export.Dim("batch")}}
     )
-    torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(metadata.as_text())})
+    buffer = io.BytesIO()  # writing to the file itself, torch aborts the process when the disk is full
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No complete tensor found", UserWarning)  # of weights on the CPU
+        torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(metadata.as_text())})
+    path.write_bytes(buffer.getbuffer())

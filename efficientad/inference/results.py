@@ -108,8 +108,9 @@ class ScoresFile:
     def __init__(self, path: Path, go_on: bool) -> None:
         """Start the file, or with `go_on` append to an existing one."""
         self.done: dict[str, Signature] = {}  # by path as csv_cell writes it
+        self.thresholds: set[str] = set()  # of the lines that were there
         if go_on and path.exists():
-            self.done = _read_done(path)
+            self.done, self.thresholds = _read_done(path)
             torn = not path.read_bytes().endswith(b"\n")  # the last run was killed while it wrote
             self._file = path.open("a", newline="", encoding="utf-8")
             if torn:
@@ -165,16 +166,17 @@ def signature_of(path: Path) -> Signature:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _read_done(path: Path) -> dict[str, Signature]:
-    """The last signature of each path; a torn line is ignored."""
-    done = {}
+def _read_done(path: Path) -> tuple[dict[str, Signature], set[str]]:
+    """The last signature of each path, and all thresholds; a torn line is ignored."""
+    done, thresholds = {}, set()
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         for row in csv.DictReader(file):
             try:
                 done[row["path"]] = (int(row["bytes"]), int(row["modified"]))
+                thresholds.add(row["threshold"])
             except (TypeError, ValueError):
                 continue
-    return done
+    return done, thresholds
 
 
 _NEIGHBOURS = np.ones((3, 3), dtype=int)  # pixels that touch at a corner are connected

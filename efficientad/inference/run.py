@@ -17,7 +17,7 @@ from efficientad.inference import results
 from efficientad.inference.detectors import Detector, load_detector
 from efficientad.inference.prediction import predict
 from efficientad.inference.watching import FolderWatcher, LatencyLog
-from efficientad.system.errors import UserError, list_files, printable
+from efficientad.system.errors import UserError, count_of, list_files, printable
 from efficientad.system.files import claim_files, release_files
 from efficientad.system.parallel import parallel_map
 from efficientad.system.progress_bars import progress_bar
@@ -93,7 +93,11 @@ def score_inputs(words: Sequence[str], options: PredictOptions) -> int:
             results.write_regions(options.output_dir / results.REGIONS_FILE, done, writer.threshold)
         release_files(options.output_dir, stale, names)
     anomalous = sum(result.is_anomalous for result in done)
-    print(f"{anomalous} of {len(done)} images are anomalous; results are in {options.output_dir}")
+    if done:
+        verb = "is" if anomalous == 1 else "are"
+        print(
+            f"{anomalous} of {count_of(len(done), 'image')} {verb} anomalous; results are in {options.output_dir}"
+        )
     if unreadable:
         raise UserError(
             f"cannot read {len(unreadable)} of {len(samples)} images:{list_files([*map(str, unreadable)])}"
@@ -115,7 +119,7 @@ def watch_folder(folder: Path, options: PredictOptions) -> None:
         scores = results.ScoresFile(options.output_dir / results.SCORES_FILE, go_on=True)
         count = _watch(folder.absolute(), detector, writer, scores, options)
         scores.close()
-    print(f"Stopped after {count} images; results are in {options.output_dir}")
+    print(f"Stopped after {count_of(count, 'image')}; results are in {options.output_dir}")
 
 
 def _watch(
@@ -130,7 +134,13 @@ def _watch(
     latencies = LatencyLog(LOG_SECONDS, lambda line: print(line, flush=True))
     count = 0
     with stop_requests("") as asked_to_stop:
-        print(f"Watching {folder}, {len(scores.done)} images are done already; Ctrl-C stops", flush=True)
+        print(f"Watching {folder}, {count_of(len(scores.done), 'image')} scored before; Ctrl-C stops", flush=True)
+        if scores.thresholds - {f"{writer.threshold:.9g}"}:
+            print(
+                "Note: the earlier images were decided with another threshold, perhaps of another model, and keep "
+                "their lines; for a new start choose another --output_dir",
+                flush=True,
+            )
         while not asked_to_stop():
             time.sleep(SCAN_SECONDS)
             latencies.report_when_due()

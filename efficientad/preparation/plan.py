@@ -5,6 +5,7 @@ train/good  test/good  test/<defect class>  ground_truth/<defect class>/<image>_
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -213,7 +214,7 @@ def write_plan(plan: Plan, folder: Path, link: bool, workers: int) -> None:
 
     def write(item: Placement) -> None:
         for name in item.destinations:
-            (_link if link else shutil.copyfile)(item.source.path, folder / name)
+            (_link if link else _copy)(item.source.path, folder / name)
         if item.source.defects:
             mask = _encode_mask(item.source, item.facts.header)
             for name in item.destinations:
@@ -229,6 +230,15 @@ def write_plan(plan: Plan, folder: Path, link: bool, workers: int) -> None:
     ]
     write_manifest(folder, rows)
     write_csv(folder / COUNTS_FILE, ["directory", "count"], plan.counts().items())
+
+
+def _copy(source: Path, destination: Path) -> None:
+    try:
+        shutil.copyfile(source, destination)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # Python names the source
+            raise OSError(error.errno, error.strerror, str(destination)) from error
+        raise
 
 
 def _link(source: Path, destination: Path) -> None:

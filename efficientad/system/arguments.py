@@ -109,6 +109,13 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def named_path(text: str) -> Path:
+    """A path; not the empty word that an unset shell variable leaves, which would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("expects a name, not an empty word; for this folder write .")
+    return Path(text)
+
+
 def path_argument(layout: str) -> str:
     """The name of the argument that takes a layout's path, as in "mvtec_ad_path"."""
     return "custom_dataset_path" if layout == "custom" else f"{layout}_path"
@@ -161,8 +168,8 @@ def add_threshold_argument(group: argparse._ArgumentGroup) -> None:
         default="auto",
         metavar="X",
         help="an image is anomalous when its score is above it; auto: the model's own, calibrated by train.py on "
-        "held-out good images, or 80 if it has none. Scores start at 0; in each of the averaged maps, 0.5%% of the "
-        "pixels of held-out good images exceed 25.5 (default: %(default)s)",
+        "held-out good images, or 80 if it has none. The scale: 0.5 %% of the pixels of "
+        "held-out good images exceed 25.5 in a map (default: %(default)s)",
     )
 
 
@@ -205,7 +212,7 @@ def add_output_dir_argument(group: argparse._ArgumentGroup, help: str, default: 
     group.add_argument(
         "-o",
         "--output_dir",
-        type=Path,
+        type=named_path,
         default=Path(default),
         metavar="DIR",
         help=f"{help} (default: %(default)s)",
@@ -214,7 +221,7 @@ def add_output_dir_argument(group: argparse._ArgumentGroup, help: str, default: 
 
 def add_output_file_argument(group: argparse._ArgumentGroup, help: str, required: bool = False) -> None:
     """-o, a file."""
-    group.add_argument("-o", "--output", type=Path, required=required, metavar="FILE", help=help)
+    group.add_argument("-o", "--output", type=named_path, required=required, metavar="FILE", help=help)
 
 
 def add_workers_argument(group: argparse._ArgumentGroup) -> None:

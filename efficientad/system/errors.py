@@ -43,6 +43,11 @@ def require_folder(path: Path, advice: str) -> None:
         raise UserError(f"{path} {'is not a folder' if path.exists() else 'does not exist'}; {advice}")
 
 
+def count_of(number: int, noun: str) -> str:
+    """ "1 image", "2 images"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def list_files(problems: Sequence[str]) -> str:
     """The problems, one per line, indented; line breaks and the like in file names are escaped."""
     return "".join(f"\n  {printable(problem)}" for problem in problems)

@@ -101,7 +101,7 @@ def _read_holder(path: Path) -> str:
         return ""
 
 
-STOP_NOTICE = "Stopping after this step; a second time stops at once"
+STOP_NOTICE = "Stopping after this step; press Ctrl-C again to stop at once"
 ECHO_SECONDS = 2  # torchrun forwards to its processes signals that they may already have had
 
 

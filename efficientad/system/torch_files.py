@@ -93,7 +93,10 @@ def read_state(path: Path, kind: str, part: str, settings: Mapping[str, Any]) ->
     Raises:
         UserError: no such state, damaged, or made with other settings, which are named.
     """
-    state = read_torch_file(path)
+    try:
+        state = read_torch_file(path)
+    except UserError as error:
+        raise UserError(f"{error}; begin anew with --overwrite") from None
     if not isinstance(state, dict) or "settings" not in state or part not in state:
         raise UserError(f"{path} is not the state of {kind}; remove it or choose another output")
     if state.get("streams") != VERSION:
@@ -107,7 +110,8 @@ def read_state(path: Path, kind: str, part: str, settings: Mapping[str, Any]) ->
     ]
     if differing:
         raise UserError(
-            f"{path} was made with other settings ({'; '.join(differing)}); give the same ones with --resume"
+            f"{path} was made with other settings or images ({'; '.join(differing)}); give the same ones with "
+            "--resume, or begin anew with --overwrite"
         )
     return state
 

@@ -184,15 +184,18 @@ _OF_STEPS = (
 )
 
 
-def describe_unused(asked: TrainingOptions, recipe: str) -> list[str]:
-    """A note on the given flags that the recipe does not use, if there are any."""
+def describe_unused(asked: TrainingOptions, recipe: str, device: str) -> list[str]:
+    """Notes on given flags that the recipe or the type of device does not use."""
+    notes = []
     given = [f"--{name}" for name in _OF_STEPS if getattr(asked, name) is not None]
-    if recipe != FAST or not given:
-        return []
-    steps = asked.epochs or asked.train_steps
-    few = f", and fewer than {FAST_BELOW:,} are too few for student and autoencoder" if steps else ""
-    advice = "--recipe paper trains these all the same" if few else "--recipe paper does"
-    return [f"Note: {', '.join(given)} not used: the memory takes no steps{few}; {advice}"]
+    if recipe == FAST and given:
+        steps = asked.epochs or asked.train_steps
+        few = f", and fewer than {FAST_BELOW:,} are too few for student and autoencoder" if steps else ""
+        advice = "--recipe paper trains these all the same" if few else "--recipe paper does"
+        notes.append(f"Note: {', '.join(given)} not used: the memory takes no steps{few}; {advice}")
+    if asked.cuda_graph and (recipe == FAST or device != "cuda"):
+        notes.append("Note: --cuda_graph not used: it replays the steps of --recipe paper on a CUDA GPU")
+    return notes
 
 
 def describe_start(name: str, options: TrainingOptions, facts: Mapping[str, Any]) -> list[str]:

@@ -107,7 +107,10 @@ def train_in_folder(dataset: Dataset, folder: Path, asked: TrainingOptions) -> T
     model, teacher = start_model(options)
     penalty = find_penalty_images(options.imagenet_train_path)
     facts = collect_facts(found.split, penalty, teacher, options, plan)
-    notes = [*describe_unused(asked, options.recipe), *describe_use(options.evaluate_every, found.test_samples)]
+    notes = [
+        *describe_unused(asked, options.recipe, device.type),
+        *describe_use(options.evaluate_every, found.test_samples),
+    ]
     say("\n".join([*describe_start(dataset.name, options, facts), *notes]))
 
     settings = json.loads(json.dumps({**asdict(asked), **facts}, default=str))

@@ -129,7 +129,10 @@ def test_only_good_or_only_defective_test_images(output, dataset_folder, kept, c
         if folder.name != kept:
             shutil.rmtree(folder)
     evaluate("-d", "custom", "-c", dataset_folder, "-o", output, "-f", "none")
-    assert "AUC undefined: the test set has no" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "AUC undefined: the test set has no" in printed
+    assert "Without both good and defective test images there is nothing to compare" in printed
+    assert "whatever the threshold" not in printed  # a table of dashes
 
 
 def test_an_image_in_two_classes_is_reported(output, dataset_folder, capsys):

@@ -1,6 +1,7 @@
 """A watched folder: complete files only, once each."""
 
 import csv
+import functools
 import io
 import json
 import os
@@ -318,8 +319,24 @@ def test_a_restart_goes_on(folder):
     finally:
         watch.process.kill()
         again.process.kill()
-    assert "3 images are done already" in printed and "Stopped after 2 images" in printed
+    assert "3 images scored before" in printed and "Stopped after 2 images" in printed
     assert sorted(again.names()) == ["000.png", "000.png", "000.png", "001.png", "line.png", "new.png"]
+
+
+def has_begun(watch):
+    return len(watch.names()) == 1 and "Ctrl-C stops" in watch.log.read_text()
+
+
+def test_results_of_another_threshold_are_named(folder):
+    """A line says which threshold decided, so nothing is wrong; but a user should know."""
+    note = "the earlier images were decided with another threshold"
+    for threshold, noted in ((5, False), (5, False), (6, True)):
+        watch = Watch(folder, "-T", threshold)
+        try:
+            watch.wait_for(functools.partial(has_begun, watch))
+            assert (note in watch.stop(signal.SIGTERM)) == noted
+        finally:
+            watch.process.kill()
 
 
 def test_only_its_own_folder_is_added_to(folder, capsys, monkeypatch):

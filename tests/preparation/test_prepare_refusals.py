@@ -1,6 +1,9 @@
 """prepare_dataset.py, called as users should not: one line, and everything stays as it was."""
 
+import errno
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -165,3 +168,12 @@ def test_two_runs_at_once_do_not_replace_each_other(tmp_path):
         assert "set is in use by another run (process " in done.stderr
     assert (tmp_path / "set" / "file").read_text() == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_a_full_disk_is_that_of_the_output(originals, monkeypatch, capsys):
+    def fill(source, destination):
+        raise OSError(errno.ENOSPC, "No space left on device", str(source))
+
+    monkeypatch.setattr(shutil, "copyfile", fill)
+    error = fail(monkeypatch, capsys, prepare_dataset, *originals.flags())
+    assert re.search(r"No space left on device: .*\.unfinished-", error)

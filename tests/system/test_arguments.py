@@ -35,6 +35,14 @@ def test_noted_command_lines(script, words, noted):
     assert script.get_parser().parse_args(shlex.split(line)[2:]) == args
 
 
+def test_an_empty_output_is_not_the_current_folder(capsys):
+    """As an unset variable of the shell leaves it: -o "$FOLDER"."""
+    for command, words in ((train_script, []), (eval_script, []), (pretrain, ["--images", "x"])):
+        with pytest.raises(SystemExit):
+            command.get_parser().parse_args([*words, "-o", ""])
+        assert "expects a name, not an empty word" in capsys.readouterr().err
+
+
 def test_texts_that_are_no_numbers_are_errors_that_say_what_is_expected(capsys):
     words = ["--images", "x", "-o", "y"]
     for flag, text, expected in (

@@ -189,7 +189,7 @@ def test_every_category_one_after_another(categories, tiny_networks, tiny_teache
     assert [line.split()[0] for line in table[2:4]] == ["nut", "mean"]  # the other was finished
     train_script.main(train_script.get_parser().parse_args([str(word) for word in [*train_words, "--resume"]]))
     printed = capsys.readouterr().out
-    assert "Every category already has a trained model: nothing to do" in printed and "mean" not in printed
+    assert "Trained before, nothing to do: bolt, nut\n" in printed and "mean" not in printed
     error = fail(monkeypatch, capsys, train_script, *train_words)
     assert "all 2 categories failed; their messages are above" in error
     error = fail(monkeypatch, capsys, eval_script, *words, "-w", tmp_path)

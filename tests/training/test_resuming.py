@@ -181,7 +181,8 @@ def test_damaged_state_is_one_line(tiny_training, tmp_path, monkeypatch, capsys)
     error = fail(monkeypatch, capsys, train_script, *tiny_training, "--resume")
     assert "was saved by another version of this toolkit, which draws other random numbers" in error
     state_file.write_text("text")
-    assert "is not a torch file, or damaged" in fail(monkeypatch, capsys, train_script, *tiny_training, "--resume")
+    error = fail(monkeypatch, capsys, train_script, *tiny_training, "--resume")
+    assert "is not a torch file, or damaged; begin anew with --overwrite" in error
 
 
 def test_a_full_disk_is_one_line_and_leaves_what_was_good(tiny_training, tmp_path, monkeypatch, capsys):
