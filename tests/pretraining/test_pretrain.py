@@ -90,7 +90,7 @@ def test_interrupted_and_resumed(run, tmp_path, natural, monkeypatch, capsys):
     output = tmp_path / "new" / "teacher.pth"
     words = ["--images", natural, "--output", output, "--resume", "--steps", 2, "--window", 133, "--batch_size", 2]
     error = fail(monkeypatch, capsys, pretrain, *words, "--lr", 1e-3)
-    assert "other settings (lr 0.0001, now 0.001); give the same ones with --resume" in error
+    assert "other settings or images (lr 0.0001, now 0.001); give the same ones with --resume" in error
     assert "Resuming after 1 steps" in run("--resume")
     error = fail(monkeypatch, capsys, pretrain, *words)
     assert "teacher.pth.state does not exist, so there is nothing to resume" in error
@@ -103,7 +103,7 @@ def test_the_backbones_weights_may_move_but_not_change(run, tmp_path, monkeypatc
     stop_after_one_step(monkeypatch, run, "--backbone_weights", given)
     given.rename(moved)
     for words in (["--backbone_weights", other], []):
-        with pytest.raises(UserError, match=r"other settings .backbone_weights of sha256 \w{64}, now (of|None)"):
+        with pytest.raises(UserError, match=r"other settings or images .backbone_weights of sha256 \w{64}, now (of|None)"):
             run("--resume", *words)
     assert "Resuming after 1 steps" in run("--resume", "--backbone_weights", moved)
 
@@ -111,7 +111,7 @@ def test_the_backbones_weights_may_move_but_not_change(run, tmp_path, monkeypatc
 def test_a_state_is_not_resumed_by_another_run(run, tmp_path, natural, monkeypatch):
     stop_after_one_step(monkeypatch, run)
     fill_folder(natural / "more", 1)
-    with pytest.raises(UserError, match="other settings .images found 6, now 7."):
+    with pytest.raises(UserError, match="other settings or images .images found 6, now 7."):
         run("--resume")
     state = tmp_path / "new" / "teacher.pth.state"
     assert state.exists()
