@@ -1,5 +1,6 @@
 """Generated images, data sets of every layout, and a tiny detector that trains in milliseconds."""
 
+import io
 import sys
 from pathlib import Path
 
@@ -39,6 +40,12 @@ def draw_part(seed, defective=False, size=(60, 40)):
         gray[y - 6 : y + 6, x - 6 : x + 6] = 250
     rgb = np.stack([gray, 0.9 * gray, 0.8 * gray], axis=-1)
     return Image.fromarray(np.clip(rgb, 0, 255).astype(np.uint8))
+
+
+def png_bytes(seed):
+    buffer = io.BytesIO()
+    draw_part(seed).save(buffer, "png")
+    return buffer.getvalue()
 
 
 def fill_folder(folder, count, seed=0, defective=False, suffix=".png"):

@@ -78,35 +78,15 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
         help="category of mvtec_ad, mvtec_loco or visa; all: each of them; a custom set has none "
         "(default: %(default)s)",
     )
-    group.add_argument(
-        "-c",
-        "--custom_dataset_path",
-        type=Path,
-        default=Path("custom_dataset"),
-        metavar="DIR",
-        help="folder with train/good and test/<class> (default: ./%(default)s)",
-    )
-    group.add_argument(
-        "--mvtec_ad_path",
-        type=Path,
-        default=Path("dataset/original/mvtec_anomaly_detection"),
-        metavar="DIR",
-        help="folder of the MVTec AD categories (default: ./%(default)s)",
-    )
-    group.add_argument(
-        "--mvtec_loco_path",
-        type=Path,
-        default=Path("mvtec_loco_anomaly_detection"),
-        metavar="DIR",
-        help="folder of the MVTec LOCO categories (default: ./%(default)s)",
-    )
-    group.add_argument(
-        "--visa_path",
-        type=Path,
-        default=Path("VisA_pytorch/1cls"),
-        metavar="DIR",
-        help="folder of the VisA categories, prepared in its one-class layout (default: ./%(default)s)",
-    )
+    for flags, default, help in (
+        (["-c", "--custom_dataset_path"], "custom_dataset", "folder with train/good and test/<class>"),
+        (["--mvtec_ad_path"], "dataset/original/mvtec_anomaly_detection", "folder of the MVTec AD categories"),
+        (["--mvtec_loco_path"], "mvtec_loco_anomaly_detection", "folder of the MVTec LOCO categories"),
+        (["--visa_path"], "VisA_pytorch/1cls", "folder of the VisA categories, prepared in its one-class layout"),
+    ):
+        group.add_argument(
+            *flags, type=Path, default=Path(default), metavar="DIR", help=f"{help} (default: ./%(default)s)"
+        )
 
 
 def named_path(text: str) -> Path:

@@ -295,8 +295,3 @@ def test_the_consumer_in_the_readme(detector_file, tmp_path, tiny_model):
         expected = float(reference.scores(TorchDetector(tiny_model, CPU, "fp32")(pixels)))
         assert float(score) == pytest.approx(expected, rel=1e-3)
         assert decision == ("anomalous" if expected > tiny_model.calibration.threshold else "good")
-
-
-def test_a_torch_export_warns_of_nothing(weights, tmp_path, recwarn):
-    run("-w", weights, "--format", "torch", "-o", tmp_path / "d.pt2")
-    assert not [warning for warning in recwarn if "tensor" in str(warning.message)]
