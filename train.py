@@ -14,11 +14,17 @@ from efficientad.training.options import (
     DEFAULT_STEPS,
     DRAWN,
     FAST_BELOW,
+    FULL,
     LR,
+    MAX_PIXELS,
     MEMORY_PATCHES,
+    MIRROR,
+    NATIVE,
+    NO_BORDER,
     NONE,
     RECIPES,
     WEIGHT_DECAY,
+    WINDOW,
 )
 
 
@@ -31,13 +37,14 @@ def get_parser() -> argparse.ArgumentParser:
         "torchrun --nproc_per_node=N train.py ...",
     )
     arguments.add_dataset_arguments(parser)
+    add_view_arguments(parser.add_argument_group("images"))
     add_training_arguments(parser.add_argument_group("training"))
     group = arguments.add_machine_arguments(parser)
     arguments.add_cache_argument(
         group,
         2.0,
-        "decoded images (0.2 MB each), the teacher's features of them (2.4 MB each) and penalty images (on a GPU: "
-        "of its memory, but for the penalty images, which take up to a quarter of that in the machine's)",
+        "decoded images (at 256 x 256 0.2 MB each), the teacher's features of them (2.4 MB) and penalty images (on "
+        "a GPU: of its memory, but for the penalty images, which take up to a quarter of that in the machine's)",
     )
     group.add_argument(
         "--deterministic",
@@ -72,6 +79,57 @@ def get_parser() -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="replace a finished model there (default: refuse)"
     )
     return parser
+
+
+def window_side(text: str) -> int | str:
+    """The side of a window in pixels, or FULL."""
+    return text if text == FULL else arguments.side(text)
+
+
+def add_view_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--image_size",
+        nargs="+",
+        default=["256"],
+        metavar="PIXELS",
+        help="what images are resized to: a square, or height and width, multiples of 4 from 64 on; "
+        f"{NATIVE}: the size of the training images, or their median. Larger sizes show smaller defects and take "
+        "longer (default: 256, as in the paper)",
+    )
+    group.add_argument(
+        "--max_pixels",
+        type=arguments.positive_int,
+        metavar="N",
+        help=f"of --image_size {NATIVE}, at most; larger images are made smaller (default: {MAX_PIXELS})",
+    )
+    group.add_argument(
+        "--resize",
+        choices=("stretch", "fit"),
+        default="stretch",
+        help="stretch: to that size whatever the aspect ratio, as in the paper; fit: keep it; what is added around "
+        "the image does not count (default: %(default)s)",
+    )
+    group.add_argument(
+        "--roi",
+        nargs=4,
+        type=arguments.non_negative_float,
+        metavar=("LEFT", "TOP", "WIDTH", "HEIGHT"),
+        help="inspect this part of each image only: pixels of the upright image, or shares of it from 0 to 1 "
+        "(default: all of it)",
+    )
+    group.add_argument(
+        "--ignore",
+        type=Path,
+        metavar="MASK",
+        help="an image of the size of yours, in which white is what is not inspected, such as fixtures and printed "
+        "dates (default: nothing)",
+    )
+    group.add_argument(
+        "--border",
+        choices=(NO_BORDER, MIRROR),
+        help="none: the outer 10 pixels of the resized image are hardly seen, as in the paper; mirror: images are "
+        "extended by mirrored pixels, so that they are (default: mirror with --recipe fast, none with paper)",
+    )
 
 
 def add_training_arguments(group: argparse._ArgumentGroup) -> None:
@@ -122,6 +180,13 @@ def add_training_arguments(group: argparse._ArgumentGroup) -> None:
         help="fast: no steps, only a memory of the teacher's features of good parts; paper: student and "
         f"autoencoder as published, for tens of thousands of steps; {AUTO}: paper if {FAST_BELOW} steps or more "
         "are asked for, else fast (default: %(default)s)",
+    )
+    group.add_argument(
+        "--window",
+        type=window_side,
+        metavar="PIXELS",
+        help="side of the part of each image that a step of student and autoencoder sees, so that it takes as long "
+        f"at any --image_size; {FULL}: all of it (default: {WINDOW})",
     )
     group.add_argument(
         "--memory",

@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
 
     from efficientad.benchmarking import measuring
     from efficientad.benchmarking.workloads import Workloads
-    from efficientad.detector.networks import EfficientAD
+    from efficientad.detector.model import EfficientAD
     from efficientad.system.devices import describe_device, keep_freed_memory, resolve_device, resolve_precision
     from efficientad.system.progress_bars import progress_bar
 

@@ -16,9 +16,10 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m efficientad.export",
         description=__doc__,
-        epilog="The file takes uint8 RGB images N x S x S x 3 and returns anomaly_map N x S x S and score N, both "
-        "float32; threshold, size S and versions are in its metadata. It is written only if it answers as torch "
-        "does, within the bounds that are printed. eval.py and predict take it as --weights_dir.",
+        epilog="The file takes uint8 RGB images N x H x W x 3 and returns anomaly_map N x H x W and score N, both "
+        "float32; threshold, size H W and versions are in its metadata. With a model of --resize fit it takes "
+        "inspected, too: uint8 N x H x W, 0 where a pixel does not count. It is written only if it answers as "
+        "torch does, within the bounds that are printed. eval.py and predict take it as --weights_dir.",
     )
     group = parser.add_argument_group("export")
     group.add_argument("-w", "--weights_dir", type=Path, required=True, metavar="DIR", help="folder of a training")
@@ -61,7 +62,7 @@ def main(args: argparse.Namespace) -> None:
 
     from efficientad.detector.checkpoint import load_model
     from efficientad.inference import export_check, exporting
-    from efficientad.inference.detectors import SUFFIXES
+    from efficientad.inference.metadata import SUFFIXES
 
     if args.precision not in PRECISIONS[args.format]:
         offered = ", ".join(PRECISIONS[args.format])
@@ -71,10 +72,11 @@ def main(args: argparse.Namespace) -> None:
         model = load_model(args.weights_dir, torch.device("cpu"))
         stored = export_check.find_good_images(args.images, args.weights_dir)
         calibrated = CALIBRATION_IMAGES if args.precision == "int8" else 0
-        images = export_check.read_images(stored, PARITY_IMAGES, calibrated, model.image_size, args.num_workers)
+        images = export_check.read_images(stored, PARITY_IMAGES, calibrated, model.view, args.num_workers)
         print(f"Exporting {args.weights_dir} ({model.model_size}) as {args.format} in {args.precision}", flush=True)
         metadata = exporting.describe(model, args.precision)
-        exporting.write_export(args.format, model, metadata, part, images.to_calibrate)
+        calibration = [metadata.inputs(*export_check.stack([image])) for image in images.to_calibrate]
+        exporting.write_export(args.format, model, metadata, part, calibration)
         found = export_check.compare_files(model, part, images.to_compare, metadata.threshold)
         print(found.format(args.precision, metadata.threshold))
         if not found.keeps(export_check.BOUNDS[args.precision]):

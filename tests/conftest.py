@@ -14,7 +14,7 @@ from tqdm import tqdm
 from browser import Browser, find_programs
 from commands import train
 from efficientad.detector import networks
-from efficientad.detector.networks import EfficientAD
+from efficientad.detector.model import EfficientAD
 from efficientad.system import progress_bars
 from efficientad.system.errors import run_command
 from reports import ROWS, make_report
@@ -98,8 +98,11 @@ def tiny_pdn(model_size, out_channels):
     return nn.Sequential(nn.AvgPool2d(33, 4), nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, out_channels, 1))
 
 
-def tiny_autoencoder(image_size=256):
-    return nn.Sequential(nn.AvgPool2d(33, 4), nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Dropout(0.2), nn.Conv2d(8, 384, 1))
+def tiny_autoencoder(grid=(56, 56)):
+    """Its last four layers are those of the real one, with fewer channels."""
+    trunk = [nn.AvgPool2d(2), nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Dropout(0.2)]
+    tail = [nn.Upsample(size=grid, mode="bilinear"), nn.Conv2d(4, 8, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*trunk, *tail, nn.Conv2d(8, 384, 3, padding=1))
 
 
 @pytest.fixture

@@ -19,7 +19,5 @@ def skip_without(name):
         pytest.importorskip(package)
 
 
-def random_pixels(count):
-    return torch.randint(
-        0, 256, (count, 3, 256, 256), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+def random_pixels(count, size=(256, 256)):
+    return torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

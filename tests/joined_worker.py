@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 import stubs
-from efficientad.detector.networks import EfficientAD
+from efficientad.data.views import View
+from efficientad.detector.model import EfficientAD
 from efficientad.system.distributed import own_part, process_group, rank, sum_over_ranks
 from efficientad.training import fitting
 from efficientad.training.cache import TeacherFeatures
@@ -24,7 +25,7 @@ def joined_work(image_size=64, batches=(5, 4, 1), seen=7):
     The second batch is even, the last one leaves nothing for a second rank. Dropout is off.
     """
     torch.manual_seed(0)
-    model = EfficientAD(image_size=image_size).eval()
+    model = EfficientAD(view=View(image_size, image_size)).eval()
     pixels = torch.randint(0, 256, (seen, 3, image_size, image_size), dtype=torch.uint8)
     natural = torch.rand(max(batches), 3, image_size, image_size)
     images, indices = stubs.HeldImages(pixels), range(seen)
@@ -37,13 +38,14 @@ def joined_work(image_size=64, batches=(5, 4, 1), seen=7):
     for batch in batches:
         own = torch.arange(batch)[own_part(batch)]
         plain = pixels[own] / 255
-        teacher_plain = model.normalize_features(teacher_features(own, plain))
-        share = torch.stack(learner.step(plain, teacher_plain, natural[own], batch)).detach()
+        teacher_plain = model.normalize_features(teacher_features(own, pixels[own]))
+        overview = None if image_size == 256 else model.overview(plain)
+        share = torch.stack(learner.step(plain, teacher_plain, natural[own], batch, overview)).detach()
         losses.append(sum_over_ranks(share))
         gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
     fit_memory(model, images, indices[: seen - 1], teacher_features, MEMORY_PATCHES, seed=2)
     model.map_weights.copy_(torch.tensor(map_weights(has_student=True, has_memory=True)))
-    fitting.fit_map_quantiles(model, images, indices, "fp32")
+    fitting.fit_map_quantiles(model, fitting.map_held_out(model, images, indices, "fp32"))
     scores = torch.tensor(fitting.score_images(model, images, indices, "fp32", "Scoring"))
     return {"losses": losses, "gradients": gradients, "state": model.state_dict(), "scores": scores}
 

@@ -84,7 +84,7 @@ def make_report(folder, rows, threshold=THRESHOLD, held_out=(), facts=(), title=
     calibration = calibrate(held_out, 0.25) if held_out else None
     commands = [("Evaluate again", "python eval.py -o 'a b'")]
     evaluation = evaluate_scores(scored, threshold)
-    warning = describe_chance(evaluation, 256)
+    warning = describe_chance(evaluation, (256, 256))
     shown = ReportFacts(title, folder / "set" / "test", facts, commands, calibration, warning)
     path = folder / REPORT_FILE
     write_report(path, scored, maps, evaluation, shown)

@@ -6,6 +6,7 @@ from torch import nn
 from conftest import tiny_autoencoder, tiny_pdn
 from efficientad.detector import networks
 from efficientad.pretraining.backbones import Backbone
+from efficientad.training.cache import ImageBatch
 
 
 def random_backbone(name="random", layers=None, weights=None):
@@ -21,13 +22,15 @@ def use_tiny_networks():
 
 
 class HeldImages:
-    """What ImageSet gives, for images that stand in a uint8 tensor N x 3 x S x S."""
+    """What ImageSet gives, for images that stand in a uint8 tensor N x 3 x H x W, and bools N x H x W or None."""
 
-    def __init__(self, pixels):
-        self.pixels = pixels
+    def __init__(self, pixels, inspected=None):
+        self.pixels, self.inspected = pixels, inspected
 
     def __len__(self):
         return len(self.pixels)
 
     def batches(self, order):
-        return ((indices, self.pixels[indices]) for indices in order)
+        for indices in order:
+            inspected = None if self.inspected is None else self.inspected[indices]
+            yield ImageBatch(indices, self.pixels[indices], inspected)

@@ -17,7 +17,7 @@ from bad_inputs import IGNORED, READABLE, REFUSED, write_file
 from conftest import draw_part, fail, fill_folder, make_dataset, tiny_autoencoder, tiny_pdn
 from efficientad.data.datasets import find_training_images, open_dataset
 from efficientad.detector import networks
-from efficientad.detector.networks import EfficientAD
+from efficientad.detector.model import EfficientAD
 from efficientad.system.errors import list_files
 from efficientad.system.files import csv_cell
 from originals import read_csv, tree

@@ -31,7 +31,7 @@ WINGS = {
     "system": "",
     "data": "system",
     "preparation": "data system",
-    "detector": "system",
+    "detector": "data system",
     "training": "detector data system",
     "pretraining": "detector data system",
     "inference": "detector data system",

@@ -87,17 +87,21 @@ def peak_memory_of(work: Callable[[], object], device: torch.device) -> float | 
 
 TRAINING_BATCHES = (1, 4, 10, 16, 32)
 INFERENCE_BATCHES = (1, 16)
+SIDE = 256  # of images, to which larger ones are compared
+LARGE_SIDES, LARGE_TRAINING_SIDE = (512, 1024, 2048), 1024
 LONGEST_PLAIN_STEP = 40.0  # seconds; longer ones are not measured
 PHOTO_SIZE = (1024, 768)  # of the images read and written
 FEWEST_PHOTOS, MOST_PHOTOS = 16, 512
 
 
 def list_tasks() -> list[tuple[Callable[..., list[dict]], int]]:
-    """The measurements: functions of (workloads, batch size, seconds, matrix rate), and their batch sizes."""
+    """The measurements: functions of (workloads, number, seconds, matrix rate), and their batch sizes or sides."""
     return [
         *((measure_training, size) for size in TRAINING_BATCHES),
         *((measure_inference, size) for size in INFERENCE_BATCHES),
         *((measure_student_inference, size) for size in INFERENCE_BATCHES),
+        *((measure_large_images, side) for side in LARGE_SIDES),
+        (measure_large_training, LARGE_TRAINING_SIDE),
         (measure_exports, 1),
         (measure_files, 16),
     ]
@@ -139,6 +143,26 @@ def measure_student_inference(loads, batch_size: int, seconds: float, rate: floa
     ideal = batch_size * loads.student_inference_flops / rate
     task = f"inference with student and autoencoder, batch {batch_size}"
     return [make_row(task, "images/s", batch_size, took, ideal, memory)]
+
+
+def measure_large_images(loads, side: int, seconds: float, rate: float) -> list[dict]:
+    """Inference of one image, side x side, in turns with one of 256 x 256."""
+    run = loads.inference_at(side)
+    memory = peak_memory_of(run, loads.device)
+    took, usual = time_side_by_side([run, loads.inference_at(SIDE)], seconds, loads.device)
+    each = took / usual * (SIDE / side) ** 2
+    task = f"inference, {side}x{side}, {each:.2f}x the time per pixel of {SIDE}x{SIDE}"
+    return [make_row(task, "images/s", 1, [took], None, memory)]
+
+
+def measure_large_training(loads, side: int, seconds: float, rate: float) -> list[dict]:
+    """A training step with one image, side x side, in turns with one of 256 x 256."""
+    step = loads.training_step_at(side)
+    step()  # which keeps the teacher's answer
+    memory = peak_memory_of(step, loads.device)
+    took, usual = time_side_by_side([step, loads.training_step_at(SIDE)], seconds, loads.device)
+    task = f"training, batch 1, {side}x{side}, {took / usual:.2f}x the time of {SIDE}x{SIDE}"
+    return [make_row(task, "images/s", 1, [took], None, memory)]
 
 
 def measure_exports(loads, batch_size: int, seconds: float, rate: float) -> list[dict]:

@@ -15,16 +15,21 @@ from torch import Tensor
 from efficientad.benchmarking import reference
 from efficientad.benchmarking.measuring import count_flops
 from efficientad.data.datasets import Sample
-from efficientad.data.images import read_image
-from efficientad.data.transforms import augment, draw_changes, to_square, to_unit_range
-from efficientad.detector.networks import FEATURE_CHANNELS, EfficientAD, anomaly_score
+from efficientad.data.transforms import augment, draw_changes, to_unit_range
+from efficientad.data.views import View
+from efficientad.detector.model import EfficientAD, anomaly_score
+from efficientad.detector.networks import FEATURE_CHANNELS
 from efficientad.evaluation.scoring import ScoringWork, score_samples
-from efficientad.inference.detectors import SUFFIXES, Metadata, MissingPackageError, TorchDetector, load_exported
+from efficientad.inference.detectors import TorchDetector
+from efficientad.inference.exported import MissingPackageError, load_exported
 from efficientad.inference.exporting import write_export
 from efficientad.inference.maps import write_side_by_side, write_tiff
+from efficientad.inference.metadata import SUFFIXES, Metadata
 from efficientad.system.parallel import parallel_map
+from efficientad.training.cache import ImageBatch, TeacherFeatures
 from efficientad.training.loop import Learner
-from efficientad.training.options import MEMORY_PATCHES, TrainingPlan, map_weights
+from efficientad.training.options import MEMORY_PATCHES, MIRROR, WINDOW, TrainingPlan, map_weights
+from efficientad.training.windows import Windows, see_whole, see_windows
 
 _THRESHOLD = 40.0
 EXPORTS = (("onnx", "fp32"), ("onnx", "int8"), ("openvino", "fp32"), ("openvino", "int8"))
@@ -63,7 +68,7 @@ class Workloads:
 
     def training_steps(self, batch_size: int) -> tuple[Work, Work]:
         """A step of the training loop, and the plain one: same images, same losses."""
-        pixels = self._pixels(batch_size).to(self.device)
+        pixels = self._pixels(self._model, batch_size).to(self.device)
         with torch.no_grad():
             one = self._model.teacher_features(self._model.normalize(to_unit_range(pixels[:1])))
         answers = one.repeat(batch_size, 1, 1, 1)
@@ -91,7 +96,7 @@ class Workloads:
         Args:
             with_student: for the paper's detector with student and autoencoder, instead of a memory alone.
         """
-        pixels = self._pixels(batch_size)
+        pixels = self._pixels(self._model, batch_size)
         model, plain_model = (self._model, self._plain_model) if with_student else (self._alone, self._plain_alone)
 
         def run() -> None:
@@ -107,15 +112,51 @@ class Workloads:
 
         return run, plain_run
 
+    def inference_at(self, side: int) -> Work:
+        """As inference_runs with one image, side x side, whatever the model's own size."""
+        model = self._at_size(self._alone, side)
+        detector, pixels = TorchDetector(model.eval(), self.device, self.precision), self._pixels(model, 1)
+
+        def run() -> None:
+            anomaly_score(detector(pixels)).tolist()
+
+        return run
+
+    def training_step_at(self, side: int) -> Work:
+        """As training_steps with one image, side x side, of which a step sees a window where it is larger."""
+        model = self._at_size(self._model, side)
+        pixels = self._pixels(model, 1).to(self.device)
+        images = ImageBatch(torch.tensor([0]), pixels, None)
+        room_for_one = 2 * FEATURE_CHANNELS * model.grid[0] * model.grid[1]
+        features = TeacherFeatures(model, room_for_one, self.device, self.precision)
+        windows = Windows.of(model.grid, model.margin, WINDOW)
+        learner = Learner(model, self._plan)
+
+        def step() -> None:
+            model.train()
+            drawn = None if windows is None else learner.draw_windows(windows, 1)
+            seen = see_whole(model, images) if windows is None else see_windows(model, images, windows, drawn)
+            teacher = model.normalize_features(features(images.indices, pixels, seen.windows))
+            learner.step(seen.images, teacher, None, 1, seen.overview, seen.places)
+
+        return step
+
+    def _at_size(self, model: EfficientAD, side: int) -> EfficientAD:
+        """A copy of the model for another size."""
+        has_student, patches = model.student is not None, len(model.memory)
+        other = EfficientAD(model.model_size, View(side, side), model.border, has_student, patches)
+        other.load_state_dict(model.state_dict())
+        return other.to(self.device, memory_format=torch.channels_last)
+
     def exported_runs(self, folder: Path, batch_size: int) -> dict[str, Work]:
         """As inference_runs, for exports of the model in `folder` whose packages are installed."""
-        pixels = self._pixels(batch_size)
+        pixels = self._pixels(self._model, batch_size)
         runs: dict[str, Work] = {}
         for name, precision in EXPORTS:
             file = folder / f"{name}_{precision}{SUFFIXES[name]}"
-            metadata = Metadata(self._model.model_size, self._model.image_size, precision, None, {})
+            metadata = Metadata(self._model.model_size, self._model.view, precision, None, {})
             try:
-                write_export(name, self._alone, metadata, file, pixels.permute(0, 2, 3, 1).numpy())
+                write_export(name, self._alone, metadata, file, [metadata.inputs(pixels, None)])
                 detector = load_exported(file, "cpu", "auto")
             except MissingPackageError:
                 continue
@@ -139,8 +180,7 @@ class Workloads:
         }
 
         def decode() -> None:
-            side = self._model.image_size
-            for _ in parallel_map(lambda sample: to_square(read_image(sample.path), side), samples, self.workers):
+            for _ in parallel_map(lambda sample: self._model.view.read(sample.path), samples, self.workers):
                 pass
 
         def write(suffix: str) -> None:
@@ -185,15 +225,15 @@ class Workloads:
             tables.append(f"{name}:\n{table}")
         return "\n\n".join(tables)
 
-    def _pixels(self, count: int) -> Tensor:
-        size = self._model.image_size
+    @staticmethod
+    def _pixels(model: EfficientAD, count: int) -> Tensor:
         generator = torch.Generator().manual_seed(1)
-        return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+        return torch.randint(0, 256, (count, 3, *model.view.size), dtype=torch.uint8, generator=generator)
 
 
 def _with_memory_alone(model: EfficientAD) -> EfficientAD:
-    """A detector without student and autoencoder, with a random memory."""
-    alone = EfficientAD(model.model_size, model.image_size, has_student=False)
+    """A detector as train.py makes it by default, with a random memory."""
+    alone = EfficientAD(model.model_size, model.view, MIRROR, has_student=False)
     alone.teacher.load_state_dict(model.teacher.state_dict())
     alone.memory = torch.randn(MEMORY_PATCHES, FEATURE_CHANNELS, generator=torch.Generator().manual_seed(2))
     alone.memory_weights = torch.ones(len(alone.memory))

@@ -21,6 +21,7 @@ from efficientad.system.progress_bars import progress_bar
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif"})
 _LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # of a whole file
+_ORIENTATION = 0x0112  # EXIF's; from 5 on the image lies on its side
 _LARGEST_JPG = 65_500  # pixels on a side; libjpeg writes no more
 
 
@@ -192,6 +193,21 @@ def _open(path: Path) -> Iterator[BinaryIO]:
             yield file
     except OSError as error:
         raise UnreadableImageError(str(path), error.strerror or str(error)) from error
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Width and height of the upright image, from the file's header.
+
+    Raises:
+        UnreadableImageError
+    """
+    with _open(path) as file:
+        try:
+            with Image.open(file) as opened:
+                size, is_turned = opened.size, opened.getexif().get(_ORIENTATION, 1) >= 5
+        except Exception as error:  # Pillow's plugins raise almost any type on damaged files
+            raise UnreadableImageError(str(path), failure_reason(error, empty=False)) from error
+    return size[::-1] if is_turned else size
 
 
 def resize_image(image: Image.Image, size: int) -> Image.Image:

@@ -21,7 +21,7 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 def to_unit_range(pixels: Tensor) -> Tensor:
     """uint8 images N x 3 x H x W -> float32 in [0, 1], in the channels_last order the networks prefer."""
-    return pixels.to(torch.float32, memory_format=torch.channels_last) / 255
+    return pixels.to(torch.float32, memory_format=torch.channels_last).div_(255)
 
 
 def to_square(image: Image.Image, size: int) -> Tensor:
@@ -64,18 +64,19 @@ def draw_light(count: int, strongest: float, generator: torch.Generator) -> Chan
     return Changes(torch.zeros(count, 1, 1, 1), torch.where(unchanged, 1.0, factor))
 
 
-def augment(images: Tensor, changes: Changes) -> Tensor:
+def augment(images: Tensor, changes: Changes, whole: Tensor | None = None) -> Tensor:
     """Change the brightness, contrast or saturation of each image.
 
     Each blends the image with another one: black, its mean gray, or its gray version. The result is clamped to
     [0, 1], as by torchvision's adjust_brightness, adjust_contrast and adjust_saturation.
 
     Args:
-        images: N x 3 x S x S, float32 in [0, 1].
+        images: N x 3 x H x W, float32 in [0, 1].
+        whole: the whole images of any size, if these are windows of them, whose mean gray then counts.
     """
     kind, factor = (values.to(images.device, non_blocking=True) for values in changes)
     gray = _grayscale(images)
-    mean_gray = gray.mean(dim=(1, 2, 3), keepdim=True)
+    mean_gray = (gray if whole is None else _grayscale(whole)).mean(dim=(1, 2, 3), keepdim=True)
     other = torch.where(kind == 0, torch.zeros_like(gray), torch.where(kind == 1, mean_gray, gray))
     return (factor * images + (1 - factor) * other).clamp(0, 1)
 

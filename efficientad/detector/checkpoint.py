@@ -18,21 +18,18 @@ import torch
 from torch import Tensor, nn
 
 import efficientad
+from efficientad.data.views import SIDE, View
 from efficientad.detector.calibration import Calibration
-from efficientad.detector.networks import (
-    FEATURE_CHANNELS,
-    IMAGE_SIZE,
-    UNFITTED_QUANTILES,
-    EfficientAD,
-    infer_model_size,
-)
+from efficientad.detector.model import MIRROR, NO_BORDER, UNFITTED_QUANTILES, EfficientAD, RawMaps
+from efficientad.detector.networks import FEATURE_CHANNELS, infer_model_size
 from efficientad.system.errors import UserError, require_folder
 from efficientad.system.torch_files import read_torch_file, require_weights, write_atomically
 
 MODEL_FILE = "model.pt"
 FORMAT = "efficientad-detector"
-FORMAT_VERSION = 3  # 2 had no memory and always a student; 1 had neither map_weights nor a calibration
-_LARGEST_IMAGE_SIZE = 2048  # a file that claims more is damaged, or made to fill the memory
+# 3 saw whole images at 256 x 256; 2 had no memory and always a student; 1 neither map_weights nor a calibration
+FORMAT_VERSION = 4
+_PLAIN = {"view": View().as_dict(), "border": NO_BORDER}  # of the versions before 4
 MOST_MEMORY_PATCHES = 200_000  # 154 MB in model.pt
 _SHIPPED_WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 _NETWORK_FILES = {name: f"{name}_final.pth" for name in ("teacher", "student", "autoencoder")}
@@ -51,7 +48,8 @@ def save_model(model: EfficientAD, path: Path, training: Mapping[str, Any]) -> N
         "version": FORMAT_VERSION,
         "config": {
             "model_size": model.model_size,
-            "image_size": model.image_size,
+            "view": model.view.as_dict(),
+            "border": model.border,
             "has_student": model.student is not None,
             "memory_patches": len(model.memory),
         },
@@ -84,7 +82,7 @@ def load_model(folder: Path, device: torch.device) -> EfficientAD:
             f"{folder} holds no {MODEL_FILE}; train first, or name the training's folder with --weights_dir"
         )
     spread = model.quantiles[:, 1] - model.quantiles[:, 0]
-    weights = (*model.map_weights.tolist(), *model.memory_weights.tolist())
+    weights = (*model.map_weights.tolist(), *model.memory_weights.tolist(), *model.rim_weights.tolist())
     sound = (spread > 0).all() and spread.isfinite().all() and (model.teacher_std > 0).all()
     if not (sound and min(weights) >= 0 and sum(model.map_weights.tolist()) > 0):
         raise UserError(f"{folder} holds a detector whose statistics are degenerate; train it again")
@@ -146,13 +144,16 @@ def _load_own(path: Path) -> EfficientAD:
         raise UserError(f"{path} is damaged: its version is {reprlib.repr(version)}")
     state = require_weights(contents.get("state_dict"), path)
     try:
-        model = _build(**contents["config"])
+        config = contents["config"] if version >= 4 else _upgraded_config(**contents["config"])
+        model = _build(**config)
         if contents.get("calibration") is not None:
             model.calibration = _read_calibration(**contents["calibration"])
         model.provenance = {**(contents.get("training") or {}), "versions": dict(contents.get("versions") or {})}
     except (KeyError, TypeError, ValueError) as error:
         reason = textwrap.shorten(str(error), 200)
         raise UserError(f"{path} is damaged: no complete description of a detector ({reason})") from None
+    if version < 4:
+        state["rim_weights"] = torch.ones(len(RawMaps._fields))
     if version < 3:
         _upgrade(state)
         model.calibration = None  # its scores were maxima of maps, not means of the highest values
@@ -160,16 +161,27 @@ def _load_own(path: Path) -> EfficientAD:
     return model
 
 
-def _build(model_size: str, image_size: int, has_student: bool = True, memory_patches: int = 0) -> EfficientAD:
-    if not isinstance(image_size, int) or not IMAGE_SIZE <= image_size <= _LARGEST_IMAGE_SIZE:
+def _upgraded_config(
+    model_size: str, image_size: int, has_student: bool = True, memory_patches: int = 0
+) -> dict[str, Any]:
+    """The config of a detector of a version before 4 as one of version 4."""
+    if type(image_size) is not int or image_size != SIDE:
         raise ValueError(f"image_size is {image_size}")
+    return {"model_size": model_size, "has_student": has_student, "memory_patches": memory_patches, **_PLAIN}
+
+
+def _build(
+    model_size: str, view: dict[str, Any], border: str, has_student: bool, memory_patches: int
+) -> EfficientAD:
+    if border not in (NO_BORDER, MIRROR):
+        raise ValueError(f"border is {border!r}")
     if not isinstance(has_student, bool):
         raise ValueError(f"has_student is {has_student!r}")
     if type(memory_patches) is not int or not 0 <= memory_patches <= MOST_MEMORY_PATCHES:
         raise ValueError(f"memory_patches is {memory_patches}")
     if not has_student and memory_patches == 0:
         raise ValueError("there is neither a student nor a memory")
-    return EfficientAD(model_size, image_size, has_student, memory_patches)
+    return EfficientAD(model_size, View.from_dict(view), border, has_student, memory_patches)
 
 
 def _upgrade(state: dict[str, Tensor]) -> None:
@@ -177,10 +189,7 @@ def _upgrade(state: dict[str, Tensor]) -> None:
     state.setdefault("map_weights", torch.tensor((0.5, 0.5)))  # version 1 had none
     state["memory"], state["memory_weights"] = torch.zeros(0, FEATURE_CHANNELS), torch.zeros(0)
     for key, row in (("map_weights", torch.zeros(1)), ("quantiles", torch.tensor([UNFITTED_QUANTILES]))):
-        if key in state and state[key].shape == (
-            2,
-            *row.shape[1:],
-        ):  # else it is damaged, which _load_state reports
+        if key in state and state[key].shape == (2, *row.shape[1:]):  # else _load_state says that it is damaged
             state[key] = torch.cat([state[key], row])
 
 

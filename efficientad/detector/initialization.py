@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from efficientad.detector.checkpoint import load_teacher_weights, teacher_size
-from efficientad.detector.networks import EfficientAD
+from efficientad.detector.model import EfficientAD
 from efficientad.system.errors import UserError
 
 _KEPT_ABOVE = 3.0  # standard deviations of a normalized feature; one value in a thousand is lower, and cut off

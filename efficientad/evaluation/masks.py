@@ -189,24 +189,33 @@ def _read_saturations(path: Path) -> dict[int, Saturation]:
 
 
 def read_defects(
-    masks: MaskFiles, saturations: Mapping[int, Saturation], image: Path, image_size: tuple[int, int]
-) -> list[Defect]:
-    """The defects in the masks of one image.
+    masks: MaskFiles,
+    saturations: Mapping[int, Saturation],
+    image: Path,
+    image_size: tuple[int, int],
+    inspected: np.ndarray | None = None,
+) -> tuple[list[Defect], int]:
+    """The defects in the masks of one image, and how many more lie wholly where nothing is inspected.
 
     Args:
         saturations: by pixel value; if empty, a region saturates at its area.
         image, image_size: the image's file, and width and height of the upright image.
+        inspected: H x W bools; a defect has no other pixels, and saturates as if it were no larger. None: all.
 
     Raises:
         UserError: a mask is damaged, has another size, or a pixel value without a saturation.
     """
-    regions = []
+    regions, hidden = [], 0
     for path in masks.paths:
         values = read_mask(path)
         if values.shape != image_size[::-1]:
             problem = _size_problem(path, values.shape[::-1], image, image_size)
             raise UserError(f"1 mask does not fit; correct or remove:{list_some([problem])}")
-        for pixels in _split_regions(values, masks.one_defect_each):
+        for whole in _split_regions(values, masks.one_defect_each):
+            pixels = whole if inspected is None else whole[inspected.flat[whole]]
+            if not pixels.size:
+                hidden += 1
+                continue
             saturation = len(pixels)
             if saturations:
                 value = int(values.flat[pixels[0]])
@@ -214,7 +223,7 @@ def read_defects(
                     raise UserError(f"{path} has the pixel value {value}, which is not in {SATURATION_FILE}")
                 saturation = saturations[value].pixels(len(pixels))
             regions.append(Defect(pixels, saturation))
-    return regions
+    return regions, hidden
 
 
 def read_mask(path: Path) -> np.ndarray:

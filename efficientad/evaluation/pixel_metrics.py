@@ -22,6 +22,7 @@ _OCTAVES = 20
 _ZERO = _OCTAVES << _BITS  # the bin of 0, and the number of bins on each side
 BINS = 2 * _ZERO + 1
 _BITS_OF_ONE = int(np.float32(1).view(np.int32))
+_BLOCK = 2**20  # pixels, sorted into bins at once: temporary arrays stay small
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class PixelMetrics:
     saturated: bool  # the areas are AU-sPRO, not AU-PRO
     defective: int  # images
     left_out: int  # of them, without a mask
+    hidden: int = 0  # defects that lie wholly where nothing is inspected, so that they count nowhere
+    hiding: int = 0  # images with such defects
 
 
 def score_bins(scores: np.ndarray) -> np.ndarray:
@@ -106,33 +109,49 @@ def count_pixels(
         regions: may overlap; pixels outside are normal.
         ignored: H x W bools, pixels that are neither normal nor, outside the regions, defective.
     """
-    bins = score_bins(anomaly_map).ravel()
-    defective = np.zeros(bins.size, dtype=bool)
+    values = anomaly_map.ravel()
+    defective = np.zeros(values.size, dtype=bool)
     for region in regions:
         defective[region.pixels] = True
     normal = ~defective if ignored is None else ~(defective | ignored.ravel())
     highest, weights = [], []
     for region in regions:
-        inside = bins[region.pixels]
+        inside = score_bins(values[region.pixels])
         if region.saturation < len(inside):
             inside = np.partition(inside, len(inside) - region.saturation)[-region.saturation :]
         highest.append(inside)
         weights.append(np.full(len(inside), 1 / region.saturation))
     return ImageCounts(
         len(regions),
-        normal=_histogram(bins[normal] if regions or ignored is not None else bins),
-        defective=_histogram(bins[defective]),
-        overlap=_histogram(np.concatenate(highest), np.concatenate(weights)) if regions else _histogram(bins[:0]),
+        normal=_count(values, normal),
+        defective=_count(values, defective),
+        overlap=_weigh(np.concatenate(highest), np.concatenate(weights)) if regions else _NOTHING,
     )
 
 
-def _histogram(bins: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    if not bins.size:
-        return bins, bins
+def _count(values: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The bins of the chosen values, ascending, and how many are in each."""
+    total = np.zeros(BINS, dtype=np.int64)
+    for start in range(0, values.size, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        bins = score_bins(values[block][chosen[block]])
+        if bins.size:
+            lowest = bins.min()
+            counts = np.bincount(bins - lowest)
+            total[lowest : lowest + len(counts)] += counts
+    filled = np.flatnonzero(total)
+    return filled, total[filled]
+
+
+def _weigh(bins: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The bins, ascending, and the sum of the weights in each."""
     lowest = bins.min()
-    counts = np.bincount(bins - lowest, weights)
-    filled = np.flatnonzero(counts)
-    return filled + lowest, counts[filled]
+    sums = np.bincount(bins - lowest, weights)
+    filled = np.flatnonzero(sums)
+    return filled + lowest, sums[filled]
+
+
+_NOTHING = np.zeros(0, dtype=np.int64), np.zeros(0)
 
 
 class PixelHistograms:

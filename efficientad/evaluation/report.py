@@ -25,7 +25,7 @@ from efficientad.evaluation.image_metrics import (
 )
 from efficientad.evaluation.pixel_metrics import PixelMetrics
 from efficientad.evaluation.thumbnails import Picture
-from efficientad.system.errors import printable
+from efficientad.system.errors import count_of, printable
 from efficientad.system.files import write_csv, write_text_atomically
 from efficientad.system.tables import format_table, number
 
@@ -172,19 +172,19 @@ def _auc_line(evaluation: Decisions) -> str:
     return f"AUC undefined: the test set has no {missing} images"
 
 
-def describe_chance(evaluation: Evaluation, image_size: int) -> str:
+def describe_chance(evaluation: Evaluation, input_size: tuple[int, int]) -> str:
     """A warning with advice where the detector is no better than chance, else empty.
 
     Args:
-        image_size: the side of the square that the networks see.
+        input_size: height and width of what the networks see.
     """
     if not evaluation.is_chance:
         return ""
-    auroc = evaluation.image_metrics.overall.auroc
+    auroc, (height, width) = evaluation.image_metrics.overall.auroc, input_size
     return (
         f"No better than chance on these images: the {100 * INTERVAL:g} % interval of the AUROC, {auroc.low:.3f} "
         f"to {auroc.high:.3f}, includes 0.5. Try more training steps (train.py --recipe paper --train_steps N), "
-        f"images cropped to the part (the networks see {image_size} x {image_size} pixels), and the same view and "
+        f"images cropped to the part (the networks see {height} x {width} pixels), and the same view and "
         "light for every part."
     )
 
@@ -240,6 +240,10 @@ def _format_pixels(metrics: PixelMetrics) -> str:
             f"{metrics.left_out} of the {metrics.defective} defective images have no mask, or an empty one;\nthe "
             "pixel metrics leave them out"
         )
+    if metrics.hidden:
+        defects = f"{count_of(metrics.hidden, 'defect')} on {count_of(metrics.hiding, 'image')}"
+        verb = "lies" if metrics.hidden == 1 else "lie"
+        lines.append(f"{defects} {verb} wholly where nothing is inspected;\nthe pixel metrics leave them out")
     return "\n".join(lines)
 
 

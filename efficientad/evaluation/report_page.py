@@ -21,7 +21,7 @@ from efficientad.detector.calibration import Calibration, describe_calibration
 from efficientad.evaluation.image_metrics import INTERVAL
 from efficientad.evaluation.report import Evaluation, ScoredSample, describe_chance
 from efficientad.evaluation.thumbnails import MAP_FLOOR, MAP_LEVELS, PAGE_BYTES, REPORT_BYTES, TEXT_BYTES
-from efficientad.inference.detectors import Detector
+from efficientad.inference.detectors import Detector, describe_view
 from efficientad.system.arguments import path_argument
 from efficientad.system.files import write_text_atomically
 
@@ -122,6 +122,8 @@ def describe_run(
         ("Model", f"EfficientAD {detector.model_size} in {weights}"),
         ("Evaluated with", f"{detector.description}; efficientad {efficientad.__version__}"),
     ]
+    if described := describe_view(detector.view):
+        facts.append(("Input", described))
     facts += _metric_facts(evaluation)
     if skipped:
         facts.insert(2, ("Unreadable images", f"{len(skipped)}, not in this report"))
@@ -134,7 +136,7 @@ def describe_run(
     if "command" in known:
         commands.insert(0, ("Train again", str(known["command"])))
     title = dataset.root.resolve().name if dataset.name == "custom" else dataset.name
-    warning = describe_chance(evaluation, detector.image_size)
+    warning = describe_chance(evaluation, detector.view.size)
     return ReportFacts(title, dataset.root / "test", facts, commands, calibration, warning)
 
 

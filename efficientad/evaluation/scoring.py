@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from efficientad.data.datasets import Sample
 from efficientad.data.images import UnreadableImageError
 from efficientad.evaluation.localization import Localization, LocatedSample
@@ -14,8 +16,8 @@ from efficientad.evaluation.masks import MaskSet, read_mask
 from efficientad.evaluation.report import ScoredSample
 from efficientad.evaluation.thumbnails import Picture, PictureSizes, encode_map, encode_mask, encode_thumbnail
 from efficientad.inference.detectors import Detector
-from efficientad.inference.maps import resize_map, write_side_by_side, write_tiff
-from efficientad.inference.prediction import Prediction, predict
+from efficientad.inference.maps import write_side_by_side, write_tiff
+from efficientad.inference.prediction import Prediction, limit_workers, predict
 from efficientad.system.parallel import parallel_map
 
 
@@ -45,16 +47,19 @@ def score_samples(work: ScoringWork) -> Iterator[ScoredSample]:
     shows_image = any(file.suffix == ".jpg" for file in map_files.values())
 
     def finish(prediction: Prediction) -> tuple[ScoredSample, LocatedSample | None]:
-        sample = prediction.sample
-        if map_files or localization:
-            anomaly_map = resize_map(prediction.anomaly_map, *prediction.image_size)
+        sample, is_whole = prediction.sample, prediction.view.is_whole
+        if map_files or localization or (sizes and not is_whole):
+            anomaly_map, inspected = prediction.full_map(), prediction.inspected()
         if map_files:
             if shows_image:
-                write_side_by_side(map_files[sample], prediction.decode(), anomaly_map, work.threshold)
+                write_side_by_side(map_files[sample], prediction.decode(), anomaly_map, work.threshold, inspected)
             else:
                 write_tiff(map_files[sample], anomaly_map)
-        located = localization.count(sample, anomaly_map) if localization else None
-        picture = _picture(prediction, sizes, work.masks) if sizes else None
+        located = localization.count(sample, anomaly_map, inspected) if localization else None
+        picture = None
+        if sizes:
+            shown = prediction.anomaly_map if is_whole else anomaly_map
+            picture = _picture(prediction, shown, sizes, work.masks)
         return ScoredSample(sample, prediction.digest, prediction.score, picture), located
 
     make_thumbnail = partial(encode_thumbnail, sizes=sizes) if sizes else None
@@ -67,18 +72,21 @@ def score_samples(work: ScoringWork) -> Iterator[ScoredSample]:
         work.on_unreadable,
         make_thumbnail,
     )
-    for scored, located in parallel_map(finish, predictions, work.workers):
+    for scored, located in parallel_map(finish, predictions, limit_workers(work.workers, work.detector.view)):
         if localization:
             localization.add(scored.sample, located)  # here and not in the threads: sums in a fixed order
         yield scored
 
 
-def _picture(prediction: Prediction, sizes: PictureSizes, masks: MaskSet | None) -> Picture:
+def _picture(
+    prediction: Prediction, anomaly_map: np.ndarray, sizes: PictureSizes, masks: MaskSet | None
+) -> Picture:
+    """The pictures of an image; its map, of any size, shows the whole image."""
     files = masks.files(prediction.sample) if masks else ()
     return Picture(
         prediction.image_size,
         prediction.thumbnail,
-        encode_map(prediction.anomaly_map, sizes.map_side),
+        encode_map(anomaly_map, sizes.map_side),
         encode_mask([read_mask(file) for file in files], sizes.thumbnail_side // 2),
         float(prediction.anomaly_map.max()),
     )

@@ -16,7 +16,7 @@ MAP_LEVELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/" 
 MAP_FLOOR = 4.0  # on the 0-255 scale; the levels are about linear below it and logarithmic above
 _BYTES_PER_PIXEL = 0.14  # of a thumbnail with much texture
 _LARGEST_SIDE, _SMALLEST_SIDE = 320, 64
-_FINE_MAP, _COARSE_MAP = 64, 32  # the networks' own maps have 56
+_FINE_MAP, _COARSE_MAP = 64, 32  # the networks' own maps of the paper's input have 56
 _QUALITIES = (70, 50, 30, 10)
 _MOST_MASK_TEXT = 1200
 
@@ -70,10 +70,10 @@ def encode_map(anomaly_map: np.ndarray, side: int) -> str:
     to the largest value of the whole map: value = MAP_FLOOR * ((1 + largest / MAP_FLOOR) ** (level / 63) - 1).
 
     Args:
-        anomaly_map: S x S float32, 0-255 scale, S >= side.
+        anomaly_map: H x W float32, 0-255 scale; where it is smaller than the grid, its values are repeated.
     """
-    edges = np.arange(side) * len(anomaly_map) // side
-    peaks = np.maximum.reduceat(np.maximum.reduceat(anomaly_map, edges, axis=0), edges, axis=1)
+    rows, columns = (np.arange(side) * length // side for length in anomaly_map.shape)
+    peaks = np.maximum.reduceat(np.maximum.reduceat(anomaly_map, rows, axis=0), columns, axis=1)
     logarithms = np.log1p(np.maximum(peaks, 0) / MAP_FLOOR)
     largest = logarithms.max()
     levels = np.rint((len(MAP_LEVELS) - 1) * logarithms / (largest or 1)).astype(np.uint8)

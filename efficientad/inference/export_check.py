@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,26 +15,35 @@ from torch import Tensor
 from efficientad.data.datasets import find_training_images, open_dataset
 from efficientad.data.image_collections import StoredImage, find_stored_images
 from efficientad.data.images import UnreadableImageError, raise_if_unreadable, were_skipped
-from efficientad.data.transforms import to_square
+from efficientad.data.views import View
 from efficientad.detector.checkpoint import read_training
-from efficientad.detector.networks import MAP_SCALE, EfficientAD, anomaly_score
-from efficientad.inference.detectors import Detector, ExportedDetector, TorchDetector, load_exported
+from efficientad.detector.model import MAP_SCALE, EfficientAD, anomaly_score
+from efficientad.inference.detectors import Detector, TorchDetector
+from efficientad.inference.exported import ExportedDetector, load_exported
 from efficientad.system.arguments import path_argument
 from efficientad.system.errors import UserError
 from efficientad.system.parallel import parallel_map
 from efficientad.system.progress_bars import progress_bar
 
 _BATCH_SIZE = 5
+_MOST_PIXELS, _FEWEST = 2**25, 4  # of the images to compare on, or to calibrate with
 # Differences are relative to the value, or to this if it is lower.
 _FLOOR = 0.1 * MAP_SCALE
+
+
+class SeenImage(NamedTuple):
+    """An image as the networks see it; see View."""
+
+    pixels: Tensor  # uint8, 3 x H x W
+    inspected: Tensor | None  # bools H x W; None: all
 
 
 @dataclass(frozen=True)
 class CheckImages:
     """Images to compare on, and others to calibrate int8 with; the same ones if there are few."""
 
-    to_compare: Tensor  # uint8, N x 3 x S x S
-    to_calibrate: np.ndarray  # uint8, N x S x S x 3
+    to_compare: Sequence[SeenImage]
+    to_calibrate: Sequence[SeenImage]
 
 
 def find_good_images(given: Sequence[Path], weights_dir: Path) -> list[StoredImage]:
@@ -59,28 +69,36 @@ def find_good_images(given: Sequence[Path], weights_dir: Path) -> list[StoredIma
 
 
 def read_images(
-    stored: Sequence[StoredImage], compared: int, calibrated: int, size: int, workers: int
+    stored: Sequence[StoredImage], compared: int, calibrated: int, view: View, workers: int
 ) -> CheckImages:
-    """Decode at most `compared` and `calibrated` of the images, each spread evenly over all.
+    """Decode at most `compared` and `calibrated` of the images, each spread evenly over all; few of large ones.
 
     Raises:
         UserError: naming every unreadable image.
     """
 
-    def read(image: StoredImage) -> Tensor | str:
+    def read(image: StoredImage) -> SeenImage | str:
         try:
-            return to_square(image.read(), size)
+            decoded = image.read()
+            return SeenImage(view.pixels(decoded, str(image.path)), view.inspected(decoded.size))
         except UnreadableImageError as error:
             return str(error)
 
+    most = max(_FEWEST, _MOST_PIXELS // (view.height * view.width))
+    compared, calibrated = min(compared, most), min(calibrated, most)
     to_compare = _spread(stored, compared)
     kept = set(to_compare)
     to_calibrate = _spread([image for image in stored if image not in kept] or stored, calibrated)
     chosen = [*to_compare, *to_calibrate]
-    pixels = list(progress_bar(parallel_map(read, chosen, workers), "Reading images", len(chosen), unit="image"))
-    raise_if_unreadable([problem for problem in pixels if isinstance(problem, str)])
-    together, count = torch.stack(pixels), len(to_compare)
-    return CheckImages(together[:count], together[count:].permute(0, 2, 3, 1).contiguous().numpy())
+    images = list(progress_bar(parallel_map(read, chosen, workers), "Reading images", len(chosen), unit="image"))
+    raise_if_unreadable([problem for problem in images if isinstance(problem, str)])
+    return CheckImages(images[: len(to_compare)], images[len(to_compare) :])
+
+
+def stack(images: Sequence[SeenImage]) -> tuple[Tensor, Tensor | None]:
+    """Images as one batch for a Detector."""
+    pixels, inspected = zip(*images, strict=True)
+    return torch.stack(pixels), None if inspected[0] is None else torch.stack(inspected)
 
 
 def _spread(items: Sequence[StoredImage], count: int) -> list[StoredImage]:
@@ -98,7 +116,7 @@ class Bound:
 
 BOUNDS = {
     "fp32": Bound(0.0005, 0.005),
-    "fp16": Bound(0.01, 0.05),
+    "fp16": Bound(0.02, 0.05),
     "bf16": Bound(0.05, 0.2),
     "int8": Bound(0.1, 0.4),
 }
@@ -143,22 +161,27 @@ class Parity:
         )
 
 
-def compare_files(model: EfficientAD, path: Path, pixels: Tensor, threshold: float) -> Parity:
+def compare_files(model: EfficientAD, path: Path, images: Sequence[SeenImage], threshold: float) -> Parity:
     """Compare a model with the export at `path`, both on the CPU; see compare."""
-    reference = TorchDetector(model, torch.device("cpu"), "fp32")
-    return compare(reference, load_exported(path, "cpu", "auto"), pixels, _BATCH_SIZE, threshold)
+    reference, exported = TorchDetector(model, torch.device("cpu"), "fp32"), load_exported(path, "cpu", "auto")
+    return compare(reference, exported, images, exported.images_per_pass(_BATCH_SIZE), threshold)
 
 
 def compare(
-    reference: Detector, exported: ExportedDetector, pixels: Tensor, batch_size: int, threshold: float
+    reference: Detector,
+    exported: ExportedDetector,
+    images: Sequence[SeenImage],
+    batch_size: int,
+    threshold: float,
 ) -> Parity:
-    """Compare the maps and scores of two detectors on uint8 images N x 3 x S x S."""
+    """Compare the maps and scores of two detectors."""
     maps, scores, other_maps, other_scores = [], [], [], []
-    for batch in pixels.split(batch_size):
-        expected = reference(batch).cpu()
+    for start in range(0, len(images), batch_size):
+        batch = stack(images[start : start + batch_size])
+        expected = reference(*batch).cpu()
         maps.append(expected[:, 0].numpy())
         scores.append(anomaly_score(expected).numpy())
-        answer = exported.answer(batch.permute(0, 2, 3, 1).contiguous().numpy())
+        answer = exported.answer(*batch)
         other_maps.append(answer[0])
         other_scores.append(answer[1])
     expected_scores, found_scores = np.concatenate(scores), np.concatenate(other_scores)
@@ -166,7 +189,7 @@ def compare(
         _differences(np.concatenate(maps), np.concatenate(other_maps)),
         _differences(expected_scores, found_scores),
         int(((expected_scores > threshold) == (found_scores > threshold)).sum()),
-        len(pixels),
+        len(images),
     )
 
 

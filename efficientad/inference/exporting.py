@@ -8,18 +8,22 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import efficientad
-from efficientad.detector.networks import EfficientAD, anomaly_score
-from efficientad.inference.detectors import INPUT_NAME, METADATA_FILE, OUTPUT_NAMES, Metadata, import_package
+from efficientad.data.images import UnreadableImageError
+from efficientad.data.views import FIT, View
+from efficientad.detector.model import EfficientAD, anomaly_score
+from efficientad.inference.exported import import_package
+from efficientad.inference.metadata import INPUT_NAME, INSPECTED_NAME, METADATA_FILE, OUTPUT_NAMES, Metadata
 from efficientad.system.errors import UserError
 from efficientad.system.runs import lock_output
 
@@ -29,7 +33,10 @@ class ExportableDetector(nn.Module):
 
     ImageNet's mean and standard deviation go into the first convolutions of teacher and student, which do not pad,
     and the teacher's statistics into its last one. The autoencoder pads its normalized input with zeros, so its
-    normalization remains a separate step. Maps are always combined in float32.
+    normalization remains a separate step. Images are resized for it, and maps combined, always in float32.
+
+    What a mask ignores is part of the graph, unless the view keeps the aspect ratio: then the pixels that count
+    depend on the image, and are a second input. The whole grid is computed at once, without tiles.
     """
 
     def __init__(self, model: EfficientAD, dtype: torch.dtype = torch.float32) -> None:
@@ -48,28 +55,61 @@ class ExportableDetector(nn.Module):
         for network in padding_free:
             _fold_input(network, mean, std)
         _fold_output(self.detector.teacher, self.detector.teacher_mean, self.detector.teacher_std)
+        view = self.detector.view
+        self.takes_inspected = view.resize == FIT
+        always_ignores = view.ignored is not None and not self.takes_inspected
+        self.register_buffer("inspected", _inspected_always(view)[None] if always_ignores else None)
         self.register_buffer("pixel_mean", mean.to(dtype))
         self.register_buffer("pixel_std", std.to(dtype))
         for network in (*padding_free, *filter(None, [self.detector.autoencoder])):
             network.to(dtype, memory_format=torch.channels_last)
         self.eval()
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Anomaly maps N x S x S, 0-255 scale, and scores N, both float32, of uint8 RGB images N x S x S x 3."""
-        pixels = images.permute(0, 3, 1, 2).to(self.dtype)
-        teacher = self.detector.teacher(pixels).float()
+    def forward(self, images: Tensor, inspected: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Anomaly maps N x H x W, 0-255 scale, and scores N, both float32, of uint8 RGB images N x H x W x 3.
+
+        Args:
+            inspected: uint8, N x H x W, not 0 where the map is not 0; only with takes_inspected.
+        """
+        detector, pixels = self.detector, images.permute(0, 3, 1, 2).to(self.dtype)
+        seen = detector.cut(pixels)
+        teacher = detector.teacher(seen).float()
         student = autoencoder = None
-        if self.detector.student is not None:
-            student = self.detector.student(pixels).float()
-            autoencoder = self.detector.autoencoder((pixels - self.pixel_mean) / self.pixel_std).float()
-        raw = self.detector.compare(teacher, student, autoencoder)
-        anomaly_maps = self.detector.combine_maps(raw)
+        if detector.student is not None:
+            student = detector.student(seen).float()
+            overview = ((detector.overview(pixels) - self.pixel_mean) / self.pixel_std).to(self.dtype)
+            autoencoder = detector.autoencoder(overview).float()
+        raw = detector.compare(teacher, student, autoencoder)
+        counted = inspected != 0 if inspected is not None else self.inspected
+        anomaly_maps = detector.combine_maps(raw, counted)
         return anomaly_maps[:, 0], anomaly_score(anomaly_maps)
 
-    def example(self, batch_size: int = 2) -> Tensor:
-        """Images to trace with."""
-        size = self.detector.image_size
-        return torch.zeros((batch_size, size, size, 3), dtype=torch.uint8)
+    def example(self, batch_size: int = 2) -> dict[str, Tensor]:
+        """Inputs to trace with, by name."""
+        shape = (batch_size, *self.detector.view.size)
+        inputs = {INPUT_NAME: torch.zeros((*shape, 3), dtype=torch.uint8)}
+        if self.takes_inspected:
+            inputs[INSPECTED_NAME] = torch.ones(shape, dtype=torch.uint8)
+        return inputs
+
+    def dynamic_shapes(self) -> dict[str, Any]:
+        """Of these inputs: only the number of images is free."""
+        batch = torch.export.Dim("batch")
+        return {name: {0: batch} for name in self.example()}
+
+
+def _inspected_always(view: View) -> Tensor:
+    """Which pixels of any input count, for images as large as the mask: bools, height x width.
+
+    Raises:
+        UserError: the mask is smaller than the images that it was made for, so that the region is not within it.
+    """
+    with Image.open(io.BytesIO(view.ignored)) as mask:
+        size = mask.size
+    try:
+        return view.inspected(size)
+    except UnreadableImageError as error:
+        raise UserError(f"cannot export this model: {error}; give train.py a mask of the images' size") from None
 
 
 def _convolutions(network: nn.Sequential) -> list[int]:
@@ -127,10 +167,16 @@ def unfinished_file(output: Path, suffix: str, overwrite: bool) -> Iterator[Path
 def describe(model: EfficientAD, precision: str) -> Metadata:
     """The metadata of an export."""
     versions = {"efficientad": efficientad.__version__, "torch": str(torch.__version__)}
-    return Metadata(model.model_size, model.image_size, precision, model.calibration, versions)
+    return Metadata(model.model_size, model.view, precision, model.calibration, versions)
 
 
-def write_export(name: str, model: EfficientAD, metadata: Metadata, path: Path, calibration: np.ndarray) -> None:
+def write_export(
+    name: str,
+    model: EfficientAD,
+    metadata: Metadata,
+    path: Path,
+    calibration: Sequence[Mapping[str, np.ndarray]] = (),
+) -> None:
     """Write the detector in a format.
 
     Args:
@@ -138,7 +184,7 @@ def write_export(name: str, model: EfficientAD, metadata: Metadata, path: Path, 
         model: in eval mode; it is left as it is.
         metadata: its precision is fp32; for onnx also fp16, int8; for openvino bf16 (a hint), int8; for torch bf16.
         path: with the format's suffix; files may be left beside it if this fails.
-        calibration: uint8 good images N x S x S x 3; used by int8 only.
+        calibration: inputs of single good images, as Metadata.inputs makes them; used by int8 only.
 
     Raises:
         MissingPackageError
@@ -156,7 +202,9 @@ def write_export(name: str, model: EfficientAD, metadata: Metadata, path: Path, 
         _write_openvino(graph, metadata, path)
 
 
-def _graph(model: EfficientAD, metadata: Metadata, path: Path, calibration: np.ndarray) -> Any:
+def _graph(
+    model: EfficientAD, metadata: Metadata, path: Path, calibration: Sequence[Mapping[str, np.ndarray]]
+) -> Any:
     """The ModelProto, which names the networks' layers and nothing of this machine.
 
     Only fp16 is in the graph: OpenVINO itself computes an fp32 graph in bf16.
@@ -164,17 +212,19 @@ def _graph(model: EfficientAD, metadata: Metadata, path: Path, calibration: np.n
     import_package("onnxscript", *_ONNX_PACKAGES)
     detector = ExportableDetector(model, torch.float16 if metadata.precision == "fp16" else torch.float32)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    program = torch.onnx.export(
-        detector,
-        (detector.example(),),
-        dynamo=True,
-        input_names=[INPUT_NAME],
-        output_names=list(OUTPUT_NAMES),
-        dynamic_shapes={INPUT_NAME: {0: torch.export.Dim("batch")}},
-        opset_version=_OPSET,
-        external_data=False,
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "# The axis name", UserWarning)  # both inputs have the same one
+        program = torch.onnx.export(
+            detector,
+            tuple(detector.example().values()),
+            dynamo=True,
+            input_names=list(detector.example()),
+            output_names=list(OUTPUT_NAMES),
+            dynamic_shapes=detector.dynamic_shapes(),
+            opset_version=_OPSET,
+            external_data=False,
+            verbose=False,
+        )
     proto = program.model_proto
     graph = proto.graph
     for item in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer, graph):
@@ -182,7 +232,7 @@ def _graph(model: EfficientAD, metadata: Metadata, path: Path, calibration: np.n
     return _quantize(proto, path, calibration) if metadata.precision == "int8" else proto
 
 
-def _quantize(proto: Any, path: Path, calibration: np.ndarray) -> Any:
+def _quantize(proto: Any, path: Path, calibration: Sequence[Mapping[str, np.ndarray]]) -> Any:
     """8-bit teacher and student, except their first layers; weights by output channel and in 7 bits.
 
     Processors without VNNI add two products in 16 bits, which 8-bit weights would overflow.
@@ -205,9 +255,8 @@ def _quantize(proto: Any, path: Path, calibration: np.ndarray) -> Any:
         def __init__(self) -> None:
             self._images = iter(calibration)
 
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            image = next(self._images, None)
-            return None if image is None else {INPUT_NAME: image[None]}
+        def get_next(self) -> Mapping[str, np.ndarray] | None:
+            return next(self._images, None)
 
     quantization.quantize_static(
         prepared,
@@ -244,9 +293,8 @@ def _write_openvino(graph: Any, metadata: Metadata, path: Path) -> None:
 
 def _write_program(model: EfficientAD, metadata: Metadata, path: Path) -> None:
     detector = ExportableDetector(model, torch.bfloat16 if metadata.precision == "bf16" else torch.float32)
-    program = torch.export.export(
-        detector, (detector.example(),), dynamic_shapes={INPUT_NAME: {0: torch.export.Dim("batch")}}
-    )
+    inputs = tuple(detector.example().values())
+    program = torch.export.export(detector, inputs, dynamic_shapes=detector.dynamic_shapes())
     buffer = io.BytesIO()  # writing to the file itself, torch aborts the process when the disk is full
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No complete tensor found", UserWarning)  # of weights on the CPU

@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.nn import functional as F
 
 from efficientad.data.images import fit_jpg
 from efficientad.system.files import atomic_file
@@ -16,14 +14,6 @@ from efficientad.system.files import atomic_file
 JPG_QUALITY = 90
 _SMALLEST_SOFTNESS = 1e-6
 _STRIP_PIXELS = 2**18
-
-
-def resize_map(anomaly_map: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Bilinear resize of a float32 map to height x width."""
-    resized = F.interpolate(
-        torch.from_numpy(anomaly_map)[None, None], (height, width), mode="bilinear", align_corners=False
-    )
-    return resized[0, 0].numpy()
 
 
 def heat_levels(anomaly_map: np.ndarray, threshold: float) -> np.ndarray:
@@ -61,21 +51,37 @@ def write_tiff(path: Path, anomaly_map: np.ndarray) -> None:
     _save(Image.fromarray(anomaly_map), path, "TIFF")
 
 
-def write_side_by_side(path: Path, image: Image.Image, anomaly_map: np.ndarray, threshold: float) -> None:
-    """Write a JPG of the RGB image with the heat map of its H x W map to its right, smaller if it must be."""
+def write_side_by_side(
+    path: Path, image: Image.Image, anomaly_map: np.ndarray, threshold: float, inspected: np.ndarray | None = None
+) -> None:
+    """Write a JPG of the RGB image with the heat map of its H x W map to its right, smaller if it must be.
+
+    Args:
+        inspected: H x W bools; elsewhere the heat map is the image itself. None: all of it.
+    """
+    heat = heat_map(anomaly_map, threshold)
+    if inspected is not None:
+        np.copyto(heat, np.asarray(image), where=~inspected[..., None])
     both = Image.new("RGB", (2 * image.width, image.height))
     both.paste(image, (0, 0))
-    both.paste(Image.fromarray(heat_map(anomaly_map, threshold)), (image.width, 0))
+    both.paste(Image.fromarray(heat), (image.width, 0))
     _save(both, path, "JPEG")
 
 
-def write_overlay(path: Path, image: Image.Image, anomaly_map: np.ndarray, threshold: float) -> None:
-    """Write a JPG of the RGB image under the heat map of its H x W map, the more opaque the higher its level."""
+def write_overlay(
+    path: Path, image: Image.Image, anomaly_map: np.ndarray, threshold: float, inspected: np.ndarray | None = None
+) -> None:
+    """Write a JPG of the RGB image under the heat map of its H x W map, the more opaque the higher its level.
+
+    Args:
+        inspected: H x W bools; elsewhere nothing covers the image. None: all of it.
+    """
     pixels = np.array(image)
     for rows in _strips(anomaly_map.shape):
         levels = heat_levels(anomaly_map[rows], threshold)
+        opacity = levels if inspected is None else levels * inspected[rows]
         below, above = pixels[rows].astype(np.float32), jet(levels).astype(np.float32)
-        pixels[rows] = np.rint(below + levels[..., None] * (above - below))
+        pixels[rows] = np.rint(below + opacity[..., None] * (above - below))
     _save(Image.fromarray(pixels), path, "JPEG")
 
 

@@ -22,13 +22,14 @@ from efficientad.data.images import (
     read_image,
     to_upright_rgb,
 )
-from efficientad.data.transforms import to_square
+from efficientad.data.views import View
 from efficientad.detector.calibration import choose_threshold
-from efficientad.detector.networks import anomaly_score
+from efficientad.detector.model import anomaly_score
 from efficientad.inference.detectors import Detector
-from efficientad.inference.maps import resize_map
 from efficientad.system.errors import UserError
 from efficientad.system.parallel import parallel_map
+
+_PIXELS_AHEAD = 2**24  # of inputs, that are read, or of maps, that are written, at once
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Inspection:
     score: float  # of the map, float32; see networks.anomaly_score
     is_anomalous: bool
     threshold: float
-    anomaly_map: np.ndarray  # float32, height x width of the upright image, 0-255 scale
+    anomaly_map: np.ndarray  # float32, height x width of the upright image, 0-255 scale; 0 if not inspected
 
 
 def inspect(detector: Detector, image: str | Path | Image.Image, threshold: float | None = None) -> Inspection:
@@ -49,12 +50,15 @@ def inspect(detector: Detector, image: str | Path | Image.Image, threshold: floa
         threshold: None for the detector's own.
 
     Raises:
-        UnreadableImageError: the file cannot be read.
+        UnreadableImageError: the file cannot be read, or the detector's view does not fit the image.
     """
+    name = "the image" if isinstance(image, Image.Image) else str(image)
     rgb = to_upright_rgb(image) if isinstance(image, Image.Image) else read_image(Path(image))
-    maps = detector(to_square(rgb, detector.image_size)[None]).cpu()
+    view = detector.view
+    pixels, inspected = view.pixels(rgb, name), view.inspected(rgb.size)
+    maps = detector(pixels[None], None if inspected is None else inspected[None]).cpu()
     score, (threshold, _) = anomaly_score(maps).item(), choose_threshold(threshold, detector.calibration)
-    return Inspection(score, score > threshold, threshold, resize_map(maps[0, 0].numpy(), *rgb.size))
+    return Inspection(score, score > threshold, threshold, view.to_image(maps[0, 0].numpy(), rgb.size))
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,8 @@ class Prediction:
     data: bytes | None  # of the file, if kept
     thumbnail: bytes | None  # if made
     score: float  # of the map, float32; see networks.anomaly_score
-    anomaly_map: np.ndarray  # S x S float32, 0-255 scale
+    anomaly_map: np.ndarray  # H x W float32, 0-255 scale, of the detector's input
+    view: View  # the detector's
     milliseconds: float  # for reading it, and its share of the batch; without waiting
 
     def decode(self) -> Image.Image | None:
@@ -77,6 +82,14 @@ class Prediction:
         """
         return None if self.data is None else decode_image(self.data, str(self.sample.path))
 
+    def full_map(self) -> np.ndarray:
+        """The map at the image's own size, 0 where it is not inspected: float32."""
+        return self.view.to_image(self.anomaly_map, self.image_size)
+
+    def inspected(self) -> np.ndarray | None:
+        """Which pixels of the image are inspected: bools at its own size; None: all."""
+        return self.view.inspected_in_image(self.image_size)
+
 
 @dataclass(frozen=True)
 class _Loaded:
@@ -85,7 +98,8 @@ class _Loaded:
     image_size: tuple[int, int]
     data: bytes | None
     thumbnail: bytes | None
-    pixels: Tensor  # uint8, 3 x S x S
+    pixels: Tensor  # uint8, 3 x H x W
+    inspected: Tensor | None  # bools, H x W
     seconds: float  # for reading
 
 
@@ -94,7 +108,7 @@ class _Started:
     """A batch that a GPU may still be working on."""
 
     batch: list[_Loaded]
-    anomaly_maps: Tensor  # N x 1 x S x S, on the host
+    anomaly_maps: Tensor  # N x 1 x H x W, on the host
     copied: torch.cuda.Event | None  # the maps are complete when it has happened; None: they are
     seconds: float  # so far
 
@@ -111,9 +125,11 @@ def predict(
     """Predictions in the order of the samples; at most a few batches are in memory at once.
 
     Args:
-        workers: threads that read images ahead.
+        batch_size: of images at once, at most; fewer where they are large.
+        workers: threads that read images ahead; see limit_workers.
         keep_data: keep each file's bytes for Prediction.decode.
-        on_unreadable: called for each unreadable image, which has no prediction; None: they are an error.
+        on_unreadable: called for each image that is unreadable, or that the detector's view does not fit, which
+            has no prediction; None: they are an error.
         make_thumbnail: makes a thumbnail of each image; called in the threads that read.
 
     Raises:
@@ -126,21 +142,32 @@ def predict(
         try:
             data = read_bytes(sample.path)
             image = decode_image(data, str(sample.path))
+            pixels = view.pixels(image, str(sample.path))
         except UnreadableImageError as error:
             return error
-        pixels = to_square(image, detector.image_size)
+        inspected = view.inspected(image.size)
         thumbnail = make_thumbnail(image) if make_thumbnail else None
         kept, digest = data if keep_data else None, hashlib.sha256(data).hexdigest()
-        return _Loaded(sample, digest, image.size, kept, thumbnail, pixels, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        return _Loaded(sample, digest, image.size, kept, thumbnail, pixels, inspected, seconds)
 
-    pending: _Started | None = None
-    for batch in _batches(parallel_map(load, samples, workers), batch_size, on_unreadable):
+    view, pending = detector.view, None
+    loaded = parallel_map(load, samples, limit_workers(workers, view))
+    for batch in _batches(loaded, detector.images_per_pass(batch_size), on_unreadable):
         started = _start(detector, batch)
         if pending:
-            yield from _finish(pending)  # a GPU computes the next batch meanwhile
+            yield from _finish(pending, view)  # a GPU computes the next batch meanwhile
         pending = started
     if pending:
-        yield from _finish(pending)
+        yield from _finish(pending, view)
+
+
+def limit_workers(workers: int, view: View) -> int:
+    """As many of these threads as may hold images, or maps, of a view at once: one at least, unless there are none.
+
+    Each has up to two of them waiting.
+    """
+    return min(workers, max(1, _PIXELS_AHEAD // (view.height * view.width)))
 
 
 def _batches(
@@ -165,7 +192,11 @@ def _batches(
 
 def _start(detector: Detector, batch: list[_Loaded]) -> _Started:
     start = time.perf_counter()
-    anomaly_maps, copied = _copy_to_host(detector(torch.stack([loaded.pixels for loaded in batch])))
+    pixels = torch.stack([loaded.pixels for loaded in batch])
+    inspected = None
+    if not detector.view.counts_everywhere:
+        inspected = torch.stack([loaded.inspected for loaded in batch])
+    anomaly_maps, copied = _copy_to_host(detector(pixels, inspected))
     return _Started(batch, anomaly_maps, copied, time.perf_counter() - start)
 
 
@@ -183,7 +214,7 @@ def _copy_to_host(anomaly_maps: Tensor) -> tuple[Tensor, torch.cuda.Event | None
     return on_host, copied
 
 
-def _finish(started: _Started) -> Iterator[Prediction]:
+def _finish(started: _Started, view: View) -> Iterator[Prediction]:
     start = time.perf_counter()
     if started.copied:
         started.copied.synchronize()
@@ -204,5 +235,6 @@ def _finish(started: _Started) -> Iterator[Prediction]:
             loaded.thumbnail,
             score,
             anomaly_map,
+            view,
             milliseconds,
         )

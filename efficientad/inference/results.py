@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from efficientad.inference.maps import resize_map, write_overlay, write_side_by_side, write_tiff
+from efficientad.inference.maps import write_overlay, write_side_by_side, write_tiff
 from efficientad.inference.prediction import Prediction
 from efficientad.system.errors import UserError
 from efficientad.system.files import FILE_LIST, csv_cell, write_text_atomically
@@ -73,14 +73,14 @@ class ResultWriter:
             file.parent.mkdir(parents=True, exist_ok=True)
         regions = None
         if files or self._regions:
-            anomaly_map = resize_map(prediction.anomaly_map, *prediction.image_size)
+            anomaly_map, inspected = prediction.full_map(), prediction.inspected()
             if self._map_format == "tiff":
                 write_tiff(files[0], anomaly_map)
             elif self._map_format != "none":
                 write = {"jpg": write_side_by_side, "overlay": write_overlay}[self._map_format]
-                write(files[0], prediction.decode(), anomaly_map, self.threshold)
+                write(files[0], prediction.decode(), anomaly_map, self.threshold, inspected)
             if self._regions:
-                regions = find_regions(anomaly_map, self.threshold) if is_anomalous else []
+                regions = find_regions(anomaly_map, self.threshold, inspected) if is_anomalous else []
         result = Result(
             prediction.sample.path,
             name,
@@ -201,7 +201,7 @@ class ImageRegions:
     regions: list[Region]
 
 
-def find_regions(anomaly_map: np.ndarray, threshold: float) -> list[Region]:
+def find_regions(anomaly_map: np.ndarray, threshold: float, inspected: np.ndarray | None = None) -> list[Region]:
     """The regions above the threshold of the map H x W of an anomalous image, highest score first.
 
     No region is too small to count. Good images have none: a few high pixels do not make a high score.
@@ -210,13 +210,16 @@ def find_regions(anomaly_map: np.ndarray, threshold: float) -> list[Region]:
         anomaly_map: float32, at the image's own size.
         threshold: below the image's score. If no pixel exceeds it, since the map was shrunk to a small image, the
             highest pixel is the region.
+        inspected: H x W bools; a region has no other pixels. None: all.
     """
     from pycocotools import mask as coco_mask
     from scipy import ndimage
 
-    above = anomaly_map > threshold
+    if inspected is None:
+        inspected = np.ones(anomaly_map.shape, dtype=bool)
+    above = inspected & (anomaly_map > threshold)
     if not above.any():
-        above = anomaly_map == anomaly_map.max()
+        above = inspected & (anomaly_map == anomaly_map.max(where=inspected, initial=-np.inf))
     labels, _ = ndimage.label(above, structure=_NEIGHBOURS)
     regions = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):

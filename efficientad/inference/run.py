@@ -14,8 +14,8 @@ from efficientad.data.datasets import Sample
 from efficientad.data.images import find_images, is_image_name, leave_out_below
 from efficientad.detector.calibration import choose_threshold
 from efficientad.inference import results
-from efficientad.inference.detectors import Detector, load_detector
-from efficientad.inference.prediction import predict
+from efficientad.inference.detectors import Detector, describe_view, load_detector
+from efficientad.inference.prediction import limit_workers, predict
 from efficientad.inference.watching import FolderWatcher, LatencyLog
 from efficientad.system.errors import UserError, count_of, list_files, printable
 from efficientad.system.files import claim_files, release_files
@@ -169,6 +169,8 @@ def _open(options: PredictOptions, file_per_image: bool) -> tuple[Detector, resu
     detector = load_detector(options.weights_dir, options.device, options.precision)
     threshold, origin = choose_threshold(options.threshold, detector.calibration)
     print(f"Model {options.weights_dir} ({detector.model_size}), {detector.description}")
+    if described := describe_view(detector.view):
+        print(f"Input {described}")
     print(f"Threshold {threshold:g} ({origin})", flush=True)
     return detector, results.ResultWriter(
         options.output_dir, threshold, options.map_format, options.save_regions, file_per_image
@@ -187,7 +189,9 @@ def _score(
         detector, samples, options.batch_size, options.num_workers, writer.needs_data, unreadable.append
     )
     written = parallel_map(
-        lambda one: writer.write(one, results.signature_of(one.sample.path)), predictions, options.num_workers
+        lambda one: writer.write(one, results.signature_of(one.sample.path)),
+        predictions,
+        limit_workers(options.num_workers, detector.view),
     )
     scores = results.ScoresFile(options.output_dir / results.SCORES_FILE, go_on=False)
     done = []

@@ -11,8 +11,8 @@ from torch import nn
 
 from efficientad.data.image_collections import ImageCache, ReadableImage, find_stored_images
 from efficientad.data.transforms import to_square
+from efficientad.data.views import SIDE
 from efficientad.detector.initialization import start_teacher
-from efficientad.detector.networks import IMAGE_SIZE
 from efficientad.pretraining import backbones
 from efficientad.pretraining.backbone_weights import file_digest
 from efficientad.pretraining.batches import Batches, DistillationPlan, hold_out
@@ -91,7 +91,7 @@ def check_options(options: PretrainingOptions) -> None:
                 "choose another --output"
             )
     window = options.window
-    if window < IMAGE_SIZE and (window < 37 or window % 4 != 1):
+    if window < SIDE and (window < 37 or window % 4 != 1):
         raise UserError(
             f"--window {window}: a window of whole patches is 37, 41, 45, ... pixels wide; "
             f"take {max(37, window // 4 * 4 + 1)}"
@@ -143,7 +143,7 @@ def load_networks(options: PretrainingOptions, plan: DistillationPlan) -> tuple[
     seed_torch(plan.seed, "weights")
     pdn = start_teacher(options.model_size, options.init_weights).to(plan.device)
     backbone = backbones.load_backbone(options.backbone, options.layers, options.backbone_weights)
-    target = DistillationTarget(backbone, options.projection, IMAGE_SIZE, options.backbone_size).to(plan.device)
+    target = DistillationTarget(backbone, options.projection, SIDE, options.backbone_size).to(plan.device)
     if plan.precision == "bf16" or plan.device.type == "cuda":  # elsewhere it gains nothing
         pdn, target = (module.to(memory_format=torch.channels_last) for module in (pdn, target))
     return pdn, target
@@ -166,9 +166,9 @@ def load_batches(
     stored: Sequence[ReadableImage], training: list[int], options: PretrainingOptions, plan: DistillationPlan
 ) -> Batches:
     """The batches of the training images, which are decoded when they are first needed."""
-    side = max(options.backbone_size, 2 * IMAGE_SIZE)
+    side = max(options.backbone_size, 2 * SIDE)
     images = ImageCache(stored, lambda image: to_square(image, side), 3 * side * side, options.cache_gb * 1e9)
-    return Batches(images, training, plan, (options.backbone_size, IMAGE_SIZE))
+    return Batches(images, training, plan, (options.backbone_size, SIDE))
 
 
 def fit_target(target: DistillationTarget, batches: Batches, indices: list[int], plan: DistillationPlan) -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from efficientad.detector.networks import FEATURE_CHANNELS, PATCH_CENTRE, PATCH_STRIDE, feature_map_size
+from efficientad.detector.grid import PATCH_CENTRE, PATCH_STRIDE, grid_side
+from efficientad.detector.networks import FEATURE_CHANNELS
 from efficientad.pretraining.backbones import Backbone
 from efficientad.system.devices import autocast
 from efficientad.system.distributed import sum_over_ranks
@@ -129,7 +130,7 @@ class DistillationTarget(nn.Module):
         """N x C x H x W over the whole image -> N x C x P x P, sampled at the centres of the teacher's patches."""
         # A cell of stride s covers s pixels, but its receptive field is centred on the first of them.
         cell_offset = 0.5 / layer.shape[-1] - 0.5 / self.backbone_size  # as a share of the image's side
-        patches = torch.arange(feature_map_size(self.image_size), device=layer.device)
+        patches = torch.arange(grid_side(self.image_size), device=layer.device)
         centres = (PATCH_STRIDE * patches + PATCH_CENTRE + 0.5) / self.image_size
         places = 2 * (centres + cell_offset) - 1  # grid_sample's -1 and 1 are the image's edges
         grid = torch.stack(torch.meshgrid(places, places, indexing="xy"), dim=-1)

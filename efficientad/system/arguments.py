@@ -38,6 +38,7 @@ non_negative_float = _number(float, "a number >= 0", lambda value: value >= 0)
 positive_float = _number(float, "a number > 0", lambda value: value > 0)
 ratio = _number(float, "a number > 0 and <= 1", lambda value: 0 < value <= 1)
 factor = _number(float, "a number >= 1", lambda value: value >= 1)
+side = _number(int, "a multiple of 4 from 64 on", lambda value: value >= 64 and value % 4 == 0)
 rate = _number(float, "a number > 0 and < 1", lambda value: 0 < value < 1)
 _threshold = _number(float, "a number or auto", lambda value: True)
 

@@ -105,6 +105,11 @@ def read_state(path: Path, kind: str, part: str, settings: Mapping[str, Any]) ->
             "with --overwrite"
         )
     then = state["settings"]
+    if settings.keys() - then.keys():
+        raise UserError(
+            f"{path} was saved by another version of this toolkit, which had other settings; begin anew with "
+            "--overwrite"
+        )
     differing = [
         f"{key} {then.get(key)}, now {value}" for key, value in settings.items() if str(then.get(key)) != str(value)
     ]

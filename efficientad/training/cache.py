@@ -5,21 +5,38 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from efficientad.data.images import UnreadableImageError, raise_if_unreadable, read_image
-from efficientad.data.transforms import to_square
-from efficientad.detector.networks import FEATURE_CHANNELS, EfficientAD, feature_map_size
+from efficientad.data.images import UnreadableImageError, raise_if_unreadable
+from efficientad.data.transforms import to_unit_range
+from efficientad.data.views import View
+from efficientad.detector.grid import Cells
+from efficientad.detector.model import EfficientAD
+from efficientad.detector.networks import FEATURE_CHANNELS
 from efficientad.system.devices import autocast
 from efficientad.system.distributed import from_first_rank, rank
 from efficientad.system.parallel import parallel_map
 from efficientad.system.progress_bars import progress_bar
 
 
+class ImageBatch(NamedTuple):
+    """Some images of a set, by their indices."""
+
+    indices: Tensor  # N, on the CPU
+    pixels: Tensor  # uint8, N x 3 x H x W, on the set's device
+    inspected: Tensor | None  # bools, N x H x W, on the set's device: which pixels count; None: all
+
+    def to(self, device: torch.device) -> ImageBatch:
+        """The same on another device."""
+        inspected = None if self.inspected is None else self.inspected.to(device, non_blocking=True)
+        return ImageBatch(self.indices, self.pixels.to(device, non_blocking=True), inspected)
+
+
 class ImageSet:
-    """Images of one square size by their index: uint8, 3 x size x size.
+    """Images by their index, as one view shows them.
 
     The first ones are kept in memory, on the device that will use them; those beyond the budget are decoded again,
     a little ahead. The images do not depend on the budget.
@@ -31,7 +48,7 @@ class ImageSet:
     def __init__(
         self,
         paths: Sequence[Path],
-        size: int,
+        view: View,
         budget_bytes: float,
         workers: int,
         device: torch.device,
@@ -40,16 +57,18 @@ class ImageSet:
         """Decode every image once.
 
         Args:
-            budget_bytes: for the images kept, 3 * size * size bytes each.
+            view: of the images, H x W.
+            budget_bytes: for the images kept, 3 * H * W bytes each.
             workers: threads that decode.
             kind: of images, for the progress bar.
 
         Raises:
             UserError: naming all unreadable files.
         """
-        self._paths, self._size, self._workers = paths, size, workers
-        room = min(len(paths), int(budget_bytes // (3 * size * size)))
-        self._kept = torch.empty((room, 3, size, size), dtype=torch.uint8, device=device)
+        self._paths, self._view, self._workers = paths, view, workers
+        room = min(len(paths), int(budget_bytes // (3 * view.height * view.width)))
+        self._kept = torch.empty((room, 3, *view.size), dtype=torch.uint8, device=device)
+        self._sizes: list[tuple[int, int]] = []  # of the images themselves: width and height
         self.digests: list[str] = []
         unreadable = []
         read = parallel_map(self._try_to_read, range(len(paths)), workers)
@@ -58,9 +77,11 @@ class ImageSet:
             if isinstance(image, str):
                 unreadable.append(image)
                 continue
-            self.digests.append(_digest(image))
+            pixels, size = image
+            self._sizes.append(size)
+            self.digests.append(_digest(pixels))
             if index < room:
-                self._kept[index] = image
+                self._kept[index] = pixels
         raise_if_unreadable(unreadable)
 
     def __len__(self) -> int:
@@ -71,8 +92,8 @@ class ImageSet:
         """The memory that the set takes."""
         return self._kept.numel()
 
-    def batches(self, order: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each tensor of indices with its images: uint8, N x 3 x size x size, on the set's device.
+    def batches(self, order: Iterable[Tensor]) -> Iterator[ImageBatch]:
+        """The images of each tensor of indices.
 
         Args:
             order: may be endless; consumed a little ahead where files have to be read.
@@ -83,20 +104,27 @@ class ImageSet:
         streams = len(self._kept) < len(self)
         return parallel_map(self._load, order, self._workers if streams else 0)
 
-    def _load(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def _load(self, indices: Tensor) -> ImageBatch:
         images = [self._kept[i] if i < len(self._kept) else self._read_again(i) for i in indices.tolist()]
-        # A process may have no part in a short batch
-        return indices, torch.stack(images) if images else self._kept.new_empty((0, *self._kept.shape[1:]))
+        if not images:  # a process may have no part in a short batch
+            images = self._kept.new_empty((0, *self._kept.shape[1:]))
+        pixels = torch.stack(images) if isinstance(images, list) else images
+        if self._view.counts_everywhere:
+            return ImageBatch(indices, pixels, None)
+        inspected = [self._view.inspected(self._sizes[i]) for i in indices.tolist()]
+        inspected = torch.stack(inspected) if inspected else torch.empty((0, *self._view.size), dtype=torch.bool)
+        return ImageBatch(indices, pixels, inspected.to(pixels.device))
 
     def _read_again(self, index: int) -> Tensor:
         image = self._try_to_read(index)
         if isinstance(image, str):
             raise_if_unreadable([image])
-        return image.to(self._kept.device)
+        return image[0].to(self._kept.device)
 
-    def _try_to_read(self, index: int) -> Tensor | str:
+    def _try_to_read(self, index: int) -> tuple[Tensor, tuple[int, int]] | str:
+        """The pixels and the image's own size, or what is wrong with it."""
         try:
-            return to_square(read_image(self._paths[index]), self._size)
+            return self._view.read(self._paths[index])
         except UnreadableImageError as error:
             return str(error)
 
@@ -112,15 +140,15 @@ _BLOCK = 64  # images whose features are kept in one piece; one by one they woul
 class TeacherFeatures:
     """Raw outputs of a model's teacher by image index, kept in float16 as far as a budget goes.
 
-    All are rounded to float16, kept or not, and every image is computed on its own, so the budget changes only the
-    time. Before rounding they are shifted and scaled by the statistics of the first image (of the first process),
-    so that float16 suits them.
+    Those of the first images are kept, whole. All are rounded to float16, kept or not, and every image is computed
+    on its own, so the budget changes only the time (and in bf16 sometimes the last digit of a window, which is
+    rounded otherwise than the whole image). Before rounding they are shifted and scaled by the statistics of the
+    first image or tile (of the first process), so that float16 suits them.
     """
 
     def __init__(self, model: EfficientAD, budget_bytes: float, device: torch.device, precision: str) -> None:
         self._model, self._device, self._precision = model, device, precision
-        bytes_each = 2 * FEATURE_CHANNELS * feature_map_size(model.image_size) ** 2
-        self._room = int(budget_bytes // bytes_each)
+        self._room = int(budget_bytes // (2 * FEATURE_CHANNELS * model.grid[0] * model.grid[1]))
         self._kept: dict[int, Tensor] = {}  # parts of blocks
         self._block: Tensor | None = None  # the one that is being filled
         self._shift: Tensor | None = None
@@ -131,17 +159,21 @@ class TeacherFeatures:
         return len(self._kept)
 
     @torch.no_grad()
-    def __call__(self, indices: Tensor, images: Tensor) -> Tensor:
-        """The teacher's output, not yet normalized: N x 384 x 56 x 56, float32.
+    def __call__(self, indices: Tensor, pixels: Tensor, windows: Sequence[Cells] | None = None) -> Tensor:
+        """The teacher's output, not yet normalized: N x 384 x the grid, or its windows, float32.
 
         Args:
             indices: of the images, on the CPU.
-            images: N x 3 x S x S, float32 in [0, 1], on the device.
+            pixels: uint8, N x 3 x H x W, on the device.
+            windows: one for each image, at least one, all of one size; None: the whole grid.
         """
-        features = [self._of(i, image) for i, image in zip(indices.tolist(), images, strict=True)]
+        features = [
+            self._of(index, pixels[place : place + 1], windows[place] if windows else None)
+            for place, index in enumerate(indices.tolist())
+        ]
         if not features:  # a process that has no part in a short batch
-            side = feature_map_size(self._model.image_size)
-            return images.new_empty((0, FEATURE_CHANNELS, side, side))
+            size = windows[0][2:] if windows else self._model.grid
+            return torch.empty((0, FEATURE_CHANNELS, *size), device=self._device)
         return torch.cat(features).float() * self._scale + self._shift
 
     def state(self) -> dict[str, Tensor]:
@@ -152,11 +184,21 @@ class TeacherFeatures:
         """Round as the features whose `state` this is."""
         self._shift, self._scale = (state[name].to(self._device) for name in ("shift", "scale"))
 
-    def _of(self, index: int, image: Tensor) -> Tensor:
-        if index in self._kept:
-            return self._kept[index]
+    def _of(self, index: int, image: Tensor, cells: Cells | None) -> Tensor:
+        if index not in self._kept and index < self._room:
+            self._keep(index, image)
+        if index not in self._kept:
+            return self._compute(image, cells)
+        kept = self._kept[index]
+        return kept if cells is None else kept[..., cells.slices[0], cells.slices[1]]
+
+    def _compute(self, image: Tensor, cells: Cells | None) -> Tensor:
         with autocast(self._device, self._precision):
-            raw = self._model.teacher(self._model.normalize(image[None])).float()
+            if cells is None:
+                seen = self._model.cut(to_unit_range(image))
+            else:
+                seen = to_unit_range(self._model.cut(image, cells))
+            raw = self._model.teacher(self._model.normalize(seen)).float()
         if self._shift is None:
             self._shift = raw.mean(dim=(2, 3), keepdim=True)
             spread, size = ((raw - self._shift).square().mean().sqrt(), raw.square().mean().sqrt())
@@ -165,15 +207,18 @@ class TeacherFeatures:
             self._scale = torch.where(scale > 0, scale, torch.ones_like(scale))
             from_first_rank(self._shift)
             from_first_rank(self._scale)
-        features = ((raw - self._shift) / self._scale).half()
-        if len(self._kept) < self._room:
-            self._keep(index, features)
-        return features
+        return ((raw - self._shift) / self._scale).half()
 
-    def _keep(self, index: int, features: Tensor) -> None:
+    def _keep(self, index: int, image: Tensor) -> None:
+        tiles = self._model.tiles()
+        first = self._compute(image, tiles[0] if len(tiles) > 1 else None)
         place = len(self._kept) % _BLOCK
         if place == 0:
-            shape = (min(_BLOCK, self._room - len(self._kept)), *features.shape[1:])
-            strides = (features[0].numel(), *features.stride()[1:])
-            self._block = torch.empty_strided(shape, strides, dtype=features.dtype, device=features.device)
-        self._kept[index] = self._block[place : place + 1].copy_(features)
+            shape = (min(_BLOCK, self._room - len(self._kept)), *self._model.grid, FEATURE_CHANNELS)
+            block = torch.empty(shape, dtype=first.dtype, device=first.device)
+            self._block = block.permute(0, 3, 1, 2)  # as the convolutions leave them
+        kept = self._block[place : place + 1]
+        for cells in tiles:
+            some = first if cells is tiles[0] else self._compute(image, cells)
+            kept[..., cells.slices[0], cells.slices[1]] = some
+        self._kept[index] = kept

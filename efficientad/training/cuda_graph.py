@@ -11,17 +11,18 @@ from torch import Tensor
 
 _RUNS_BEFORE = 3  # in which libraries choose their kernels and the optimizer allocates its state
 Step = Callable[..., Tensor]
+Inputs = tuple[Tensor | None, ...]  # of a step; None: an input that it does without
 Replay = Callable[[], Tensor]  # runs a recorded step again; the next run overwrites what it returns
 
 
 class Recorder(Protocol):
     """Runs a step and records it: CudaGraphs, or a stand-in in tests."""
 
-    def run(self, step: Step, inputs: tuple[Tensor, ...]) -> Tensor:
+    def run(self, step: Step, inputs: Inputs) -> Tensor:
         """Run the step as it will be recorded; returns its output."""
         ...
 
-    def record(self, step: Step, inputs: tuple[Tensor, ...]) -> Replay:
+    def record(self, step: Step, inputs: Inputs) -> Replay:
         """Record the step for these inputs, without running it.
 
         Raises:
@@ -36,7 +37,7 @@ class CudaGraphs:
     def __init__(self) -> None:
         self._stream = torch.cuda.Stream()
 
-    def run(self, step: Step, inputs: tuple[Tensor, ...]) -> Tensor:
+    def run(self, step: Step, inputs: Inputs) -> Tensor:
         """See Recorder."""
         before = torch.cuda.current_stream()
         self._stream.wait_stream(before)
@@ -45,7 +46,7 @@ class CudaGraphs:
         before.wait_stream(self._stream)
         return output
 
-    def record(self, step: Step, inputs: tuple[Tensor, ...]) -> Replay:
+    def record(self, step: Step, inputs: Inputs) -> Replay:
         """See Recorder."""
         graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         generator = torch.cuda.default_generators[torch.cuda.current_device()]
@@ -80,12 +81,12 @@ class GraphedStep:
             step: does the same work each time, all of it on the GPU, without waiting for it.
         """
         self._step, self._recorder = step, recorder
-        self._seen: Counter[tuple[torch.Size, ...]] = Counter()
-        self._inputs: tuple[Tensor, ...] = ()
+        self._seen: Counter[tuple[torch.Size | None, ...]] = Counter()
+        self._inputs: Inputs = ()
         self._replay: Replay | None = None
         self._possible = True
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor | None) -> Tensor:
         """The step's output for these inputs."""
         if self._replay is None and self._possible:
             self._seen[_shapes(inputs)] += 1
@@ -95,11 +96,12 @@ class GraphedStep:
         if self._replay is None or _shapes(inputs) != _shapes(self._inputs):
             return self._step(*inputs)
         for kept, given in zip(self._inputs, inputs, strict=True):
-            kept.copy_(given, non_blocking=True)
+            if kept is not None:
+                kept.copy_(given, non_blocking=True)
         return self._replay().clone()
 
-    def _record(self, inputs: tuple[Tensor, ...]) -> None:
-        self._inputs = tuple(given.clone() for given in inputs)
+    def _record(self, inputs: Inputs) -> None:
+        self._inputs = tuple(None if given is None else given.clone() for given in inputs)
         try:
             self._replay = self._recorder.record(self._step, self._inputs)
         except RuntimeError as error:  # an old driver, or out of memory
@@ -108,5 +110,5 @@ class GraphedStep:
             print(f"Note: no CUDA graph, so steps take longer: {reason}", flush=True)
 
 
-def _shapes(tensors: tuple[Tensor, ...]) -> tuple[torch.Size, ...]:
-    return tuple(tensor.shape for tensor in tensors)
+def _shapes(tensors: Inputs) -> tuple[torch.Size | None, ...]:
+    return tuple(None if tensor is None else tensor.shape for tensor in tensors)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from efficientad.data.datasets import Dataset, Sample, TrainingSplit, find_training_images
-from efficientad.data.images import UnreadableImageError, find_unreadable, read_image
-from efficientad.detector.networks import EfficientAD
+from efficientad.data.images import UnreadableImageError, find_unreadable
+from efficientad.data.views import SIDE, SIDE_STEP, View
+from efficientad.detector.model import EfficientAD
 from efficientad.system.distributed import rank, ranks, say
 from efficientad.system.errors import UserError
 from efficientad.training.cache import ImageSet
@@ -42,8 +43,11 @@ class TrainingImages:
     features_budget: float  # bytes that are left for the teacher's features
 
 
-def find_images(dataset: Dataset, options: TrainingOptions) -> FoundImages:
+def find_images(dataset: Dataset, options: TrainingOptions, view: View) -> FoundImages:
     """Find the good images and, for --evaluate_every, the test images; with --on_error skip only readable ones.
+
+    Args:
+        view: which the images must suit, whatever its size.
 
     Raises:
         UserError: too few images, or none where they should be.
@@ -51,11 +55,12 @@ def find_images(dataset: Dataset, options: TrainingOptions) -> FoundImages:
     split, skipped = find_training_images(dataset, options.seed), []
     if options.on_error == "skip":
         paths = [*split.train, *split.validation]
-        skipped = find_unreadable(paths, read_image, options.num_workers, quiet=rank() > 0)
+        skipped = find_unreadable(paths, view.read, options.num_workers, quiet=rank() > 0)
         split = find_training_images(dataset, options.seed, leave_out={bad.name for bad in skipped})
     samples = []
     if options.evaluate_every is not None:
-        samples, unreadable = find_labelled_samples(dataset, options.on_error == "skip", options.num_workers)
+        check = view.read if options.on_error == "skip" else None
+        samples, unreadable = find_labelled_samples(dataset, check, options.num_workers)
         skipped += unreadable
     if len(split.train) < ranks():
         raise UserError(f"{len(split.train)} training images are too few for {ranks()} processes; start fewer")
@@ -80,10 +85,10 @@ def load_images(
     Raises:
         UserError: naming all unreadable images.
     """
-    train, size, workers = found.split.train, model.image_size, options.num_workers
+    train, workers = found.split.train, options.num_workers
     paths = [*train, *found.split.validation]
     budget = options.cache_gb * 1e9
-    images = ImageSet(paths, size, budget, workers, plan.device)
+    images = ImageSet(paths, model.view, budget, workers, plan.device)
     held_out = range(len(train), len(paths))
     names = (path.relative_to(dataset.root).as_posix() for path in paths)
     learnt = set(images.digests[: len(train)])
@@ -98,15 +103,22 @@ def load_images(
     if found.test_samples:
         samples = found.test_samples
         test_paths = [sample.path for sample in samples]
-        test_images = ImageSet(test_paths, size, budget, workers, plan.device, "test images")
+        test_images = ImageSet(test_paths, model.view, budget, workers, plan.device, "test images")
         labels = [sample.is_anomalous for sample in samples]
         progress = Progress(options.evaluate_every, model, images, held_out, test_images, labels, plan.precision)
         budget -= test_images.kept_bytes
     batches = None
     if penalty.stored:
         share = NATURAL_CACHE_SHARE * budget
-        batches = penalty_batches(penalty, plan.batch_size, size, share, workers, plan.seed, start)
+        side = _penalty_side(model.view, plan.window)
+        batches = penalty_batches(penalty, plan.batch_size, side, share, workers, plan.seed, start)
         if plan.device.type == "cpu":  # else they have the host's memory to themselves
             budget -= share
     digests = dict(zip(names, images.digests, strict=True))
     return TrainingImages(images, range(len(train)), held_out, digests, progress, batches, budget)
+
+
+def _penalty_side(view: View, window: int | None) -> int:
+    """Side of the penalty images: about as many pixels as a step sees of an image, at most the paper's."""
+    height, width = (side if window is None else min(side, window) for side in view.size)
+    return min(SIDE, round((height * width) ** 0.5 / SIDE_STEP) * SIDE_STEP)

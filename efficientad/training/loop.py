@@ -11,17 +11,19 @@ import torch
 from torch import Tensor
 
 from efficientad.data.transforms import Changes, augment, draw_changes, to_unit_range, where_gray
-from efficientad.detector.networks import EfficientAD
+from efficientad.detector.grid import Places
+from efficientad.detector.model import EfficientAD
 from efficientad.system.devices import autocast
 from efficientad.system.distributed import gather_objects, own_part, rank, ranks, sum_over_ranks
 from efficientad.system.random_streams import random_stream
 from efficientad.system.saving import StateSaver
-from efficientad.training.cache import ImageSet, TeacherFeatures
+from efficientad.training.cache import ImageBatch, ImageSet, TeacherFeatures
 from efficientad.training.cuda_graph import CudaGraphs, GraphedStep
 from efficientad.training.log import TrainingLog
 from efficientad.training.losses import Losses, compute_losses
 from efficientad.training.options import TrainingPlan
 from efficientad.training.progress import Progress
+from efficientad.training.windows import Windows, see_whole, see_windows
 
 NATURAL_GRAY_SHARE = 0.3  # of the penalty images
 LR_DECAY_AT = 0.95  # of the steps; then the learning rate is a tenth
@@ -62,16 +64,31 @@ class Learner:
         """The rate of the next step."""
         return learning_rate(self._plan.lr, self.steps_done, self._plan.steps)
 
-    def step(self, images: Tensor, teacher_plain: Tensor, natural: Tensor | None, batch: int) -> Losses:
+    def draw_windows(self, windows: Windows, batch: int) -> Tensor:
+        """Places for the windows of the next step; every process draws those of the whole batch."""
+        return windows.draw(batch, self._generator)
+
+    def step(
+        self,
+        images: Tensor,
+        teacher_plain: Tensor,
+        natural: Tensor | None,
+        batch: int,
+        overview: Tensor | None = None,
+        places: Places | None = None,
+        counted: Tensor | None = None,
+    ) -> Losses:
         """One optimizer step (algorithm 1); returns this process's share of the losses before it.
 
         Every process draws the changes of the whole batch, so that they are the same for any number of processes.
 
         Args:
-            images: N x 3 x S x S, float32 in [0, 1], on the plan's device: this process's part of a batch.
+            images: N x 3 x h x w, float32 in [0, 1], on the plan's device: this process's part of a batch, or
+                windows of it.
             teacher_plain: the normalized teacher's output for them.
             natural: N x 3 x S x S natural or drawn images for the penalty, in colour, or None.
             batch: images of the step, over all processes.
+            overview, places, counted: see compute_losses.
         """
         own, device = own_part(batch), self._plan.device
         gray = () if natural is None else (torch.rand(batch, generator=self._generator) < NATURAL_GRAY_SHARE,)
@@ -81,7 +98,10 @@ class Learner:
         for group in self._optimizer.param_groups:
             group["lr"] = self._lr_on_device.fill_(lr) if self._graphed else lr  # a graph reads it from there
         self._batch = batch
-        losses = self._run(images, teacher_plain, *choices, *(() if natural is None else (natural,)))
+        kind, factor, gray = (*choices, None)[:3]
+        inputs = (images, teacher_plain, kind, factor, gray, natural, overview, *(places or (None,) * 3))
+        # How many cells count is known on the host alone, so a graph cannot hold it
+        losses = self._run(*inputs) if counted is None else self._learn(*inputs, counted)
         self.steps_done += 1
         return Losses(*losses.unbind())
 
@@ -91,15 +111,26 @@ class Learner:
         teacher_plain: Tensor,
         kind: Tensor,
         factor: Tensor,
-        gray: Tensor | None = None,
-        natural: Tensor | None = None,
+        gray: Tensor | None,
+        natural: Tensor | None,
+        overview: Tensor | None,
+        rows: Tensor | None,
+        columns: Tensor | None,
+        inside: Tensor | None,
+        counted: Tensor | None = None,
     ) -> Tensor:
         """The part of a step that runs on the device alone; returns the four losses."""
-        augmented = augment(images, Changes(kind, factor))
+        changes = Changes(kind, factor)
+        augmented = augment(images, changes, overview)
+        if overview is not None:
+            overview = augment(overview, changes)
         if natural is not None:
             natural = where_gray(natural, gray)
+        places = None if rows is None else Places(rows, columns, inside)
         with autocast(self._plan.device, self._plan.precision):
-            losses = compute_losses(self._model, images, augmented, teacher_plain, natural, self._batch)
+            losses = compute_losses(
+                self._model, images, augmented, teacher_plain, natural, self._batch, overview, places, counted
+            )
         recorded = self._plan.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         for group in self._optimizer.param_groups:
             group["capturable"] = recorded  # Adam needs it to be recorded, and warns about it otherwise
@@ -175,6 +206,7 @@ class Training:
         self._log = TrainingLog(log_file, plan.steps)
         self._saver = StateSaver(state_file, model, self._state, save_every)
         self._batch = plan.batch_size * ranks()
+        self._windows = Windows.of(model.grid, model.margin, plan.window)
 
     def run(self, penalty_batches: Iterator[Tensor] | None) -> None:
         """Train student and autoencoder to the end of the plan; leaves the model in eval mode.
@@ -192,23 +224,31 @@ class Training:
         self._model.train()
         with self._saver.watching(self._log.not_finite), self._log:
             self._saver.save()
-            for indices, pixels in self._images.batches(batch[own_part(len(batch))] for batch in order):
-                self._train_on(indices, pixels, penalty_batches)
+            for images in self._images.batches(batch[own_part(len(batch))] for batch in order):
+                self._train_on(images, penalty_batches)
                 if self._progress_is_due():
                     self._log.add_test_auroc(self._progress.auroc(), len(self._progress.test_images))
                 self._saver.after_step(self._learner.steps_done)
             self._saver.save()
         self._model.eval()
 
-    def _train_on(self, indices: Tensor, pixels: Tensor, penalty_batches: Iterator[Tensor] | None) -> None:
-        device = self._plan.device
-        plain = to_unit_range(pixels.to(device, non_blocking=True))
+    def _train_on(self, images: ImageBatch, penalty_batches: Iterator[Tensor] | None) -> None:
+        device, batch = self._plan.device, self._images_of_step()
+        images = images.to(device)
         natural = None
         if penalty_batches is not None:
-            natural = to_unit_range(next(penalty_batches)[: len(plain)].to(device, non_blocking=True))
-        teacher_plain = self._model.normalize_features(self._teacher_features(indices, plain))
-        lr, batch = self._learner.learning_rate(), self._images_of_step()
-        losses = self._learner.step(plain, teacher_plain, natural, batch)
+            natural = to_unit_range(next(penalty_batches)[: len(images.indices)].to(device, non_blocking=True))
+        if self._windows is None:
+            seen = see_whole(self._model, images)
+        else:
+            drawn = self._learner.draw_windows(self._windows, batch)[own_part(batch)]
+            seen = see_windows(self._model, images, self._windows, drawn)
+        answers = self._teacher_features(images.indices, images.pixels, seen.windows)
+        teacher_plain = self._model.normalize_features(answers)
+        lr = self._learner.learning_rate()
+        losses = self._learner.step(
+            seen.images, teacher_plain, natural, batch, seen.overview, seen.places, seen.counted
+        )
         self._log.add(losses, lr, batch, read=self._progress_is_due())
 
     def _progress_is_due(self) -> bool:

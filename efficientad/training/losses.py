@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from efficientad.detector.networks import FEATURE_CHANNELS, EfficientAD
-from efficientad.system.distributed import gather_rows, ranks
+from efficientad.detector.grid import Places
+from efficientad.detector.model import EfficientAD
+from efficientad.detector.networks import FEATURE_CHANNELS
+from efficientad.system.distributed import gather_rows, ranks, sum_over_ranks
 
 HARD_QUANTILE = 0.999  # section 3.2
 
@@ -27,19 +29,23 @@ class Losses(NamedTuple):
     stae: Tensor  # student's second half learns the autoencoder
 
 
-def hard_feature_loss(teacher: Tensor, student: Tensor, batch: int) -> Tensor:
-    """Mean of the squared differences at or above their 0.999 quantile over batch, channels and pixels.
+def hard_feature_loss(teacher: Tensor, student: Tensor, elements: int, counted: Tensor | None = None) -> Tensor:
+    """Mean of the squared differences at or above their 0.999 quantile over batch, channels and cells.
 
     Args:
-        teacher, student: N x 384 x 56 x 56, float32.
-        batch: images of all processes, over which the quantile is taken.
+        teacher, student: N x 384 x h x w, float32.
+        elements: differences of all processes that count, over which the quantile is taken.
+        counted: bools N x 1 x h x w; None: all count.
     """
-    distances = (teacher - student).square().flatten()
-    count = hard_feature_count(batch * teacher.shape[1:].numel())
+    distances = (teacher - student).square()
+    if counted is not None:
+        distances = torch.where(counted, distances, -1.0)  # below every square
+    distances = distances.flatten()
+    count = hard_feature_count(elements)
     largest = distances.topk(min(count, len(distances)), sorted=False).values
     if ranks() == 1:
         return largest.mean()
-    padded = F.pad(largest.detach(), (0, count - len(largest)), value=-1.0)  # below every square
+    padded = F.pad(largest.detach(), (0, count - len(largest)), value=-1.0)
     everywhere = gather_rows(padded).flatten()
     threshold = everywhere.topk(count, sorted=False).values.min()
     # where, not an index, for which the host would wait for the number of values
@@ -58,6 +64,9 @@ def compute_losses(
     teacher_plain: Tensor,
     natural: Tensor | None,
     batch: int | None = None,
+    overview: Tensor | None = None,
+    places: Places | None = None,
+    counted: Tensor | None = None,
 ) -> Losses:
     """The losses of a batch, or this process's share of them.
 
@@ -65,29 +74,46 @@ def compute_losses(
     384 channels answer plain and natural images, the last 384 augmented ones.
 
     Args:
-        images, augmented: N x 3 x S x S, float32 in [0, 1], the same images before and after augmentation.
-        teacher_plain: N x 384 x 56 x 56, float32, the normalized teacher's output for `images`.
+        images, augmented: N x 3 x h x w, float32 in [0, 1]: what the PDNs see of the images before and after their
+            augmentation, whole images or windows.
+        teacher_plain: N x 384 x cells, float32, the normalized teacher's output for `images`.
         natural: N x 3 x S x S natural images for the penalty, or None.
         batch: images of all processes (default: these are all).
+        overview: N x 3 x 256 x 256, the augmented images as the autoencoder sees them (default: `augmented`).
+        places: of the windows, for the autoencoder.
+        counted: bools N x 1 x cells; None: all count.
     """
     batch = len(images) if batch is None else batch
-    elements = batch * teacher_plain.shape[1:].numel()
+    cells = batch * teacher_plain.shape[2:].numel() if counted is None else int(sum_over_ranks(counted.sum()))
+    elements = cells * FEATURE_CHANNELS
     plain, changed = model.normalize(images), model.normalize(augmented)
     groups = [plain, changed] if natural is None else [plain, changed, model.normalize(natural)]
-    hidden = model.student[:-1](torch.cat(groups)).split([len(group) for group in groups])
+    hidden = _hidden_layers(model.student, groups)
     last = model.student[-1]
     as_teacher, as_autoencoder = slice(None, FEATURE_CHANNELS), slice(FEATURE_CHANNELS, None)
     with torch.no_grad():
         teacher_changed = model.teacher_features(changed)
-    autoencoder = model.autoencoder(changed).float()
+    autoencoder = model.autoencode(changed if overview is None else model.normalize(overview), places).float()
 
-    hard = hard_feature_loss(teacher_plain, _last_layer(last, hidden[0], as_teacher), batch)
-    ae = (autoencoder - teacher_changed).square().sum() / elements
-    stae = (_last_layer(last, hidden[1], as_autoencoder) - autoencoder).square().sum() / elements
+    def mean_square(differences: Tensor) -> Tensor:
+        squares = differences.square()
+        return (squares if counted is None else torch.where(counted, squares, 0)).sum() / elements
+
+    hard = hard_feature_loss(teacher_plain, _last_layer(last, hidden[0], as_teacher), elements, counted)
+    ae = mean_square(autoencoder - teacher_changed)
+    stae = mean_square(_last_layer(last, hidden[1], as_autoencoder) - autoencoder)
     penalty = hard.new_zeros(())
     if natural is not None:
-        penalty = _last_layer(last, hidden[2], as_teacher).square().sum() / elements
+        answer = _last_layer(last, hidden[2], as_teacher)
+        penalty = answer.square().sum() / (batch * answer.shape[1:].numel())
     return Losses(hard, penalty, ae, stae)
+
+
+def _hidden_layers(student: nn.Sequential, groups: list[Tensor]) -> list[Tensor]:
+    """The input of the student's last layer for each group of images, in one pass for those of one size."""
+    first = [group for group in groups if group.shape[1:] == groups[0].shape[1:]]
+    hidden = [*student[:-1](torch.cat(first)).split([len(group) for group in first])]
+    return hidden + [student[:-1](group) for group in groups[len(first) :]]
 
 
 def _last_layer(layer: nn.Conv2d, hidden: Tensor, channels: slice) -> Tensor:

@@ -13,14 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from efficientad.data.transforms import to_unit_range
-from efficientad.detector.networks import EfficientAD, pool_features
+from efficientad.data.views import SIDE, View
+from efficientad.detector.memory_map import pool_features
+from efficientad.detector.model import EfficientAD
 from efficientad.system.distributed import gather_objects, rank, ranks
+from efficientad.system.errors import UserError
 from efficientad.system.progress_bars import progress_bar
 from efficientad.system.random_streams import random_stream
 from efficientad.training.cache import ImageSet, TeacherFeatures
 
-CANDIDATES = 200_000  # patches to choose from; 150 MB
+CANDIDATES = 200_000  # patches to choose from, of images of 256 x 256 or less; 150 MB
+MOST_CANDIDATES = 5 * CANDIDATES
 _FIRST = 256  # patches of the first round, random
 _MOST_AT_ONCE = 1024
 _COMPARED_AT_ONCE = 16_384
@@ -41,23 +44,38 @@ def fit_memory(
         teacher_features: of the model's teacher.
         seed: decides the candidates and the first patches.
     """
-    device = model.memory.device
-    candidates_each = math.ceil(CANDIDATES / len(indices))
+    device, tiles = model.memory.device, model.tiles()
+    candidates_each = math.ceil(count_candidates(model.view) / len(indices))
     own = torch.tensor(indices[rank() :: ranks()])
     order = own.split(1) if len(own) else []
     collected: dict[int, Tensor] = {}
     bar = progress_bar(images.batches(order), "Collecting patches", len(order), unit="image", disable=rank() > 0)
-    for batch, pixels in bar:
-        features = model.normalize_features(teacher_features(batch, to_unit_range(pixels.to(device))))
-        found = pool_features(features)[0]
-        generator = random_stream(seed, "memory candidates", int(batch))
-        some = torch.randperm(len(found), generator=generator)[:candidates_each]
-        collected[int(batch)] = found[some.to(device)].half().cpu()
+    for batch in bar:
+        batch, found = batch.to(device), []
+        counted = None if batch.inspected is None else model.counted(batch.inspected)
+        for cells in tiles:
+            windows = None if len(tiles) == 1 else [cells]
+            raw = teacher_features(batch.indices, batch.pixels, windows)
+            pooled = pool_features(model.normalize_features(raw))[0].flatten(1).T
+            if counted is not None:  # averages of what counts alone
+                pooled = pooled[pool_features(counted[(..., *cells.slices)].float()).flatten() == 1]
+            found.append(pooled.half())
+        of_image = torch.cat(found)
+        generator = random_stream(seed, "memory candidates", int(batch.indices))
+        some = torch.randperm(len(of_image), generator=generator)[:candidates_each]
+        collected[int(batch.indices)] = of_image[some.to(device)].cpu()
     everywhere = {index: rows for part in gather_objects(collected) for index, rows in part.items()}
     candidates = torch.cat([everywhere[index] for index in sorted(everywhere)]).to(device)
+    if not len(candidates):
+        raise UserError("what is inspected of the images is too narrow to learn from; see --roi and --ignore")
     chosen = choose_coreset(candidates, patches, seed) if rank() == 0 else None
     model.memory = candidates[gather_objects(chosen)[0].to(device)].float()
     model.memory_weights = weigh_patches(model.memory)
+
+
+def count_candidates(view: View) -> int:
+    """The number of patches to choose from: more where images are larger, as they show more that is rare."""
+    return min(MOST_CANDIDATES, max(CANDIDATES, CANDIDATES * view.height * view.width // SIDE**2))
 
 
 @torch.no_grad()

@@ -17,6 +17,9 @@ DEFAULT_STEPS = 70_000  # of the networks; the paper's
 BATCH_SIZE, LR, WEIGHT_DECAY, CHECKPOINT_MINUTES = 1, 1e-4, 1e-5, 5.0  # defaults
 AUTO, FAST, PAPER = "auto", "fast", "paper"
 RECIPES = (FAST, PAPER)
+NO_BORDER, MIRROR = "none", "mirror"
+NATIVE, FULL = "native", "full"  # in place of a size
+WINDOW, MAX_PIXELS = 256, 2**20
 NONE, DRAWN = "none", "drawn"  # in place of paths of natural images
 MEMORY_PATCHES = 8000
 FAST_BELOW = 10_000  # steps; with fewer, auto is fast
@@ -32,8 +35,10 @@ MAY_DIFFER = {
     "device",
     "epochs",
     "evaluate_every",
+    "ignore",
     "imagenet_train_path",
     "machine",
+    "max_pixels",
     "mvtec_ad_path",
     "mvtec_loco_path",
     "num_workers",
@@ -64,6 +69,13 @@ class TrainingOptions:
     model_size: str
     weights: Path | None  # of the teacher; None: the shipped one
     imagenet_train_path: list[Path] | None  # None: no penalty; or one of the words NONE and DRAWN
+    image_size: list[str]  # as given; see sizes.choose_size
+    max_pixels: int | None  # of the word NATIVE
+    resize: str  # views.STRETCH or FIT
+    roi: list[float] | None
+    ignore: Path | None  # a mask
+    border: str | None  # NO_BORDER or MIRROR; None: the recipe's
+    window: int | str | None  # pixels, or FULL
     recipe: str  # AUTO, or one of RECIPES
     memory: int | None  # patches; None: the recipe's
     lr: float | None
@@ -96,6 +108,7 @@ class TrainingPlan:
     device: torch.device
     precision: str  # resolved: fp32, bf16 or fp16
     seed: int
+    window: int | None = None  # side of what a step sees of an image, in pixels; None: all of it
     cuda_graph: bool = False  # where one can be used
 
 
@@ -150,9 +163,12 @@ def settle(options: TrainingOptions, images: int, processes: int) -> TrainingOpt
         epochs=None,
         train_steps=steps,
         batch_size=batch_size,
+        max_pixels=options.max_pixels or MAX_PIXELS,
         imagenet_train_path=sources,
         recipe=recipe,
         memory=memory,
+        border=options.border or (MIRROR if recipe == FAST else NO_BORDER),
+        window=options.window or WINDOW,
         lr=LR if options.lr is None else options.lr,
         weight_decay=WEIGHT_DECAY if options.weight_decay is None else options.weight_decay,
         checkpoint_minutes=options.checkpoint_minutes or CHECKPOINT_MINUTES,
@@ -169,6 +185,7 @@ def make_plan(options: TrainingOptions, device: torch.device, precision: str) ->
         device=device,
         precision=precision,
         seed=options.seed,
+        window=None if options.window == FULL else options.window,
         cuda_graph=options.cuda_graph,
     )
 
@@ -178,6 +195,7 @@ _OF_STEPS = (
     "train_steps",
     "batch_size",
     "imagenet_train_path",
+    "window",
     "lr",
     "weight_decay",
     "checkpoint_minutes",
@@ -193,6 +211,8 @@ def describe_unused(asked: TrainingOptions, recipe: str, device: str) -> list[st
         few = f", and fewer than {FAST_BELOW:,} are too few for student and autoencoder" if steps else ""
         advice = "--recipe paper trains these all the same" if few else "--recipe paper does"
         notes.append(f"Note: {', '.join(given)} not used: the memory takes no steps{few}; {advice}")
+    if asked.max_pixels is not None and asked.image_size != [NATIVE]:
+        notes.append(f"Note: --max_pixels not used: it limits --image_size {NATIVE}")
     if asked.cuda_graph and (recipe == FAST or device != "cuda"):
         notes.append("Note: --cuda_graph not used: it replays the steps of --recipe paper on a CUDA GPU")
     return notes

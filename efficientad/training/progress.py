@@ -7,20 +7,21 @@ eval.py's numbers on them then promise too much. The training itself learns noth
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from efficientad.data.datasets import Dataset, Sample, find_test_samples
-from efficientad.data.images import UnreadableImageError, find_unreadable, read_image
-from efficientad.detector.networks import EfficientAD
+from efficientad.data.images import UnreadableImageError, find_unreadable
+from efficientad.detector.model import EfficientAD
 from efficientad.system.distributed import rank
 from efficientad.system.errors import UserError
 from efficientad.training.cache import ImageSet
-from efficientad.training.fitting import FlatMapsError, fit_map_quantiles, score_images
+from efficientad.training.fitting import FlatMapsError, fit_map_quantiles, map_held_out, score_images
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ class Progress:
 
         with _unchanged(self.model):
             try:
-                fit_map_quantiles(self.model, self.images, self.held_out, self.precision, quiet=True)
+                fit_map_quantiles(
+                    self.model, map_held_out(self.model, self.images, self.held_out, self.precision, quiet=True)
+                )
             except FlatMapsError:  # of networks that have learnt nothing yet; at the end of the training an error
                 return math.nan
             everything = range(len(self.test_images))
@@ -65,24 +68,25 @@ class Progress:
 
 @contextmanager
 def _unchanged(model: EfficientAD) -> Iterator[None]:
-    """Restore mode and quantiles after the block, in place: a CUDA graph knows their addresses."""
+    """Restore mode, quantiles and weights after the block, in place: a CUDA graph knows their addresses."""
     training = model.training
-    quantiles = model.quantiles.clone()
+    fitted = {buffer: buffer.clone() for buffer in (model.quantiles, model.rim_weights)}
     try:
         yield
     finally:
         model.train(training)
         with torch.no_grad():
-            model.quantiles.copy_(quantiles)
+            for buffer, before in fitted.items():
+                buffer.copy_(before)
 
 
 def find_labelled_samples(
-    dataset: Dataset, skip: bool, workers: int
+    dataset: Dataset, check: Callable[[Path], object] | None, workers: int
 ) -> tuple[list[Sample], list[UnreadableImageError]]:
     """The test images, good and defective ones, and the unreadable ones that are skipped.
 
     Args:
-        skip: decode all of them, and skip those that cannot be read.
+        check: raises UnreadableImageError for images to be skipped; None: skip none.
         workers: threads that decode.
 
     Raises:
@@ -92,9 +96,9 @@ def find_labelled_samples(
         samples, unreadable = find_test_samples(dataset), []
     except UserError as error:
         raise UserError(f"--evaluate_every needs test images: {error}") from None
-    if skip:
+    if check:
         paths = [sample.path for sample in samples]
-        unreadable = find_unreadable(paths, read_image, workers, quiet=rank() > 0)
+        unreadable = find_unreadable(paths, check, workers, quiet=rank() > 0)
         bad = {error.name for error in unreadable}
         samples = [sample for sample in samples if str(sample.path) not in bad]
     kinds = {sample.is_anomalous for sample in samples}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from efficientad.detector.checkpoint import MODEL_FILE, read_training
-from efficientad.detector.networks import EfficientAD
+from efficientad.detector.model import EfficientAD
 from efficientad.system.distributed import say
 from efficientad.system.errors import UserError
 from efficientad.system.torch_files import read_state

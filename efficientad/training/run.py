@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -14,6 +15,7 @@ import torch
 
 from efficientad.data.datasets import Dataset, TrainingSplit
 from efficientad.data.images import SKIPPED_FILE, UnreadableImageError, describe_skipped, write_skipped
+from efficientad.data.views import View
 from efficientad.detector.calibration import describe_calibration
 from efficientad.detector.checkpoint import (
     MODEL_FILE,
@@ -21,7 +23,7 @@ from efficientad.detector.checkpoint import (
     load_teacher_weights,
     save_model,
 )
-from efficientad.detector.networks import EfficientAD
+from efficientad.detector.model import EfficientAD
 from efficientad.system.devices import (
     compute_deterministically,
     describe_device,
@@ -37,7 +39,7 @@ from efficientad.system.random_streams import seed_torch
 from efficientad.system.runs import lock_folder
 from efficientad.system.torch_files import compare_images
 from efficientad.training.cache import TeacherFeatures
-from efficientad.training.fitting import fit_calibration, fit_map_quantiles, fit_teacher_statistics
+from efficientad.training.fitting import fit_calibration, fit_map_quantiles, fit_teacher_statistics, map_held_out
 from efficientad.training.inputs import TrainingImages, find_images, load_images
 from efficientad.training.log import draw_training
 from efficientad.training.loop import Training
@@ -60,6 +62,7 @@ from efficientad.training.resuming import (
     naming_the_state,
     read_training_state,
 )
+from efficientad.training.sizes import begin_view, choose_size
 
 LOG_FILE = "log.csv"
 CHART_FILE = "training.png"
@@ -101,17 +104,19 @@ def train_in_folder(dataset: Dataset, folder: Path, asked: TrainingOptions) -> T
     if asked.deterministic:
         compute_deterministically()
     precision = resolve_precision(asked.precision, device)
-    found = find_images(dataset, asked)
+    view = begin_view(asked)
+    found = find_images(dataset, asked, view)
     options = settle(asked, len(found.split.train), ranks())
     plan = make_plan(options, device, precision)
-    model, teacher = start_model(options)
+    view, about_view = choose_size(view, options, found.split.train)
+    model, teacher = start_model(options, view)
     penalty = find_penalty_images(options.imagenet_train_path)
-    facts = collect_facts(found.split, penalty, teacher, options, plan)
+    facts = collect_facts(found.split, penalty, teacher, view, options, plan)
     notes = [
         *describe_unused(asked, options.recipe, device.type),
         *describe_use(options.evaluate_every, found.test_samples),
     ]
-    say("\n".join([*describe_start(dataset.name, options, facts), *notes]))
+    say("\n".join([*describe_start(dataset.name, options, facts), *about_view, *notes]))
 
     settings = json.loads(json.dumps({**asdict(asked), **facts}, default=str))
     state_file = folder / STATE_FILE
@@ -132,18 +137,23 @@ def train_in_folder(dataset: Dataset, folder: Path, asked: TrainingOptions) -> T
     return TrainedDetector(folder / MODEL_FILE, settings["train_images"], settings["steps"])
 
 
-def start_model(options: TrainingOptions) -> tuple[EfficientAD, Path]:
+def start_model(options: TrainingOptions, view: View) -> tuple[EfficientAD, Path]:
     """A model with its first weights, and the file that its teacher came from."""
     if options.memory > MOST_MEMORY_PATCHES:
         raise UserError(f"--memory {options.memory} is more than the {MOST_MEMORY_PATCHES} patches of a model")
     seed_torch(options.seed, "weights")
-    model = EfficientAD(options.model_size, has_student=options.train_steps > 0)
+    model = EfficientAD(options.model_size, view, options.border, has_student=options.train_steps > 0)
     seed_torch(options.seed, "dropout", rank())
     return model, load_teacher_weights(model, options.weights)
 
 
 def collect_facts(
-    split: TrainingSplit, penalty: PenaltyImages, teacher: Path, options: TrainingOptions, plan: TrainingPlan
+    split: TrainingSplit,
+    penalty: PenaltyImages,
+    teacher: Path,
+    view: View,
+    options: TrainingOptions,
+    plan: TrainingPlan,
 ) -> dict[str, Any]:
     """The settings that were found or settled, beside those that were given."""
     return {
@@ -151,6 +161,10 @@ def collect_facts(
         "validation_images": len(split.validation),
         "penalty": str(penalty),
         "steps": plan.steps,
+        "image_size": list(view.size),
+        "ignored": None if view.ignored is None else hashlib.sha256(view.ignored).hexdigest()[:16],
+        "border": options.border,
+        "window": options.window,
         "recipe": options.recipe,
         "memory": options.memory,
         "batch_size": plan.batch_size,
@@ -194,8 +208,9 @@ def fit_detector(
     del teacher_features
     gc.collect()  # the step refers to itself; on a GPU it holds the memory of its graph
     release_freed_memory()  # holes of other sizes than needed next
-    fit_map_quantiles(model, images.images, images.held_out, plan.precision)
-    fit_calibration(model, images.images, images.held_out, plan.precision, options.target_fpr)
+    maps = map_held_out(model, images.images, images.held_out, plan.precision)
+    fit_map_quantiles(model, maps)
+    fit_calibration(model, maps, options.target_fpr)
     say(describe_calibration(model.calibration, len(images.held_out)))
 
 

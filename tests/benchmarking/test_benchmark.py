@@ -20,6 +20,8 @@ CPU = torch.device("cpu")
 def quick(tiny_networks, monkeypatch):
     monkeypatch.setattr(measuring, "TRAINING_BATCHES", (1, 2))
     monkeypatch.setattr(measuring, "PHOTO_SIZE", (40, 30))
+    monkeypatch.setattr(measuring, "LARGE_SIDES", (320,))
+    monkeypatch.setattr(measuring, "LARGE_TRAINING_SIDE", 320)
     monkeypatch.setattr(workloads, "EXPORTS", ())
 
 
@@ -47,7 +49,15 @@ def test_table_and_json_agree(quick, tmp_path, capsys):
     latency = rows["latency, batch 1"]
     assert latency["value"] == pytest.approx(1000 / rows["inference, batch 1"]["value"])
     names = " ".join(rows)
-    for task in ("reading JPEG", "writing tiff", "writing jpg", "eval with tiff", "eval with jpg"):
+    for task in (
+        "inference, 320x320, ",
+        "training, batch 1, 320x320, ",
+        "reading JPEG",
+        "writing tiff",
+        "writing jpg",
+        "eval with tiff",
+        "eval with jpg",
+    ):
         assert task in names
     assert "of the network's rate" in names
     assert "precision fp32" in contents["machine"] and contents["matrix_flops"] > 0
@@ -140,3 +150,20 @@ def test_peak_memory_sees_what_was_freed_again():
 def test_wrong_json_path_is_reported_at_once(monkeypatch, capsys, tmp_path):
     message = fail(monkeypatch, capsys, benchmark, "--json", tmp_path / "missing" / "b.json")
     assert "there is no folder" in message
+
+
+def test_works_on_large_images_do_their_work(tiny_networks):
+    torch.manual_seed(0)
+    loads = workloads.Workloads(workloads.EfficientAD(), CPU, "fp32", 0)
+    shapes = []
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: shapes.append(tuple(inputs[0].shape[-2:]))
+    )
+    try:
+        loads.inference_at(320)()
+        assert (320, 320) in shapes
+        shapes.clear()
+        loads.training_step_at(320)()
+    finally:
+        hook.remove()
+    assert (256, 256) in shapes  # windows, and the autoencoder's view of the whole

@@ -4,14 +4,16 @@ import zipfile
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from conftest import write_six_files
 from efficientad.benchmarking import reference
+from efficientad.data.views import FIT, View, read_ignored
 from efficientad.detector import checkpoint
 from efficientad.detector.calibration import Calibration
 from efficientad.detector.checkpoint import load_model, load_teacher_weights, save_model
-from efficientad.detector.networks import EfficientAD
+from efficientad.detector.model import MIRROR, NO_BORDER, EfficientAD
 from efficientad.system.errors import UserError
 
 CPU = torch.device("cpu")
@@ -45,11 +47,26 @@ def test_saved_and_loaded_model_is_equal(fitted, tmp_path):
 def test_model_file_describes_itself_and_is_on_the_cpu(fitted, tmp_path):
     save_model(fitted, tmp_path / "model.pt", {"steps": 7})
     contents = torch.load(tmp_path / "model.pt", weights_only=True)
-    config = {"model_size": "small", "image_size": 256, "has_student": True, "memory_patches": 0}
+    view = {"size": [256, 256], "resize": "stretch", "roi": None, "ignored": None}
+    config = {"model_size": "small", "view": view, "border": "none", "has_student": True, "memory_patches": 0}
     assert contents["config"] == config
     assert contents["training"] == {"steps": 7}
     assert contents["versions"]["torch"] == torch.__version__
     assert {tensor.device for tensor in contents["state_dict"].values()} == {CPU}
+
+
+def test_the_view_and_the_border_are_saved(tiny_networks, tmp_path):
+    mask = Image.new("1", (30, 20))
+    mask.paste(1, (20, 0, 30, 20))
+    mask.save(tmp_path / "mask.png")
+    view = View(128, 64, FIT, (0.25, 0.0, 0.75, 1.0), read_ignored(tmp_path / "mask.png"))
+    model = EfficientAD("small", view, MIRROR).eval()
+    save_model(model, tmp_path / "model.pt", {})
+    loaded = load_model(tmp_path, CPU)
+    assert (loaded.view, loaded.border, loaded.grid) == (view, MIRROR, (32, 16))
+    images, inspected = torch.rand(1, 3, 128, 64), view.inspected((60, 40))[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(images, inspected), model(images, inspected))
 
 
 @pytest.mark.cuda
@@ -186,9 +203,16 @@ def change_contents(path, change):
             lambda c: c["state_dict"].update(teacher_mean=torch.zeros(1, 384, 1, 1, dtype=torch.complex64)),
             "teacher_mean is not a tensor of plain numbers",
         ),
-        (lambda c: c["config"].update(image_size=10**9), "image_size is 1000000000"),
-        (lambda c: c["config"].update(image_size="256"), "image_size is 256"),
         (lambda c: c["config"].update(more=1), "unexpected keyword"),
+        (lambda c: c["config"].pop("view"), "missing 1 required positional argument: 'view'"),
+        (lambda c: c["config"].update(view=[256, 256]), r"view is \[256, 256\]"),
+        (lambda c: c["config"].update(view=torch.zeros(2)), r"view is tensor\(\[0., 0.\]\)"),
+        (lambda c: c["config"]["view"].pop("roi"), "'roi'"),
+        (lambda c: c["config"]["view"].update(size=[256, 255]), "nearest: 252 and 256"),
+        (lambda c: c["config"]["view"].update(size=[10**9, 64]), "at most 178,956,970 pixels"),
+        (lambda c: c["config"]["view"].update(ignored="AAAA"), "mask of what is ignored is damaged"),
+        (lambda c: c["config"].update(border="black"), "border is 'black'"),
+        (lambda c: c["config"].update(border=torch.zeros(0)), r"border is tensor\(\[\]\)"),
         (lambda c: c["config"].update(memory_patches=-1), "memory_patches is -1"),
         (lambda c: c["config"].update(memory_patches=10**12), "memory_patches is 1000000000000"),
         (lambda c: c["config"].update(memory_patches="5"), "memory_patches is 5"),
@@ -213,8 +237,9 @@ def change_contents(path, change):
 def test_model_files_that_are_refused(fitted, tmp_path, change, message):
     save_model(fitted, tmp_path / "model.pt", {})
     change_contents(tmp_path / "model.pt", change)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as raised:
         load_model(tmp_path, CPU)
+    assert "\n" not in str(raised.value)
 
 
 def test_files_that_are_no_model(fitted, tmp_path):
@@ -258,26 +283,34 @@ def test_files_that_would_swell_in_memory_are_refused(fitted, tmp_path, monkeypa
 
 
 def as_version(path, version):
-    """The model file as it was before the memory, or before the weights of the maps, too."""
+    """The model file as it was before views, before the memory, or before the weights of the maps, too."""
     contents = torch.load(path, weights_only=True)
-    state = contents["state_dict"]
-    del state["memory"], contents["config"]["has_student"], contents["config"]["memory_patches"]
-    state["quantiles"] = state["quantiles"][:2].clone()
-    state["map_weights"] = torch.tensor([0.875, 0.125])
+    state, config = contents["state_dict"], contents["config"]
+    del config["view"], config["border"]
+    config["image_size"] = 256
+    if version < 3:
+        del state["memory"], config["has_student"], config["memory_patches"]
+        state["quantiles"] = state["quantiles"][:2].clone()
+        state["map_weights"] = torch.tensor([0.875, 0.125])
     if version == 1:
         del state["map_weights"], contents["calibration"]
     torch.save({**contents, "version": version}, path)
 
 
-@pytest.mark.parametrize(("version", "weights"), [(1, [0.5, 0.5, 0.0]), (2, [0.875, 0.125, 0.0])])
+@pytest.mark.parametrize(
+    ("version", "weights"), [(1, [0.5, 0.5, 0.0]), (2, [0.875, 0.125, 0.0]), (3, [0.25, 0.25, 0.5])]
+)
 def test_a_model_file_of_an_older_version_answers_as_before(fitted, tmp_path, version, weights):
     fitted.calibration = Calibration(**CALIBRATION)
+    if version == 3:
+        fitted.memory, fitted.memory_weights = torch.rand(9, 384).half().float(), torch.rand(9)
+    fitted.map_weights.copy_(torch.tensor(weights))
     save_model(fitted, tmp_path / "model.pt", {})
     as_version(tmp_path / "model.pt", version)
     loaded = load_model(tmp_path, CPU)
-    assert loaded.map_weights.tolist() == weights and loaded.memory.shape == (0, 384)
-    assert loaded.calibration is None  # its threshold was for another score
-    fitted.map_weights.copy_(torch.tensor(weights))
+    assert loaded.map_weights.tolist() == weights and torch.equal(loaded.memory, fitted.memory)
+    assert (loaded.view, loaded.border) == (View(), NO_BORDER)
+    assert (loaded.calibration is None) == (version < 3)  # its threshold was for another score
     image = torch.rand(1, 3, 256, 256)
     with torch.inference_mode():
         torch.testing.assert_close(loaded(image)[:, 0], reference.anomaly_maps(fitted, image), rtol=1e-4, atol=1e-3)
@@ -300,4 +333,22 @@ def test_a_damaged_model_file_of_an_older_version_is_refused(fitted, tmp_path, v
     as_version(tmp_path / "model.pt", version)
     change_contents(tmp_path / "model.pt", lambda contents: change(contents["state_dict"]))
     with pytest.raises(UserError, match=message):
+        load_model(tmp_path, CPU)
+
+
+def test_older_versions_had_no_view(fitted, tmp_path):
+    save_model(fitted, tmp_path / "model.pt", {})
+    as_version(tmp_path / "model.pt", 3)
+    change_contents(tmp_path / "model.pt", lambda contents: contents["config"].update(border=MIRROR))
+    with pytest.raises(UserError, match="unexpected keyword argument 'border'"):
+        load_model(tmp_path, CPU)
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("size", [512, "256", True, None, 10**9, torch.zeros(2)])
+def test_older_versions_had_one_size(fitted, tmp_path, version, size):
+    save_model(fitted, tmp_path / "model.pt", {})
+    as_version(tmp_path / "model.pt", version)
+    change_contents(tmp_path / "model.pt", lambda contents: contents["config"].update(image_size=size))
+    with pytest.raises(UserError, match="image_size is"):
         load_model(tmp_path, CPU)

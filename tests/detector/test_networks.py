@@ -3,14 +3,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from efficientad.benchmarking import reference
-from efficientad.detector.networks import (
-    EfficientAD,
-    RawMaps,
-    anomaly_score,
-    build_autoencoder,
-    build_pdn,
-    feature_map_size,
-)
+from efficientad.detector.grid import grid_side
+from efficientad.detector.model import EfficientAD, RawMaps, anomaly_score
+from efficientad.detector.networks import build_autoencoder, build_pdn
 from efficientad.training.options import map_weights
 
 PARAMETERS = {"small": (2_694_144, 4_267_392), "medium": (8_026_624, 11_615_488)}
@@ -21,10 +16,10 @@ def count_parameters(network):
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def run_on_meta(network, side=256):
+def run_on_meta(network, height=256, width=256):
     """Output shape and multiply-adds, without computing anything."""
     with torch.device("meta"):
-        image = torch.empty(1, 3, side, side)
+        image = torch.empty(1, 3, height, width)
     with FlopCounterMode(display=False) as counter:
         shape = network.to("meta").eval()(image).shape
     return tuple(shape), counter.get_total_flops() / 2
@@ -47,7 +42,7 @@ def test_autoencoder_has_the_papers_size():
     assert shape == (1, 384, 56, 56)
     assert multiply_adds / 1e9 == pytest.approx(2.39, abs=0.006)
     upsampled = [layer.size for layer in network if isinstance(layer, torch.nn.Upsample)]
-    assert upsampled == [3, 8, 15, 32, 63, 127, 56]
+    assert upsampled == [3, 8, 15, 32, 63, 127, (56, 56)]
 
 
 def test_layers_have_the_numbers_that_other_tools_save():
@@ -64,11 +59,12 @@ def test_latent_code_is_64_numbers():
     assert run_on_meta(encoder)[0] == (1, 64, 1, 1)
 
 
-@pytest.mark.parametrize("side", [256, 320, 512])
-def test_feature_map_size_is_that_of_the_networks(side):
-    expected = (feature_map_size(side),) * 2
-    assert run_on_meta(build_pdn("small", 384), side)[0][2:] == expected
-    assert run_on_meta(build_autoencoder(side), side)[0][2:] == expected
+@pytest.mark.parametrize("size", [(256, 256), (320, 512), (260, 300), (64, 2000)])
+@pytest.mark.parametrize("model_size", ["small", "medium"])
+def test_the_grid_is_that_of_the_networks(model_size, size):
+    grid = tuple(map(grid_side, size))
+    assert run_on_meta(build_pdn(model_size, 384), *size)[0][2:] == grid
+    assert run_on_meta(build_autoencoder(grid))[0][2:] == grid
 
 
 def test_receptive_field_is_33_pixels():
@@ -130,7 +126,9 @@ def test_the_score_is_the_mean_of_the_highest_values():
     assert anomaly_score(maps).tolist() == [10.0]
     maps.view(-1)[392] = -5.0  # and one that is not among them
     assert anomaly_score(maps).item() == pytest.approx(10 * 392 / 393)
-    assert anomaly_score(torch.tensor([[[[1.0, 7.0]]]])).tolist() == [7.0]  # one value at least
+    assert anomaly_score(torch.tensor([[[[1.0, 7.0]]]])).tolist() == [4.0]  # all there are
+    larger = torch.nn.functional.pad(maps, (0, 500, 0, 300))
+    assert torch.equal(anomaly_score(larger), anomaly_score(maps))  # as many pixels at any size
 
 
 def test_scores_exceed_255_and_are_not_rounded(tiny_model):

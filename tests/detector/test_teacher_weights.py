@@ -6,7 +6,8 @@ from torch import nn
 
 from efficientad.detector import checkpoint
 from efficientad.detector.checkpoint import load_teacher_weights
-from efficientad.detector.networks import EfficientAD, build_pdn
+from efficientad.detector.model import EfficientAD
+from efficientad.detector.networks import build_pdn
 from efficientad.system.errors import UserError
 
 

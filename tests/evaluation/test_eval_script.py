@@ -14,7 +14,7 @@ import eval as eval_script
 from commands import evaluate
 from conftest import fail, fill_folder, make_dataset, write_six_files
 from efficientad.detector.checkpoint import load_teacher_weights, save_model
-from efficientad.detector.networks import EfficientAD
+from efficientad.detector.model import EfficientAD
 from efficientad.system.runs import lock_folder
 from reports import Page
 

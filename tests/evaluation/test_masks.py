@@ -58,7 +58,7 @@ def parts(tmp_path):
 
 def regions_of(masks, sample):
     files = masks.samples[sample].own
-    found = read_defects(files, masks.saturations, sample.path, SIZE) if files else []
+    found, _ = read_defects(files, masks.saturations, sample.path, SIZE) if files else ([], 0)
     return [(sorted(region.pixels.tolist()), region.saturation) for region in found]
 
 
@@ -187,10 +187,10 @@ def test_a_pixel_value_without_saturation(parts):
         regions_of(parts.masks(), parts.samples()["dent/a.png"])
 
 
-def locate(parts, maps):
+def locate(parts, maps, inspected=None):
     localization = Localization(parts.masks())
     for name, sample in parts.samples().items():
-        localization.add(sample, localization.count(sample, maps[name]))
+        localization.add(sample, localization.count(sample, maps[name], inspected))
     return localization.metrics()
 
 
@@ -295,3 +295,59 @@ def test_samples_that_vanish_are_left_to_the_evaluation(parts):
     parts.mask("dent/a_mask.png", box(0, 0, 3, 2))
     samples = [*parts.samples().values(), Sample(parts.root / "test/dent/gone.png", "dent", "gone.png")]
     assert len(find_masks(parts.dataset, samples).samples) == 4
+
+
+def test_what_is_not_inspected_counts_nowhere(parts):
+    """A defect loses its pixels there; one that has no others is left out and told."""
+    parts.image("scratch/c.png")
+    parts.image("scratch/d.png")
+    parts.mask("dent/a_mask.png", box(0, 0, 3, 2) | box(7, 7, 9, 9))
+    parts.mask("dent/b_mask.png", box(4, 1, 8, 8))
+    parts.mask("scratch/c_mask.png", box(10, 0, 12, 1) | box(9, 8, 12, 9))
+    maps, inspected = draw_maps(parts), box(0, 0, 6, 10) > 0
+    unseen = [(6, 0, 12, 10)]
+    good = (maps["good/g.png"], [], unseen)
+    dents = [(maps["dent/a.png"], [(0, 0, 3, 2)], unseen), (maps["dent/b.png"], [(4, 1, 6, 8)], unseen)]
+    metrics = locate(parts, maps, inspected)
+    dent, scratch = metrics.classes
+    assert dent == expected("dent", good, *dents) and (scratch.images, scratch.regions) == (0, 0)
+    assert metrics.overall == expected("Overall", good, *dents)
+    assert (metrics.defective, metrics.left_out, metrics.hidden, metrics.hiding) == (4, 1, 3, 2)
+    other = Localization(parts.masks())
+    for name, sample in parts.samples().items():
+        shares = [Localization(parts.masks()) for _ in range(2)]
+        shares[1].add(sample, shares[1].count(sample, maps[name], inspected))
+        shares[0].merge(shares[1])
+        other.merge(shares[0])
+    merged = other.metrics()
+    assert (merged.overall, merged.left_out, merged.hidden, merged.hiding) == (metrics.overall, 1, 3, 2)
+
+
+def test_copies_of_an_image_that_is_inspected_in_part(parts):
+    parts.image("dent/both.png", seed=9)
+    parts.image("scratch/copy.png", seed=9)
+    parts.mask("dent/both_mask.png", box(0, 0, 4, 4))
+    parts.mask("scratch/copy_mask.png", box(3, 3, 9, 5))
+    maps, unseen = draw_maps(parts), (6, 0, 12, 10)
+    both, good = maps["dent/both.png"], (maps["good/g.png"], [], [unseen])
+    metrics = locate(parts, maps, box(0, 0, 6, 10) > 0)
+    assert metrics.classes == [
+        expected("dent", good, (both, [(0, 0, 4, 4)], [(3, 3, 9, 5), unseen])),
+        expected("scratch", good, (both, [(3, 3, 6, 5)], [(0, 0, 4, 4), unseen])),
+    ]
+    assert metrics.hidden == 0
+
+
+def test_a_defect_saturates_at_its_visible_part(parts):
+    loco(parts, LOCO_CONFIG)
+    masks, sample = parts.masks(), parts.samples()["dent/a.png"]
+    inspected = box(0, 0, 12, 3) > 0
+    found, hidden = read_defects(masks.samples[sample].own, masks.saturations, sample.path, SIZE, inspected)
+    assert [(sorted(one.pixels.tolist()), one.saturation) for one in found] == [
+        (pixels(0, 0, 4, 2), 5),
+        (pixels(3, 0, 5, 3), 4),  # 0.75 of 6
+    ]
+    assert hidden == 0
+    inspected = box(0, 5, 12, 10) > 0
+    found, hidden = read_defects(masks.samples[sample].own, masks.saturations, sample.path, SIZE, inspected)
+    assert [(len(one.pixels), one.saturation) for one in found] == [(4, 4)] and hidden == 1

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from efficientad.evaluation import pixel_metrics
 from efficientad.evaluation.pixel_metrics import BINS, Defect, PixelHistograms, bin_edge, count_pixels, score_bins
 
 
@@ -161,3 +162,12 @@ def test_rows_over_several_histograms():
     maps, regions = draw(3, lambda rng, shape: rng.normal(size=shape))
     parts = [histograms(maps[:2], regions[:2]), histograms(maps[2:], regions[2:])]
     assert values(parts[0].row("x", [parts[1]])) == pytest.approx(values(histograms(maps, regions).row("x")))
+
+
+@pytest.mark.parametrize("block", [1, 100, 744])
+def test_blocks_of_pixels_change_nothing(monkeypatch, block):
+    maps, regions = draw(4, heavy_tailed)
+    ignored = [np.random.default_rng(number).random(item.shape) < 0.3 for number, item in enumerate(maps)]
+    whole = histograms(maps, regions, ignored)
+    monkeypatch.setattr(pixel_metrics, "_BLOCK", block)
+    assert histograms(maps, regions, ignored).row("x") == whole.row("x")

@@ -88,6 +88,16 @@ def test_tables_without_a_threshold():
     assert format_metrics(evaluate_scores(SCORED, 25.0, pixel_metrics=PIXELS)) == METRICS + PIXEL_TABLE
 
 
+def test_defects_where_nothing_is_inspected_are_told():
+    def line(hidden, hiding):
+        metrics = replace(PIXELS, left_out=0, hidden=hidden, hiding=hiding)
+        return format_metrics(evaluate_scores(SCORED, 25.0, pixel_metrics=metrics))
+
+    assert "3 defects on 2 images lie wholly where nothing is inspected;\nthe pixel metrics leave" in line(3, 2)
+    assert "\n1 defect on 1 image lies wholly where" in line(1, 1)
+    assert "inspected" not in line(0, 0)
+
+
 def test_loco_pixels_are_saturated():
     saturated = replace(PIXELS, saturated=True, left_out=0)
     text = format_metrics(evaluate_scores(SCORED, 25.0, pixel_metrics=saturated))
@@ -108,12 +118,12 @@ def test_every_line_fits_80_columns():
 def test_chance_is_reported_with_advice():
     rng = np.random.default_rng(0)
     rows = [(kind, f"{n}.png", rng.random(), None) for kind in ("good", "dent") for n in range(40)]
-    text = describe_chance(evaluate_scores(scored(*rows), 0.5), 256)
+    text = describe_chance(evaluate_scores(scored(*rows), 0.5), (256, 384))
     assert text.startswith("No better than chance on these images: the 95 % interval of the AUROC, 0.")
-    assert "--train_steps" in text and "256 x 256" in text and "same view" in text
+    assert "--train_steps" in text and "256 x 384 pixels" in text and "same view" in text
     better = [(kind, name, score + (kind == "dent"), None) for kind, name, score, _ in rows]
-    assert describe_chance(evaluate_scores(scored(*better), 0.5), 256) == ""
-    assert describe_chance(evaluate_scores(scored(*rows[:40]), 0.5), 256) == ""  # undefined is not chance
+    assert describe_chance(evaluate_scores(scored(*better), 0.5), (256, 256)) == ""
+    assert describe_chance(evaluate_scores(scored(*rows[:40]), 0.5), (256, 256)) == ""  # undefined is not chance
 
 
 def test_names_of_classes_are_printed_as_they_are_but_for_what_a_terminal_obeys():

@@ -42,6 +42,18 @@ def test_maps_keep_their_peaks_and_about_their_values(height, side):
     assert encode_map(np.zeros((64, 64), np.float32), 32) == "A" * 1024
 
 
+@pytest.mark.parametrize("shape", [(128, 320), (40, 60), (3, 200)])
+def test_maps_of_any_shape_lie_on_a_square_grid(shape):
+    anomaly_map = np.zeros(shape, dtype=np.float32)
+    row, column = shape[0] // 3, 2 * shape[1] // 3
+    anomaly_map[row, column] = 900.0
+    decoded = decode_map(encode_map(anomaly_map, 64), 900.0)
+    rows, columns = np.nonzero(decoded > 800)
+    assert rows.min() * shape[0] // 64 <= row <= rows.max() * shape[0] // 64 + shape[0] // 64
+    assert columns.min() * shape[1] // 64 <= column <= columns.max() * shape[1] // 64 + shape[1] // 64
+    assert (decoded > 800).sum() <= np.prod([max(1, 64 // length + 1) for length in shape])
+
+
 def test_thumbnails_keep_the_aspect_ratio_and_their_size_in_bytes():
     sizes = PictureSizes(thumbnail_side=96, thumbnail_bytes=1200, map_side=32)
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 200, 3), dtype=np.uint8))

@@ -18,15 +18,18 @@ from efficientad.benchmarking import reference
 from efficientad.data import images
 from efficientad.data.images import UnreadableImageError, read_image
 from efficientad.data.transforms import to_square
+from efficientad.data.views import View
 from efficientad.detector.calibration import calibrate
 from efficientad.detector.checkpoint import load_model, load_teacher_weights, save_model
-from efficientad.detector.networks import EfficientAD
+from efficientad.detector.model import EfficientAD
 from efficientad.inference import export_check, exporting
-from efficientad.inference.detectors import Metadata, TorchDetector, load_exported
-from efficientad.inference.exporting import ExportableDetector
+from efficientad.inference.detectors import TorchDetector
+from efficientad.inference.export_check import SeenImage
+from efficientad.inference.exported import load_exported
+from efficientad.inference.exporting import ExportableDetector, write_export
+from efficientad.inference.metadata import Metadata
 from efficientad.system.errors import UserError
 from efficientad.system.runs import lock_output
-from efficientad.training.fitting import map_quantiles
 from exports import SUFFIXES, VARIANTS, random_pixels, skip_without
 
 CPU = torch.device("cpu")
@@ -49,6 +52,19 @@ def weights(tmp_path, tiny_model):
     (tmp_path / "trained").mkdir()
     save_model(tiny_model, tmp_path / "trained" / "model.pt", training)
     return tmp_path / "trained"
+
+
+def seen(pixels):
+    """Images that count everywhere."""
+    return [SeenImage(image, None) for image in pixels]
+
+
+@torch.inference_mode()
+def fit_quantiles(model, pixels):
+    """Of the maps that the model makes."""
+    for row, raw in enumerate(model.raw_maps(pixels / 255)):
+        if raw is not None:
+            model.quantiles[row] = torch.quantile(raw, torch.tensor([0.9, 0.995]))
 
 
 _written = {}
@@ -87,7 +103,7 @@ def test_exports_answer_as_torch_does(weights, tiny_model, tmp_path, name, preci
     expected_files = {output.name, "exported.bin"} if name == "openvino" else {output.name}
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == expected_files
     detector = load_exported(output, "cpu", "auto")
-    assert (detector.image_size, detector.model_size) == (256, "small")
+    assert (detector.view, detector.model_size) == (View(), "small")
     assert detector.metadata.precision == precision
     assert detector.calibration == tiny_model.calibration
     assert detector.metadata.versions["torch"] == torch.__version__
@@ -98,7 +114,7 @@ def test_exports_answer_as_torch_does(weights, tiny_model, tmp_path, name, preci
         maps = detector(batch)
         assert maps.shape == (len(batch), 1, 256, 256) and maps.dtype == torch.float32
         np.testing.assert_allclose(maps, expected[: len(batch)], rtol=tolerance, atol=25 * tolerance)
-        _, scores = detector.answer(batch.permute(0, 2, 3, 1).contiguous().numpy())
+        _, scores = detector.answer(batch)
         np.testing.assert_allclose(scores, reference.scores(maps), rtol=1e-5)
 
 
@@ -107,7 +123,7 @@ def test_onnx_metadata_and_contents(detector_file):
 
     model = onnx.load(detector_file)
     texts = {item.key: item.value for item in model.metadata_props}
-    assert float(texts["threshold"]) == 40 and texts["image_size"] == "256" and texts["precision"] == "fp32"
+    assert float(texts["threshold"]) == 40 and texts["image_size"] == "256 256" and texts["precision"] == "fp32"
     assert json.loads(texts["calibration"])["target_fpr"] == 0.4
     (image,) = model.graph.input
     shape = [dim.dim_param or dim.dim_value for dim in image.type.tensor_type.shape.dim]
@@ -208,13 +224,13 @@ def test_an_export_of_a_newer_version_is_called_newer(weights, tmp_path, monkeyp
     skip_without(name)
 
     def as_text(metadata):
-        texts = as_text_now(metadata) | {"efficientad_format": "2", "calibration": '{"thresholds": [1, 2]}'}
-        return {key: text for key, text in texts.items() if key != "image_size"}
+        texts = as_text_now(metadata) | {"efficientad_format": "3", "calibration": '{"thresholds": [1, 2]}'}
+        return {key: text for key, text in texts.items() if key != "view"}
 
     as_text_now = Metadata.as_text
     monkeypatch.setattr(Metadata, "as_text", as_text)
     model, path = load_model(weights, CPU), tmp_path / f"d{SUFFIXES[name]}"
-    exporting.write_export(name, model, exporting.describe(model, "fp32"), path, np.zeros(0))
+    exporting.write_export(name, model, exporting.describe(model, "fp32"), path)
     with pytest.raises(UserError, match="newer version of this toolkit; update, or export again"):
         load_exported(path, "cpu", "auto")
 
@@ -234,16 +250,10 @@ def test_flags_that_a_file_cannot_follow(detector_file, tmp_path, monkeypatch, c
 def test_the_real_networks_export(tmp_path):
     """Every layer of the autoencoder and of both sizes has its counterpart in ONNX."""
     skip_without("onnx")
-    from efficientad.inference.exporting import write_export
-
     model = EfficientAD().eval()
     load_teacher_weights(model, None)
-    metadata = exporting.describe(model, "fp32")
-    write_export("onnx", model, metadata, tmp_path / "d.onnx", np.zeros(0))
-    pixels = random_pixels(1)
-    found = export_check.compare(
-        TorchDetector(model, CPU, "fp32"), load_exported(tmp_path / "d.onnx", "cpu", "auto"), pixels, 1, 80.0
-    )
+    write_export("onnx", model, exporting.describe(model, "fp32"), tmp_path / "d.onnx")
+    found = export_check.compare_files(model, tmp_path / "d.onnx", seen(random_pixels(1)), 80.0)
     assert found.keeps(export_check.BOUNDS["fp32"]) and found.same_decisions == 1
 
 
@@ -253,8 +263,6 @@ def test_int8_sees_what_the_exact_detector_sees(tmp_path):
     The first convolutions are left exact for that.
     """
     skip_without("onnx")
-    from efficientad.inference.exporting import write_export
-
     pixels = torch.stack([to_square(draw_part(seed, seed % 2 == 1), 256) for seed in range(4)])
     model = EfficientAD().eval()
     load_teacher_weights(model, None)
@@ -267,13 +275,11 @@ def test_int8_sees_what_the_exact_detector_sees(tmp_path):
         for half in (slice(0, 384), slice(384, 768)):
             model.student[-1].weight[half] = model.teacher[-1].weight * scale[:, None, None, None]
             model.student[-1].bias[half] = (model.teacher[-1].bias - model.teacher_mean.flatten()) * scale
-        model.quantiles.copy_(torch.from_numpy(map_quantiles([model.raw_maps(pixels / 255)])))
-    write_export(
-        "onnx", model, exporting.describe(model, "int8"), tmp_path / "d.onnx", pixels.permute(0, 2, 3, 1).numpy()
-    )
-    found = export_check.compare(
-        TorchDetector(model, CPU, "fp32"), load_exported(tmp_path / "d.onnx", "cpu", "auto"), pixels, 3, 80.0
-    )
+        fit_quantiles(model, pixels)
+    metadata = exporting.describe(model, "int8")
+    calibration = [metadata.inputs(image[None], None) for image in pixels]
+    write_export("onnx", model, metadata, tmp_path / "d.onnx", calibration)
+    found = export_check.compare_files(model, tmp_path / "d.onnx", seen(pixels), 80.0)
     assert found.maps.relative_mean < 0.008 and found.scores.relative_largest < 0.06  # with those rounded 0.46, 1.4
 
 

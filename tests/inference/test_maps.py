@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from efficientad.inference import maps
-from efficientad.inference.maps import heat_levels, jet, resize_map, write_overlay, write_side_by_side, write_tiff
+from efficientad.inference.maps import heat_levels, jet, write_overlay, write_side_by_side, write_tiff
 
 
 def test_sigmoid_is_centred_on_the_threshold():
@@ -29,12 +29,6 @@ def test_jet_runs_from_blue_to_red():
     assert blue == [0, 0, 128] and full_blue == [0, 0, 255] and cyan == [0, 255, 255]
     assert green == [128, 255, 128]
     assert yellow == [255, 255, 0] and red == [255, 0, 0] and dark_red == [128, 0, 0]
-
-
-def test_resize_is_bilinear():
-    resized = resize_map(np.array([[0, 4]], dtype=np.float32), 4, 2)
-    assert resized.tolist() == [[0, 1, 3, 4]] * 2
-    assert resized.dtype == np.float32
 
 
 def test_tiff_keeps_every_bit(tmp_path):

@@ -13,11 +13,11 @@ from efficientad.benchmarking import reference
 from efficientad.data.datasets import find_test_samples, open_dataset
 from efficientad.data.images import read_image
 from efficientad.data.transforms import to_square
+from efficientad.data.views import View, resize_map
 from efficientad.detector.calibration import calibrate
 from efficientad.detector.checkpoint import save_model
 from efficientad.inference import prediction as prediction_module
 from efficientad.inference.detectors import TorchDetector, load_detector
-from efficientad.inference.maps import resize_map
 from efficientad.inference.prediction import inspect, predict
 from efficientad.system.errors import UserError
 
@@ -154,11 +154,14 @@ def test_maps_are_copied_from_a_gpu_while_it_works_on(tiny_model, samples, monke
     detector, empty = TorchDetector(tiny_model, CPU, "fp32"), torch.empty
 
     class GpuDetector:
-        image_size = 256
+        view = View()
 
-        def __call__(self, pixels):
+        def images_per_pass(self, most):
+            return most
+
+        def __call__(self, pixels, inspected):
             steps.append("started")
-            return detector(pixels).as_subclass(OnGpu)
+            return detector(pixels, inspected).as_subclass(OnGpu)
 
     def pinned(shape, dtype, pin_memory):
         assert pin_memory

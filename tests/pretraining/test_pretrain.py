@@ -10,7 +10,8 @@ import torch
 from conftest import fail, fill_folder
 from efficientad import pretrain
 from efficientad.detector import checkpoint
-from efficientad.detector.networks import EfficientAD, build_pdn
+from efficientad.detector.model import EfficientAD
+from efficientad.detector.networks import build_pdn
 from efficientad.pretraining import backbones
 from efficientad.pretraining import loop as pretraining_loop
 from efficientad.system.errors import UserError

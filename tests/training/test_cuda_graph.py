@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from efficientad.detector.networks import EfficientAD
+from efficientad.detector.model import EfficientAD
 from efficientad.training.cuda_graph import CudaGraphs, GraphedStep
 from efficientad.training.loop import Learner
 from efficientad.training.options import TrainingPlan

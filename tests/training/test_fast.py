@@ -1,7 +1,6 @@
 """The default training, which takes no step: from train.py to an export, and beside the paper's."""
 
 import csv
-import functools
 import json
 import re
 
@@ -14,10 +13,9 @@ from commands import evaluate, train
 from conftest import fail, make_dataset
 from efficientad import export, predict
 from efficientad.detector.checkpoint import load_model, save_model
-from efficientad.detector.networks import EfficientAD
+from efficientad.detector.model import EfficientAD
 from efficientad.inference.detectors import TorchDetector, load_exported
 from efficientad.system.errors import Interrupted
-from efficientad.training import run as training_run
 from exports import SUFFIXES, VARIANTS, random_pixels, skip_without
 from trainings import assert_same_model, folder_of, stop_at
 
@@ -35,7 +33,7 @@ def files_of(output):
 
 
 def test_it_takes_no_step_and_says_so(words, tmp_path, capsys):
-    train(*words)
+    train(*words, "--image_size", 128)
     printed = capsys.readouterr()
     assert "EfficientAD small, memory of 8000 patches, recipe fast\n" in printed.out
     assert "not used" not in printed.out
@@ -45,7 +43,7 @@ def test_it_takes_no_step_and_says_so(words, tmp_path, capsys):
     assert (settings["recipe"], settings["steps"], settings["memory"]) == ("fast", 0, 8000)
     model = load_model(folder_of(tmp_path / "out"), CPU)
     assert model.student is None and model.autoencoder is None
-    assert 1000 < len(model.memory) <= 9 * 784 and model.memory.shape[1] == 384  # nine images have no more
+    assert 1000 < len(model.memory) <= 9 * 256 and model.memory.shape[1] == 384  # nine images have no more
     assert model.provenance["memory"] == len(model.memory)
     assert f"the memory holds {len(model.memory)} patches" in printed.out
     assert model.map_weights.tolist() == [0, 0, 1]
@@ -201,8 +199,7 @@ def test_there_is_nothing_to_resume(words, tmp_path, capsys):
 
 
 def test_a_memory_beside_the_networks_survives_an_interruption(words, tmp_path, monkeypatch):
-    monkeypatch.setattr(training_run, "EfficientAD", functools.partial(EfficientAD, image_size=64))
-    words += ["--recipe", "paper", "--memory", 50, "-b", 2]
+    words += ["--recipe", "paper", "--memory", 50, "-b", 2, "--image_size", 64]
     train(*words, "--train_steps", 3, "-o", tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         stop_at(patch, 1)

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from efficientad.data.transforms import to_unit_range
 from efficientad.detector.initialization import OutputLayerFit
-from efficientad.detector.networks import EfficientAD, anomaly_score
+from efficientad.detector.model import EfficientAD, anomaly_score
 from efficientad.pretraining.muon import Muon
 from efficientad.pretraining.targets import DistillationTarget
 from efficientad.training.loop import Learner

@@ -1,6 +1,5 @@
 """Trainings that are killed, stopped or fail, and go on as if nothing had happened."""
 
-import functools
 import os
 import random
 import resource
@@ -17,7 +16,7 @@ import torch
 
 import train as train_script
 from conftest import draw_part, fail, fill_folder
-from efficientad.detector.networks import EfficientAD
+from efficientad.detector.model import EfficientAD
 from efficientad.system import runs
 from efficientad.system.errors import Interrupted
 from efficientad.system.runs import LOCK_FILE, stop_requests
@@ -29,14 +28,14 @@ TESTS = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
-def tiny_training(monkeypatch, tiny_teacher, dataset_folder, tmp_path):
+def tiny_training(tiny_teacher, dataset_folder, tmp_path):
     """The words of a training of milliseconds, which writes to tmp_path / "out"."""
-    monkeypatch.setattr(training_run, "EfficientAD", functools.partial(EfficientAD, image_size=64))
     return tiny_words(dataset_folder, tiny_teacher, tmp_path / "out")
 
 
 def tiny_words(dataset, teacher, output, steps=12):
     words = ["-d", "custom", "-c", dataset, "-w", teacher, "-o", output, "--train_steps", steps, "-b", 2]
+    words += ["--image_size", 64]
     return [str(word) for word in [*words, "--recipe", "paper", "--device", "cpu", "--num_workers", 0]]
 
 
