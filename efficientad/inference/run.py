@@ -94,7 +94,7 @@ def score_inputs(words: Sequence[str], options: PredictOptions) -> int:
         release_files(options.output_dir, stale, names)
     anomalous = sum(result.is_anomalous for result in done)
     if done:
-        verb = "is" if anomalous == 1 else "are"
+        verb = "is" if 1 in (anomalous, len(done)) else "are"
         print(
             f"{anomalous} of {count_of(len(done), 'image')} {verb} anomalous; results are in {options.output_dir}"
         )
