@@ -1,4 +1,4 @@
-"""Images as tensors (uint8 N x 3 x S x S in memory, float32 in [0, 1] for the networks) and their augmentation."""
+"""Images as tensors (uint8 N x 3 x H x W in memory, float32 in [0, 1] for the networks) and their augmentation."""
 
 from __future__ import annotations
 

@@ -147,6 +147,14 @@ class View:
         inspected = self.inspected_in_image(image_size)
         return whole if inspected is None else np.where(inspected, whole, np.float32(0))
 
+    def describe(self) -> str:
+        """The view in words, with flags of train.py; empty for the default one."""
+        parts = [f"{self.height} x {self.width} pixels (height x width)"]
+        parts += ["--resize fit"] if self.resize == FIT else []
+        parts += [] if self.roi is None else [f"--roi {' '.join(f'{value:g}' for value in self.roi)}"]
+        parts += [] if self.ignored is None else ["--ignore"]
+        return "" if self == View() else ", ".join(parts)
+
     def as_dict(self) -> dict[str, Any]:
         """The view as plain values; see from_dict."""
         return {

@@ -29,8 +29,8 @@ from efficientad.detector.networks import FEATURE_CHANNELS
 MAP_SCALE = 255.0  # of maps and scores: before the maps are averaged, 25.5 is each one's 0.995 quantile
 UNFITTED_QUANTILES = (0.0, 0.1)  # of a missing map: they would leave it as it is
 NO_BORDER, MIRROR = "none", "mirror"
-PIXELS_PER_PASS = 2**20  # that the networks see at once on a CPU; more would take more memory and no less time
-_GPU_BYTES_PER_PIXEL = 6000  # of its whole memory, so that a pass takes a quarter of it at most
+PIXELS_PER_PASS = 2**20  # that the networks see at once on a CPU: 16 images of 256 x 256
+_GPU_BYTES_PER_PIXEL = 6000  # of its whole memory; four times what a pass should take, by calculation
 SCORED_PIXELS = 393  # whose mean is the score: about as many as see a small defect, and 0.6 % of 256 x 256
 _LAST_UPSAMPLED = 128  # side of what the autoencoder's last upsampling takes
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -21,7 +21,7 @@ from efficientad.detector.calibration import Calibration, describe_calibration
 from efficientad.evaluation.image_metrics import INTERVAL
 from efficientad.evaluation.report import Evaluation, ScoredSample, describe_chance
 from efficientad.evaluation.thumbnails import MAP_FLOOR, MAP_LEVELS, PAGE_BYTES, REPORT_BYTES, TEXT_BYTES
-from efficientad.inference.detectors import Detector, describe_view
+from efficientad.inference.detectors import Detector
 from efficientad.system.arguments import path_argument
 from efficientad.system.files import write_text_atomically
 
@@ -122,7 +122,7 @@ def describe_run(
         ("Model", f"EfficientAD {detector.model_size} in {weights}"),
         ("Evaluated with", f"{detector.description}; efficientad {efficientad.__version__}"),
     ]
-    if described := describe_view(detector.view):
+    if described := detector.view.describe():
         facts.append(("Input", described))
     facts += _metric_facts(evaluation)
     if skipped:

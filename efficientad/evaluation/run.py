@@ -27,7 +27,7 @@ from efficientad.evaluation.report import Evaluation, ScoredSample
 from efficientad.evaluation.report_page import REPORT_FILE, describe_run, write_report
 from efficientad.evaluation.scoring import ScoringWork, score_samples
 from efficientad.evaluation.thumbnails import plan_pictures
-from efficientad.inference.detectors import Detector, describe_view, load_detector
+from efficientad.inference.detectors import Detector, load_detector
 from efficientad.system.distributed import gather_objects, rank, ranks, wait_for_ranks
 from efficientad.system.errors import UserError, count_of
 from efficientad.system.files import claim_files, release_files
@@ -211,7 +211,7 @@ def print_start(run: EvaluationRun) -> None:
     origin = f"threshold {run.threshold:g} ({run.threshold_origin})"
     print(f"Data set {run.dataset.name}: {len(run.samples)} test images, {origin}")
     print(f"Model {run.weights_dir} ({run.detector.model_size}), {run.detector.description}", flush=True)
-    if described := describe_view(run.detector.view):
+    if described := run.detector.view.describe():
         print(f"Input {described}", flush=True)
     ground_truth = run.dataset.root / GROUND_TRUTH
     if not run.masks and ground_truth.is_dir():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from efficientad.data.transforms import to_unit_range
-from efficientad.data.views import FIT, View
+from efficientad.data.views import View
 from efficientad.detector.calibration import Calibration
 from efficientad.detector.checkpoint import load_model
 from efficientad.detector.model import EfficientAD
@@ -97,15 +97,3 @@ def load_detector(path: str | Path, device_name: str = "auto", precision_name: s
     keep_freed_memory(device)
     precision = resolve_precision(precision_name, device)
     return TorchDetector(load_model(path, device), device, precision)
-
-
-def describe_view(view: View) -> str:
-    """The input's size, and flags of train.py, where something is not the paper's; else empty."""
-    parts = [f"{view.height} x {view.width} pixels"]
-    if view.resize == FIT:
-        parts.append("--resize fit")
-    if view.roi is not None:
-        parts.append(f"--roi {' '.join(f'{value:g}' for value in view.roi)}")
-    if view.ignored is not None:
-        parts.append("--ignore")
-    return "" if view == View() else ", ".join(parts)

@@ -36,7 +36,7 @@ _PIXELS_AHEAD = 2**24  # of inputs, that are read, or of maps, that are written,
 class Inspection:
     """A detector's answer for one image."""
 
-    score: float  # of the map, float32; see networks.anomaly_score
+    score: float  # of the map, float32; see model.anomaly_score
     is_anomalous: bool
     threshold: float
     anomaly_map: np.ndarray  # float32, height x width of the upright image, 0-255 scale; 0 if not inspected
@@ -70,7 +70,7 @@ class Prediction:
     image_size: tuple[int, int]  # width and height of the upright image
     data: bytes | None  # of the file, if kept
     thumbnail: bytes | None  # if made
-    score: float  # of the map, float32; see networks.anomaly_score
+    score: float  # of the map, float32; see model.anomaly_score
     anomaly_map: np.ndarray  # H x W float32, 0-255 scale, of the detector's input
     view: View  # the detector's
     milliseconds: float  # for reading it, and its share of the batch; without waiting

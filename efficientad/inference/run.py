@@ -14,7 +14,7 @@ from efficientad.data.datasets import Sample
 from efficientad.data.images import find_images, is_image_name, leave_out_below
 from efficientad.detector.calibration import choose_threshold
 from efficientad.inference import results
-from efficientad.inference.detectors import Detector, describe_view, load_detector
+from efficientad.inference.detectors import Detector, load_detector
 from efficientad.inference.prediction import limit_workers, predict
 from efficientad.inference.watching import FolderWatcher, LatencyLog
 from efficientad.system.errors import UserError, count_of, list_files, printable
@@ -169,7 +169,7 @@ def _open(options: PredictOptions, file_per_image: bool) -> tuple[Detector, resu
     detector = load_detector(options.weights_dir, options.device, options.precision)
     threshold, origin = choose_threshold(options.threshold, detector.calibration)
     print(f"Model {options.weights_dir} ({detector.model_size}), {detector.description}")
-    if described := describe_view(detector.view):
+    if described := detector.view.describe():
         print(f"Input {described}")
     print(f"Threshold {threshold:g} ({origin})", flush=True)
     return detector, results.ResultWriter(

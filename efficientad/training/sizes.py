@@ -22,7 +22,7 @@ from efficientad.data.views import (
 )
 from efficientad.system.errors import UserError
 from efficientad.system.parallel import parallel_map
-from efficientad.training.options import MIRROR, NATIVE, TrainingOptions
+from efficientad.training.options import NATIVE, TrainingOptions
 
 _SMALLEST_DEFECT = 4  # pixels of the input that a defect should cover, about
 _SHRINKS, _DISTORTS = 2.0, 1.5  # factors from which on it is said
@@ -63,7 +63,8 @@ def choose_size(view: View, options: TrainingOptions, images: Sequence[Path]) ->
     else:
         height, width = _parse_size(options.image_size)
     view = replace(view, height=height, width=width)
-    return view, [*_describe(view, options), *describe_loss(view, sizes)]
+    seen = [f"The networks see {view.describe()}"] if view.describe() else []
+    return view, [*seen, *describe_loss(view, sizes)]
 
 
 def native_size(sizes: Sequence[Size], most_pixels: int) -> Size:
@@ -149,17 +150,3 @@ def _part_sizes(view: View, images: Sequence[Path], workers: int) -> list[Size]:
         return right - left, bottom - top
 
     return [size for size in parallel_map(part_size, images, workers) if size]
-
-
-def _describe(view: View, options: TrainingOptions) -> list[str]:
-    """A line about the view, unless it is the default one."""
-    parts = [f"{view.height} x {view.width} pixels (height x width)"]
-    if view.resize == FIT:
-        parts.append("aspect ratio kept")
-    if view.roi is not None:
-        parts.append(f"region {' '.join(f'{value:g}' for value in view.roi)} only")
-    if view.ignored is not None:
-        parts.append(f"without what is white in {options.ignore}")
-    if options.border == MIRROR:
-        parts.append("extended by mirrored pixels")
-    return [] if view == View() else [f"The networks see {', '.join(parts)}"]

@@ -39,7 +39,7 @@ def test_an_evaluation_of_a_region(tiny_networks, parts, tmp_path, capsys, resiz
     evaluate("-d", "custom", "-c", parts, "-w", tmp_path / "trained", "-o", tmp_path / "out")
     printed = capsys.readouterr().out
     flag = "--resize fit, " if resize == "fit" else ""
-    assert f"Input 96 x 160 pixels, {flag}--roi 6 4 24 30\n" in printed
+    assert f"Input 96 x 160 pixels (height x width), {flag}--roi 6 4 24 30\n" in printed
     assert "2 defects on 2 images lie wholly where nothing is inspected" in printed
     assert "have no mask" not in printed
     folder = tmp_path / "out" / "anomaly_maps" / "custom" / "test"

@@ -17,7 +17,7 @@ from efficientad.data.images import UnreadableImageError, read_image
 from efficientad.data.views import View
 from efficientad.detector.checkpoint import save_model
 from efficientad.detector.model import EfficientAD
-from efficientad.inference.detectors import TorchDetector, describe_view
+from efficientad.inference.detectors import TorchDetector
 from efficientad.inference.prediction import inspect, limit_workers, predict
 from efficientad.inference.results import find_regions
 from efficientad.system.errors import UserError
@@ -169,7 +169,7 @@ def test_files_of_predict(weights, tmp_path, capsys):
     """Maps are 0 where nothing is inspected, and even a threshold below that gives no regions there."""
     samples, out = samples_in(tmp_path / "in", 2), tmp_path / "out"
     run("-w", weights, "-i", tmp_path / "in", "-o", out, "-f", "tiff", "--save_regions", "-T", -1e6)
-    assert "Input 96 x 160 pixels, --roi 6 4 48 30, --ignore\n" in capsys.readouterr().out
+    assert "Input 96 x 160 pixels (height x width), --roi 6 4 48 30, --ignore\n" in capsys.readouterr().out
     coco = COCO(out / "regions.json")
     for number, sample in enumerate(samples, start=1):
         with Image.open(out / "maps" / f"{sample.image_name}.tiff") as opened:
@@ -201,7 +201,7 @@ def test_an_image_that_does_not_fit_is_named(weights, tmp_path, monkeypatch, cap
 
 
 def test_views_in_words():
-    assert describe_view(View()) == ""
-    assert describe_view(View(384, 640)) == "384 x 640 pixels"
-    assert describe_view(View(roi=(0.1, 0.0, 0.5, 1.0))) == "256 x 256 pixels, --roi 0.1 0 0.5 1"
-    assert describe_view(View(64, 64, "fit", None, b"")) == "64 x 64 pixels, --resize fit, --ignore"
+    assert View().describe() == ""
+    assert View(384, 640).describe() == "384 x 640 pixels (height x width)"
+    assert View(roi=(0.1, 0.0, 0.5, 1.0)).describe() == "256 x 256 pixels (height x width), --roi 0.1 0 0.5 1"
+    assert View(64, 64, "fit", None, b"").describe() == "64 x 64 pixels (height x width), --resize fit, --ignore"

@@ -39,7 +39,7 @@ def test_the_model_knows_its_size(words, tmp_path, given, expected, capsys):
     assert model.view == View(*expected) and model.border == "mirror"
     settings = json.loads((folder_of(tmp_path / "out") / "args.json").read_text())
     assert settings["image_size"] == list(expected)
-    said = f"The networks see {expected[0]} x {expected[1]} pixels (height x width), extended by mirrored pixels\n"
+    said = f"The networks see {expected[0]} x {expected[1]} pixels (height x width)\n"
     assert (said in capsys.readouterr().out) == (expected != (256, 256))
 
 
@@ -52,8 +52,8 @@ def test_everything_else_of_the_view_is_kept(words, tmp_path, capsys):
     assert (model.view.resize, model.view.roi, model.border) == ("fit", (5, 2, 50, 30), "none")
     inspected = model.view.inspected_in_image((60, 40))
     assert inspected.sum() == 50 * 22 and inspected[10:32, 5:55].all()
-    said = "256 x 256 pixels (height x width), aspect ratio kept, region 5 2 50 30 only, without what is white in"
-    assert f"The networks see {said} {tmp_path}/mask.png\n" in capsys.readouterr().out
+    said = "The networks see 256 x 256 pixels (height x width), --resize fit, --roi 5 2 50 30, --ignore\n"
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
