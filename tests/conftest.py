@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from browser import Browser, find_programs
 from commands import train
+from efficientad.data.views import read_ignored
 from efficientad.detector import networks
 from efficientad.detector.model import EfficientAD
 from efficientad.system import progress_bars
@@ -46,6 +47,15 @@ def png_bytes(seed):
     buffer = io.BytesIO()
     draw_part(seed).save(buffer, "png")
     return buffer.getvalue()
+
+
+def mask_of(tmp_path, size, *white):
+    """The mask that ignores these boxes."""
+    mask = Image.new("L", size)
+    for box in white:
+        mask.paste(255, box)
+    mask.save(tmp_path / "mask.png")
+    return read_ignored(tmp_path / "mask.png")
 
 
 def fill_folder(folder, count, seed=0, defective=False, suffix=".png"):

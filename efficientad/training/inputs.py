@@ -56,6 +56,8 @@ def find_images(dataset: Dataset, options: TrainingOptions, view: View) -> Found
     if options.on_error == "skip":
         paths = [*split.train, *split.validation]
         skipped = find_unreadable(paths, view.read, options.num_workers, quiet=rank() > 0)
+        if len(skipped) == len(paths):
+            raise UserError(f"none of the {len(paths)} training images can be used, for example {skipped[0]}")
         split = find_training_images(dataset, options.seed, leave_out={bad.name for bad in skipped})
     samples = []
     if options.evaluate_every is not None:

@@ -95,6 +95,10 @@ def test_images_that_the_region_does_not_fit_are_named_or_skipped(words, dataset
     assert "cannot read 1 image; repair, replace or remove" in message and "small.png: 30x20 pixels" in message
     train(*words, "--on_error", "skip")
     assert "Skipped 1 file" in capsys.readouterr().out
+    message = fail(
+        monkeypatch, capsys, train_script, *words, "--roi", 0, 0, 900, 30, "--on_error", "skip", "--overwrite"
+    )
+    assert "none of the 11 training images can be used" in message and "region of interest ends at 900" in message
 
 
 @pytest.mark.parametrize(
