@@ -165,7 +165,11 @@ def test_skipping_nothing_and_skipping_all(tmp_path, model, command, monkeypatch
         path.write_text("text")
     again = [] if command == "eval" else ["--overwrite"]
     message = fail(monkeypatch, capsys, SCRIPTS[command], *case.flags[command], "--on_error", "skip", *again)
-    assert {"train": "none of the 5 training images can be used", "eval": "none of the 4", "prepare": "no good images"}[command] in message
+    assert {
+        "train": "none of the 5 training images can be used",
+        "eval": "none of the 4",
+        "prepare": "no good images",
+    }[command] in message
 
 
 def test_a_later_training_without_skipping_leaves_no_list(tmp_path, model):

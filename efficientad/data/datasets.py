@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from efficientad.data.images import find_images, is_data_folder, is_image_name
+from efficientad.data.folders import find_images, is_data_folder, is_image_name
 from efficientad.system.arguments import path_argument
 from efficientad.system.errors import UserError, require_folder
 

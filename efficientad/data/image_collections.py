@@ -12,14 +12,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from efficientad.data.images import (
-    IMAGE_SUFFIXES,
-    UnreadableImageError,
-    decode_image,
-    find_images,
-    is_image_name,
-    read_image,
-)
+from efficientad.data.folders import IMAGE_SUFFIXES, find_images, is_image_name
+from efficientad.data.images import UnreadableImageError, decode_image, read_image
 from efficientad.system.errors import UserError
 
 

@@ -1,4 +1,4 @@
-"""Finds, checks and decodes image files as upright 8-bit RGB; lists those that cannot be read."""
+"""Checks and decodes image files as upright 8-bit RGB; lists those that cannot be read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -19,7 +19,6 @@ from efficientad.system.files import csv_cell, write_csv
 from efficientad.system.parallel import parallel_map
 from efficientad.system.progress_bars import progress_bar
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif"})
 _LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # of a whole file
 _ORIENTATION = 0x0112  # EXIF's; from 5 on the image lies on its side
 _LARGEST_JPG = 65_500  # pixels on a side; libjpeg writes no more
@@ -37,59 +36,6 @@ class UnreadableImageError(Exception):
 
     def __reduce__(self) -> tuple:
         return UnreadableImageError, (self.name, self.reason)  # so that it can be sent to another process
-
-
-def is_image_name(name: str) -> bool:
-    """Whether the name is that of an image: a known suffix in any letter case, not hidden."""
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
-
-
-def is_data_folder(name: str) -> bool:
-    """Whether a folder of this name holds data: it is neither hidden nor left by macOS' zip tool."""
-    return not name.startswith(".") and name != "__MACOSX"
-
-
-def find_images(folder: Path) -> list[Path]:
-    """Every image under `folder` at any depth, in an order that does not depend on the file system.
-
-    Hidden files and folders are skipped. Links to folders are followed, but never in circles, and no folder is
-    listed twice.
-
-    Raises:
-        OSError: a folder cannot be listed.
-    """
-
-    def fail(error: OSError) -> None:  # os.walk would ignore it
-        raise error
-
-    top = Path(os.path.realpath(folder))
-    seen = {top}
-
-    def is_new(path: str) -> bool:
-        real = Path(os.path.realpath(path))
-        new = real not in seen and not top.is_relative_to(real)
-        seen.add(real)
-        return new
-
-    found = []
-    for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
-        data = sorted(filter(is_data_folder, folders))
-        folders[:] = [name for name in data if is_new(os.path.join(parent, name))]
-        found += [Path(parent, name) for name in names if is_image_name(name)]
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
-
-
-def leave_out_below(folder: Path, paths: Iterable[Path]) -> list[Path]:
-    """The paths that are not inside `folder`, links resolved."""
-    top = Path(os.path.realpath(folder))
-    inside: dict[Path, bool] = {}  # by parent
-    kept = []
-    for path in paths:
-        if path.parent not in inside:
-            inside[path.parent] = Path(os.path.realpath(path.parent)).is_relative_to(top)
-        if not inside[path.parent]:
-            kept.append(path)
-    return kept
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:

@@ -20,7 +20,8 @@ import numpy as np
 from PIL import Image
 
 from efficientad.data.datasets import Dataset, Sample
-from efficientad.data.images import UnreadableImageError, check_file, find_images, read_bytes
+from efficientad.data.folders import find_images
+from efficientad.data.images import UnreadableImageError, check_file, read_bytes
 from efficientad.evaluation.pixel_metrics import Defect
 from efficientad.system.errors import UserError, list_some
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from efficientad.data.datasets import Sample
-from efficientad.data.images import find_images, is_image_name, leave_out_below
+from efficientad.data.folders import find_images, is_image_name, leave_out_below
 from efficientad.detector.calibration import choose_threshold
 from efficientad.inference import results
 from efficientad.inference.detectors import Detector, load_detector

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from efficientad.data.images import is_data_folder, is_image_name
+from efficientad.data.folders import is_data_folder, is_image_name
 from efficientad.inference.results import Signature
 from efficientad.system.files import csv_cell
 

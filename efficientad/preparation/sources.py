@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from efficientad.data.images import IMAGE_SUFFIXES, find_images, is_data_folder, is_image_name
+from efficientad.data.folders import IMAGE_SUFFIXES, find_images, is_data_folder, is_image_name
 from efficientad.preparation.coco import Annotation, CocoImage, CocoSet
 from efficientad.system.errors import UserError, list_some, require_folder
 

@@ -6,15 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientad.data.images import (
-    UnreadableImageError,
-    check_image,
-    decode_image,
-    find_images,
-    is_image_name,
-    leave_out_below,
-    read_image,
-)
+from efficientad.data.folders import describe_others, find_images, is_image_name, leave_out_below
+from efficientad.data.images import UnreadableImageError, check_image, decode_image, read_image
 from efficientad.preparation.orientation import read_header, turn_point_upright, turn_upright
 
 
@@ -213,3 +206,14 @@ def test_turning_images_and_points_upright(orientation):
         for y in range(6):
             left, top = turn_point_upright(x + 0.5, y + 0.5, header)  # the middle of a pixel
             assert upright.getpixel((int(left), int(top))) == stored.getpixel((x, y))
+
+
+def test_what_is_no_image_is_counted(tmp_path):
+    for name in ("a.png", "b.txt", "deep/c.TXT", "d.db", ".hidden"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    others = []
+    assert [path.name for path in find_images(tmp_path, others)] == ["a.png"]
+    assert describe_others(others) == ["3 files are no images: .txt (2), .db (1)"]
+    assert describe_others(others[:1]) == [f"1 file is no image: {tmp_path / 'b.txt'}"]
+    assert describe_others([]) == []
