@@ -51,7 +51,7 @@ def find_images(folder: Path, others: list[Path] | None = None) -> list[Path]:
         folders[:] = [name for name in data if is_new(os.path.join(parent, name))]
         found += [Path(parent, name) for name in names if is_image_name(name)]
         if others is not None:
-            others += [Path(parent, name) for name in names if not (is_image_name(name) or name.startswith("."))]
+            others += [Path(parent, name) for name in sorted(names) if not (is_image_name(name) or name[0] == ".")]
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
