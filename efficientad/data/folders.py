@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
+
+from efficientad.system.files import FILE_LIST, written_files
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif"})
 
@@ -23,14 +25,16 @@ def is_data_folder(name: str) -> bool:
 def find_images(folder: Path, others: list[Path] | None = None) -> list[Path]:
     """Every image under `folder` at any depth, in an order that does not depend on the file system.
 
-    Hidden files and folders are skipped. Links to folders are followed, but never in circles, and no folder is
-    listed twice.
+    Hidden files and folders are skipped, and what a command wrote, such as anomaly maps. Links to folders are
+    followed, but never in circles, and no folder is listed twice.
 
     Args:
-        others: takes the files that are not hidden and no images; see describe_others.
+        others: takes the files that are not hidden and no images, and the lists of what was written, for
+            describe_others.
 
     Raises:
         OSError: a folder cannot be listed.
+        UserError: the list of what was written into a folder is damaged.
     """
 
     def fail(error: OSError) -> None:  # os.walk would ignore it
@@ -45,34 +49,54 @@ def find_images(folder: Path, others: list[Path] | None = None) -> list[Path]:
         seen.add(real)
         return new
 
-    found = []
+    found: list[Path] = []
+    rest: list[Path] = []
+    written: set[Path] = set()
     for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
-        data = sorted(filter(is_data_folder, folders))
-        folders[:] = [name for name in data if is_new(os.path.join(parent, name))]
-        found += [Path(parent, name) for name in names if is_image_name(name)]
-        if others is not None:
-            others += [Path(parent, name) for name in sorted(names) if not (is_image_name(name) or name[0] == ".")]
+        if FILE_LIST in names:
+            written.update(Path(parent, name) for name in written_files(Path(parent)))
+        folders[:] = [
+            name
+            for name in sorted(filter(is_data_folder, folders))
+            if Path(parent, name) not in written and is_new(os.path.join(parent, name))
+        ]
+        for path in (Path(parent, name) for name in sorted(names)):
+            if path not in written:
+                (found if is_image_name(path.name) else rest).append(path)
+    if others is not None:
+        others += [path for path in rest if not path.name.startswith(".")]
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
-def describe_others(others: Sequence[Path]) -> list[str]:
-    """A line for the user about the files that find_images did not take, if there are any."""
-    if not others:
-        return []
-    if len(others) == 1:
-        return [f"1 file is no image: {others[0]}"]
-    kinds = Counter(path.suffix.lower() or "no suffix" for path in others).most_common()
-    return [f"{len(others)} files are no images: {', '.join(f'{kind} ({count})' for kind, count in kinds)}"]
-
-
-def leave_out_below(folder: Path, paths: Iterable[Path]) -> list[Path]:
-    """The paths that are not inside `folder`, links resolved."""
-    top = Path(os.path.realpath(folder))
-    inside: dict[Path, bool] = {}  # by parent
+def leave_out_written(paths: Iterable[Path], others: list[Path]) -> list[Path]:
+    """The paths but for what a command has written into one of the folders above them; see find_images."""
+    written: dict[Path, set[str]] = {}  # by folder
     kept = []
     for path in paths:
-        if path.parent not in inside:
-            inside[path.parent] = Path(os.path.realpath(path.parent)).is_relative_to(top)
-        if not inside[path.parent]:
+        absolute = Path(os.path.abspath(path))
+        for folder in absolute.parents:
+            if folder not in written:
+                written[folder] = written_files(folder)
+            steps = absolute.relative_to(folder).parts
+            if any("/".join(steps[:end]) in written[folder] for end in range(1, len(steps) + 1)):
+                others.append(folder / FILE_LIST)
+                break
+        else:
             kept.append(path)
     return kept
+
+
+def describe_others(others: Iterable[Path]) -> list[str]:
+    """Lines for the user about the files that find_images did not take, if there are any."""
+    lists = list(dict.fromkeys(path.parent for path in others if path.name == FILE_LIST))
+    lines = []
+    if lists:
+        more = f" and {len(lists) - 1} more folders" if len(lists) > 1 else ""
+        lines.append(f"The results of earlier runs in {lists[0]}{more} are no input")
+    files = [path for path in others if path.name != FILE_LIST]
+    if len(files) == 1:
+        lines.append(f"1 file is no image: {files[0]}")
+    elif files:
+        kinds = Counter(path.suffix.lower() or "no suffix" for path in files).most_common()
+        lines.append(f"{len(files)} files are no images: {', '.join(f'{kind} ({count})' for kind, count in kinds)}")
+    return lines

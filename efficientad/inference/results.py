@@ -14,12 +14,13 @@ import numpy as np
 from efficientad.inference.maps import write_overlay, write_side_by_side, write_tiff
 from efficientad.inference.prediction import Prediction
 from efficientad.system.errors import UserError
-from efficientad.system.files import FILE_LIST, csv_cell, write_text_atomically
+from efficientad.system.files import csv_cell, write_text_atomically, written_files
 from efficientad.system.runs import LOCK_FILE
 
 SCORES_FILE = "scores.csv"
 MAP_FOLDER = "maps"
-REGIONS_FILE = "regions.json"
+REGIONS_FILE, REGIONS_FOLDER = "regions.json", "regions"
+WRITTEN_BY_WATCH = (SCORES_FILE, MAP_FOLDER, REGIONS_FOLDER)
 MAP_SUFFIXES = {"tiff": ".tiff", "jpg": ".jpg", "overlay": ".jpg", "none": None}
 COLUMNS = ("path", "score", "threshold", "anomalous", "milliseconds", "bytes", "modified")
 Signature = tuple[int, int]  # of a file's contents: its length in bytes and when it was modified, in nanoseconds
@@ -62,7 +63,7 @@ class ResultWriter:
         if suffix := MAP_SUFFIXES[self._map_format]:
             names.append(f"{MAP_FOLDER}/{name}{suffix}")
         if self._regions and self._file_per_image:
-            names.append(f"regions/{name}.json")
+            names.append(f"{REGIONS_FOLDER}/{name}.json")
         return names
 
     def write(self, prediction: Prediction, signature: Signature) -> Result:
@@ -141,13 +142,14 @@ def check_results_folder(folder: Path, is_watching: bool) -> None:
     """Refuse a folder that this command must not write to.
 
     A folder holds the results of one --input, which the next one replaces, or those of --watch, which only grow.
-    The former are listed in FILE_LIST.
+    The list of what was written names the files of the former, and the folders of the latter.
 
     Raises:
         UserError
     """
     path = folder / SCORES_FILE
-    is_replaceable = (folder / FILE_LIST).exists()
+    written = written_files(folder)
+    is_replaceable = SCORES_FILE in written and MAP_FOLDER not in written
     if path.exists():
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
             if next(csv.reader(file), []) != list(COLUMNS):

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from efficientad.data.datasets import Sample
-from efficientad.data.folders import find_images, is_image_name, leave_out_below
+from efficientad.data.folders import describe_others, find_images, is_image_name, leave_out_written
 from efficientad.detector.calibration import choose_threshold
 from efficientad.inference import results
 from efficientad.inference.detectors import Detector, load_detector
 from efficientad.inference.prediction import limit_workers, predict
 from efficientad.inference.watching import FolderWatcher, LatencyLog
 from efficientad.system.errors import UserError, count_of, list_files, printable
-from efficientad.system.files import claim_files, release_files
+from efficientad.system.files import claim_files, release_files, write_file_list
 from efficientad.system.parallel import parallel_map
 from efficientad.system.progress_bars import progress_bar
 from efficientad.system.runs import lock_folder, stop_requests
@@ -43,11 +43,12 @@ class PredictOptions:
     print_each: bool
 
 
-def find_inputs(words: Sequence[str], output_dir: Path) -> list[Sample]:
+def find_inputs(words: Sequence[str], others: list[Path]) -> list[Sample]:
     """The images of folders, files and patterns, each once, named by their path below the common folder.
 
     Args:
-        output_dir: maps of an earlier run in it are left out.
+        others: takes what is in folders and patterns and no image, or the result of an earlier run; see
+            describe_others.
 
     Raises:
         UserError: a word leads to no image.
@@ -57,13 +58,14 @@ def find_inputs(words: Sequence[str], output_dir: Path) -> list[Sample]:
     for word in words:
         path = Path(word)
         if path.is_dir():
-            images = find_images(path)
+            images = find_images(path, others)
         elif path.exists():
             images = [path]
         else:
-            matches = [Path(name) for name in sorted(glob.glob(word, recursive=True))]
-            images = [match for match in matches if is_image_name(match.name) and match.is_file()]
-        images = leave_out_below(output_dir / results.MAP_FOLDER, images)
+            matches = [Path(name) for name in sorted(glob.glob(word, recursive=True)) if Path(name).is_file()]
+            matches = leave_out_written(matches, others)
+            images = [match for match in matches if is_image_name(match.name)]
+            others += [match for match in matches if not is_image_name(match.name)]
         if not images:
             reason = "holds no images" if path.is_dir() else "no such file or folder, nor a pattern of images"
             raise UserError(f"--input {word}: {reason}")
@@ -80,7 +82,10 @@ def score_inputs(words: Sequence[str], options: PredictOptions) -> int:
     Raises:
         UserError: nothing can be scored or written; or images are unreadable, once the others have their results.
     """
-    samples = find_inputs(words, options.output_dir)
+    others: list[Path] = []
+    samples = find_inputs(words, others)
+    for line in describe_others(others):
+        print(f"Note: {line}")
     unreadable: list[Exception] = []
     with lock_folder(options.output_dir):
         results.check_results_folder(options.output_dir, is_watching=False)
@@ -117,6 +122,9 @@ def watch_folder(folder: Path, options: PredictOptions) -> None:
         results.check_results_folder(options.output_dir, is_watching=True)
         detector, writer = _open(options, file_per_image=True)
         scores = results.ScoresFile(options.output_dir / results.SCORES_FILE, go_on=True)
+        write_file_list(
+            options.output_dir, results.WRITTEN_BY_WATCH
+        )  # not to be taken for input
         count = _watch(folder.absolute(), detector, writer, scores, options)
         scores.close()
     print(f"Stopped after {count_of(count, 'image')}; results are in {options.output_dir}")
@@ -130,7 +138,7 @@ def _watch(
     options: PredictOptions,
 ) -> int:
     """Score images until asked to stop; returns how many."""
-    watcher = FolderWatcher(folder, options.output_dir / results.MAP_FOLDER, scores.done, _warn_of_folder)
+    watcher = FolderWatcher(folder, scores.done, _warn_of_folder, _warn_of_kind)
     latencies = LatencyLog(LOG_SECONDS, lambda line: print(line, flush=True))
     count = 0
     with stop_requests("") as asked_to_stop:
@@ -212,6 +220,11 @@ def _print_result(result: results.Result) -> None:
 
 def _warn_of_image(problem: Exception) -> None:
     print(f"Skipped until it changes: {printable(str(problem))}", file=sys.stderr, flush=True)
+
+
+def _warn_of_kind(path: str) -> None:
+    kind = Path(path).suffix.lower()
+    print(f"Not taken, as it is no image: {printable(path)} (said once for {kind or 'no suffix'})", flush=True)
 
 
 def _warn_of_folder(error: OSError) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from efficientad.data.folders import is_data_folder, is_image_name
 from efficientad.inference.results import Signature
-from efficientad.system.files import csv_cell
+from efficientad.system.files import FILE_LIST, csv_cell, written_files
 
 SETTLING_SECONDS = 0.5  # a file that has not changed for this long is complete
 FULL_SCAN_SECONDS = 2.0  # between two scans that look at every file, at least
@@ -35,6 +35,7 @@ class _Listing:
     identity: tuple[int, ...]  # of the folder; differs once an entry is added, removed or renamed
     images: dict[str, int]  # inode by name
     folders: list[tuple[str, str]]  # paths of those to look into, and where they really are
+    written: set[str]  # paths of what a command has written into it, which is not looked at
     is_final: bool  # listed again since the identity was first seen: clocks of file systems tick slowly
 
 
@@ -51,18 +52,18 @@ class FolderWatcher:
     def __init__(
         self,
         folder: Path,
-        skipped: Path,
         done: dict[str, Signature],
         warn: Callable[[OSError], None] = lambda error: None,
+        warn_of_kind: Callable[[str], None] = lambda path: None,
     ) -> None:
         """
         Args:
-            skipped: a folder to leave out, such as the one that maps are written to.
             done: signatures by path as csv_cell writes it; a file with the same one is not new.
             warn: called when a folder cannot be listed, once until it can.
+            warn_of_kind: called with the path of the first file of each suffix that is no image's.
         """
-        self._folder, self._done, self._warn = str(folder), dict(done), warn
-        self._skipped = os.path.realpath(skipped)
+        self._folder, self._done, self._warn, self._warn_of_kind = str(folder), dict(done), warn, warn_of_kind
+        self._kinds: set[str] = set()  # suffixes of files that are no images
         self._listings: dict[str, _Listing] = {}  # by path
         self._troubles: set[str] = set()  # of the last scan
         self._changing: dict[str, tuple[Signature, float]] = {}  # and since when the signature is the same
@@ -102,16 +103,18 @@ class FolderWatcher:
         listings: dict[str, _Listing] = {}
         troubles: list[OSError] = []
         top = os.path.realpath(self._folder)
-        seen, waiting = {top}, [] if _is_within(top, self._skipped) else [self._folder]
+        seen, waiting = {top}, [self._folder]
+        written: set[str] = set()
         while waiting:
             path = waiting.pop()
             known = self._listings.get(path)
             try:
-                listing = self._list(path, top, known, is_full)
+                listing = self._list(path, top, known, is_full, written)
             except OSError as error:
                 troubles.append(error)
                 continue
             listings[path] = listing
+            written |= listing.written
             if is_full or known is None:
                 yield from (os.path.join(path, name) for name in listing.images)
             elif listing is not known:
@@ -126,24 +129,37 @@ class FolderWatcher:
                 self._warn(error)
         self._troubles = {str(error) for error in troubles}
 
-    def _list(self, path: str, top: str, known: _Listing | None, is_full: bool) -> _Listing:
+    def _list(self, path: str, top: str, known: _Listing | None, is_full: bool, written: set[str]) -> _Listing:
         """The folder's listing, the known one if nothing can have changed."""
         stat = os.stat(path)
         identity = (stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
         is_same = known is not None and known.identity == identity
         if is_same and known.is_final and not is_full:
             return known
+        own = {os.path.normpath(os.path.join(path, name)) for name in written_files(Path(path))}
+        skipped = own | written
         earlier, images, folders = known.images if known else {}, {}, []
         with os.scandir(path) as entries:
             for entry in entries:
                 name = entry.name
+                if skipped and os.path.normpath(entry.path) in skipped:
+                    continue
                 if entry.is_dir():
                     if is_data_folder(name):
                         folders.append((entry.path, os.path.realpath(entry.path)))
                 elif name in earlier or is_image_name(name):
                     images[name] = entry.inode()
-        kept = [f for f in sorted(folders) if not _is_within(top, f[1]) and not _is_within(f[1], self._skipped)]
-        return _Listing(identity, images, kept, is_final=is_same)
+                elif name != FILE_LIST and not name.startswith("."):
+                    self._name_kind(entry.path)
+        kept = [folder for folder in sorted(folders) if not _is_within(top, folder[1])]
+        return _Listing(identity, images, kept, own, is_final=is_same)
+
+    def _name_kind(self, path: str) -> None:
+        """Warn of a file that is no image, if it is the first of its kind."""
+        kind = os.path.splitext(path)[1].lower()
+        if kind not in self._kinds:
+            self._kinds.add(kind)
+            self._warn_of_kind(path)
 
 
 def _is_within(path: str, folder: str) -> bool:

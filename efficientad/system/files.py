@@ -95,7 +95,7 @@ def claim_files(folder: Path, names: Sequence[str]) -> set[str]:
     Raises:
         UserError: a file to be written is there already and no run wrote it.
     """
-    earlier = _read_list(folder)
+    earlier = written_files(folder)
     foreign = [name for name in names if name not in earlier and (folder / name).exists()]
     if foreign:
         raise UserError(
@@ -104,7 +104,7 @@ def claim_files(folder: Path, names: Sequence[str]) -> set[str]:
         )
     for parent in {(folder / name).parent for name in names}:
         parent.mkdir(parents=True, exist_ok=True)
-    _write_list(folder, earlier.union(names))
+    write_file_list(folder, earlier.union(names))
     return earlier.difference(names)
 
 
@@ -117,10 +117,15 @@ def release_files(folder: Path, stale: set[str], names: Sequence[str]) -> None:
     for parent in {(folder / name).parent for name in stale}:
         if parent.is_dir() and not any(parent.iterdir()):
             parent.rmdir()
-    _write_list(folder, names)
+    write_file_list(folder, names)
 
 
-def _read_list(folder: Path) -> set[str]:
+def written_files(folder: Path) -> set[str]:
+    """The files and folders below `folder` that a command has written; none without a list of them.
+
+    Raises:
+        UserError: the list is damaged.
+    """
     path = folder / FILE_LIST
     if not path.is_file():
         return set()
@@ -136,5 +141,6 @@ def _read_list(folder: Path) -> set[str]:
         raise UserError(f"{path} is damaged; remove it together with the old maps beside it") from None
 
 
-def _write_list(folder: Path, names: Iterable[str]) -> None:
+def write_file_list(folder: Path, names: Iterable[str]) -> None:
+    """Record what a command writes into the folder, with "/"; see written_files."""
     write_text_atomically(folder / FILE_LIST, json.dumps(sorted(names), indent=0) + "\n")

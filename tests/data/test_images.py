@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientad.data.folders import describe_others, find_images, is_image_name, leave_out_below
+from efficientad.data.folders import describe_others, find_images, is_image_name, leave_out_written
 from efficientad.data.images import UnreadableImageError, check_image, decode_image, read_image
 from efficientad.preparation.orientation import read_header, turn_point_upright, turn_upright
+from efficientad.system.files import write_file_list
 
 
 def reread(image, file_format="PNG", **options):
@@ -149,12 +150,23 @@ def test_a_folder_below_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch)
         find_images(tmp_path)
 
 
-def test_images_below_a_folder_are_left_out_whatever_leads_there(tmp_path):
-    (tmp_path / "real" / "maps" / "deep").mkdir(parents=True)
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    inside = [tmp_path / "link" / "maps" / "a.png", tmp_path / "real" / "x" / ".." / "maps" / "deep" / "b.png"]
-    outside = [tmp_path / "link" / "c.png", tmp_path / "real" / "maps2" / "d.png"]
-    assert leave_out_below(tmp_path / "real" / "maps", [*inside, *outside]) == outside
+def test_what_a_command_wrote_is_no_input(tmp_path):
+    for name in ("a.png", "out/maps/a.png.jpg", "out/mine.png", "watched/maps/deep/b.jpg", "watched/scores.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    write_file_list(tmp_path / "out", ["maps/a.png.jpg", "scores.csv"])
+    write_file_list(tmp_path / "watched", ["maps"])
+    others = []
+    names = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path, others)]
+    assert names == ["a.png", "out/mine.png"]
+    assert describe_others(others) == [
+        f"The results of earlier runs in {tmp_path / 'out'} and 1 more folders are no input",
+        f"1 file is no image: {tmp_path / 'watched' / 'scores.csv'}",
+    ]
+    matches = []
+    assert leave_out_written(sorted(tmp_path.rglob("*.*g")), matches) == [tmp_path / name for name in names]
+    assert describe_others(matches) == describe_others(others)[:1]
+    assert find_images(tmp_path / "out" / "maps") == [tmp_path / "out/maps/a.png.jpg"]  # asked for
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

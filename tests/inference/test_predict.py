@@ -52,7 +52,7 @@ def test_scores_are_those_of_eval(weights, parts, tmp_path, tiny_model):
     run("-w", weights, "-i", parts, "-o", tmp_path / "out", "-T", 20, "--precision", "fp32")
     rows = read_scores(tmp_path / "out")
     assert list(rows[0])[:5] == ["path", "score", "threshold", "anomalous", "milliseconds"]
-    samples = find_inputs([str(parts)], tmp_path / "out")
+    samples = find_inputs([str(parts)], [])
     expected = {
         str(one.sample.path): one.score
         for one in predict_samples(TorchDetector(tiny_model, predict_device(), "fp32"), samples, 16, 0)
@@ -95,7 +95,7 @@ def test_a_bug_does_not_look_like_a_result(monkeypatch, capsys):
 
 def test_folders_files_and_patterns(parts, tmp_path, monkeypatch):
     def names(*words):
-        return [sample.image_name for sample in find_inputs([str(word) for word in words], tmp_path / "out")]
+        return [sample.image_name for sample in find_inputs([str(word) for word in words], [])]
 
     everything = ["a/000.png", "a/001.png", "a/002.png", "b/000.jpg", "b/001.jpg"]
     assert names(parts) == names(parts, parts / "b") == names(f"{parts}/**/*.*") == everything
@@ -106,6 +106,22 @@ def test_folders_files_and_patterns(parts, tmp_path, monkeypatch):
     assert names("../b", ".", parts / "b") == [*everything[3:], *everything[:3]]
     (parts / "a" / "[1].png").write_bytes((parts / "a" / "001.png").read_bytes())
     assert names("[1].png") == ["[1].png"]
+
+
+def test_results_and_other_files_among_the_images_are_left_out_and_said(weights, parts, monkeypatch, capsys):
+    monkeypatch.chdir(parts)
+    (parts / "a" / "notes.txt").write_text("mine")
+    run("-w", weights, "-i", parts, "-o", "one", "-f", "jpg", "-T", 0)
+    printed = capsys.readouterr().out
+    assert "5 of 5 images" in printed and f"Note: 1 file is no image: {parts / 'a' / 'notes.txt'}" in printed
+    assert "no input" not in printed
+    for words in (["-i", parts], ["-i", "**/*.*"]):
+        run("-w", weights, *words, "-o", "two", "-f", "jpg", "-T", 0)
+        printed = capsys.readouterr().out
+        assert "5 of 5 images" in printed and f"The results of earlier runs in {parts / 'one'}" in printed
+    run("-w", weights, "-i", ".", "-o", ".", "-f", "jpg", "-T", 0)
+    run("-w", weights, "-i", ".", "-o", ".", "-f", "jpg", "-T", 0)
+    assert "5 of 5 images" in capsys.readouterr().out
 
 
 def test_wrong_inputs_are_reported(weights, parts, tmp_path, monkeypatch, capsys):

@@ -112,6 +112,26 @@ def has_begun(watch):
     return len(watch.names()) == 1 and "Ctrl-C stops" in watch.log.read_text()
 
 
+def test_maps_below_the_watched_folder_are_not_scored(folder, monkeypatch, capsys):
+    (folder / "in" / "notes.txt").write_text("mine")
+    watch = Watch(folder, "-f", "jpg", "-o", folder / "in" / "out")
+    watch.scores_file = folder / "in" / "out" / "scores.csv"
+    try:
+        watch.wait_for(lambda: watch.names() == ["000.png"])
+        draw_part(8).save(folder / "in" / "new.png")
+        watch.wait_for(lambda: len(watch.names()) == 2)
+        printed = watch.stop()
+    finally:
+        watch.process.kill()
+    assert watch.names() == ["000.png", "new.png"]
+    assert printed.count("Not taken, as it is no image") == 1 and "notes.txt (said once for .txt)" in printed
+    words = ["-w", folder, "-i", folder / "in", "-o", folder / "given"]
+    predict.main(predict.get_parser().parse_args(list(map(str, words))))
+    assert "2 images" in capsys.readouterr().out  # the maps of --watch are no images
+    words[-1] = folder / "in" / "out"
+    assert "holds the results of --watch" in fail(monkeypatch, capsys, predict, *words)
+
+
 def test_results_of_another_threshold_are_named(folder):
     """A line says which threshold decided, so nothing is wrong; but a user should know."""
     note = "the earlier images were decided with another threshold"

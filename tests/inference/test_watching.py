@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from efficientad.inference.watching import FULL_SCAN_COSTS, FULL_SCAN_SECONDS, FolderWatcher, LatencyLog
+from efficientad.system.files import write_file_list
 
 
 def paths(arrivals):
@@ -31,13 +32,11 @@ def clock(monkeypatch):
 
 
 def test_a_file_counts_when_it_no_longer_changes(tmp_path, clock):
-    watcher = FolderWatcher(tmp_path, tmp_path / "out", {})
+    watcher = FolderWatcher(tmp_path, {})
     clock.write(tmp_path / "grows.png", b"1")
     clock.write(tmp_path / "moved_in.png", b"1", age=60)
     clock.write(tmp_path / "notes.txt", b"1", age=60)
     clock.write(tmp_path / ".hidden.png", b"1", age=60)
-    (tmp_path / "out").mkdir()
-    clock.write(tmp_path / "out" / "map.jpg", b"1", age=60)
     assert paths(watcher.scan()) == ["moved_in.png"]
     for size in range(2, 5):
         clock.now += 0.4
@@ -52,13 +51,33 @@ def test_a_file_counts_when_it_no_longer_changes(tmp_path, clock):
     assert paths(watcher.scan()) == ["moved_in.png"]
 
 
-def test_its_own_maps_are_no_images_whatever_leads_there(tmp_path, clock):
-    (tmp_path / "real" / "maps").mkdir(parents=True)
+def test_maps_are_no_images_whatever_leads_there(tmp_path, clock):
+    for folder in ("watched", "given"):
+        (tmp_path / "real" / folder / "maps").mkdir(parents=True)
+        clock.write(tmp_path / "real" / folder / "maps" / "a.png.jpg", b"1", age=60)
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    watcher = FolderWatcher(tmp_path / "link", tmp_path / "real" / "maps", {})
+    watcher = FolderWatcher(tmp_path / "link", {})
     clock.write(tmp_path / "real" / "a.png", b"1", age=60)
-    clock.write(tmp_path / "real" / "maps" / "a.png.jpg", b"1", age=60)
+    write_file_list(tmp_path / "real" / "watched", ["maps"])
+    write_file_list(tmp_path / "real" / "given", ["maps/a.png.jpg"])
     assert paths(watcher.scan()) == ["a.png"]
+    write_file_list(tmp_path / "real" / "given", ["maps/a.png.jpg", "maps/deep/b.jpg"])  # as a run does before it
+    (tmp_path / "real" / "given" / "maps" / "deep").mkdir()
+    clock.write(tmp_path / "real" / "given" / "maps" / "deep" / "b.jpg", b"1", age=60)
+    clock.write(tmp_path / "real" / "given" / "mine.jpg", b"1", age=60)
+    assert paths(watcher.scan()) == ["mine.jpg"]
+
+
+def test_what_is_no_image_is_named_once_for_each_suffix(tmp_path, clock):
+    named = []
+    watcher = FolderWatcher(tmp_path, {}, warn_of_kind=lambda path: named.append(Path(path).name))
+    for name in ("a.txt", "b.TXT", "a.png", ".hidden", "none"):
+        clock.write(tmp_path / name, b"1", age=60)
+    assert paths(watcher.scan()) == ["a.png"]
+    assert len(named) == 2 and "none" in named
+    clock.write(tmp_path / "c.txt", b"1", age=60)
+    clock.write(tmp_path / "c.heic", b"1", age=60)
+    assert watcher.scan() == [] and named[2:] == ["c.heic"]
 
 
 @pytest.fixture
@@ -85,7 +104,7 @@ def lots(tmp_path, clock):
         (tmp_path / "in" / f"lot{number}").mkdir(parents=True)
         for name in range(30):
             clock.write(tmp_path / "in" / f"lot{number}" / f"{name}.png", b"1", age=60)
-    watcher = FolderWatcher(tmp_path / "in", tmp_path / "out", {})
+    watcher = FolderWatcher(tmp_path / "in", {})
     assert len(watcher.scan()) == 600 and watcher.scan() == []
     return watcher
 
@@ -174,7 +193,7 @@ def test_a_folder_that_cannot_be_listed_is_reported_once_and_stops_nothing(tmp_p
 
     monkeypatch.setattr(os, "scandir", scandir)
     warned = []
-    watcher = FolderWatcher(tmp_path, tmp_path / "out", {}, lambda error: warned.append(error.filename))
+    watcher = FolderWatcher(tmp_path, {}, lambda error: warned.append(error.filename))
     clock.write(tmp_path / "a.png", b"1", age=60)
     assert paths(watcher.scan()) == ["a.png"] and warned == closed
     assert watcher.scan() == [] and warned == closed
@@ -190,7 +209,7 @@ def test_a_folder_that_cannot_be_listed_is_reported_once_and_stops_nothing(tmp_p
 
 def test_a_clock_that_is_ahead_delays_a_file_but_does_not_lose_it(tmp_path, clock):
     """As on a network share; the file then has to stay the same between scans."""
-    watcher = FolderWatcher(tmp_path, tmp_path / "out", {})
+    watcher = FolderWatcher(tmp_path, {})
     clock.write(tmp_path / "a.png", b"1", age=-3600)
     assert watcher.scan() == []
     clock.now += 0.6
