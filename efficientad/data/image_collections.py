@@ -42,7 +42,8 @@ def find_stored_images(sources: Sequence[Path]) -> list[StoredImage]:
     """Every image in the given folders (at any depth, also in tar files there) and tar files.
 
     Raises:
-        UserError: a source that does not exist, is a compressed or damaged tar file, or holds no image.
+        UserError: a source that does not exist, is a compressed or damaged tar file or one of tar files, or holds no
+            image.
     """
     stored: list[StoredImage] = []
     for source in sources:
@@ -65,13 +66,18 @@ def find_stored_images(sources: Sequence[Path]) -> list[StoredImage]:
 def _list_tar(path: Path) -> list[StoredImage]:
     try:
         with tarfile.open(path, "r:") as tar:
-            return [
-                StoredImage(path, member.offset_data, member.size)
-                for member in tar
-                if member.isfile() and is_image_name(Path(member.name).name)
-            ]
+            files = [member for member in tar if member.isfile()]
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"{path}: not a readable, uncompressed tar file ({error})") from error
+    inner = [member.name for member in files if member.name.endswith((".tar", ".tar.gz", ".tgz"))]
+    if inner:
+        count = f"{len(inner)} tar files" if len(inner) > 1 else "a tar file"
+        raise UserError(f"{path} holds {count}, {inner[0]} for one; unpack it once, and give the folder instead")
+    return [
+        StoredImage(path, member.offset_data, member.size)
+        for member in files
+        if is_image_name(Path(member.name).name)
+    ]
 
 
 class ReadableImage(Protocol):

@@ -122,9 +122,7 @@ def watch_folder(folder: Path, options: PredictOptions) -> None:
         results.check_results_folder(options.output_dir, is_watching=True)
         detector, writer = _open(options, file_per_image=True)
         scores = results.ScoresFile(options.output_dir / results.SCORES_FILE, go_on=True)
-        write_file_list(
-            options.output_dir, results.WRITTEN_BY_WATCH
-        )  # not to be taken for input
+        write_file_list(options.output_dir, results.WRITTEN_BY_WATCH)  # not to be taken for input
         count = _watch(folder.absolute(), detector, writer, scores, options)
         scores.close()
     print(f"Stopped after {count_of(count, 'image')}; results are in {options.output_dir}")

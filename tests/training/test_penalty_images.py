@@ -44,8 +44,12 @@ def test_bad_sources_are_named(tmp_path):
     (tmp_path / "broken.tar").write_text("no tar file at all")
     with tarfile.open(tmp_path / "packed.tar.gz", "w:gz"):
         pass
+    with tarfile.open(tmp_path / "imagenet.tar", "w") as tar:
+        tar.add(tmp_path / "broken.tar", "n01440764.tar")
+        tar.add(tmp_path / "broken.tar", "n01443537.tar")
     for name, message in (
         ("missing", "no such file"),
+        ("imagenet.tar", "holds 2 tar files, n01440764.tar for one; unpack it once, and give the folder"),
         ("empty", "holds no images"),
         ("broken.tar", "not a readable, uncompressed tar"),
         ("packed.tar.gz", "neither a folder nor an uncompressed .tar"),
