@@ -42,7 +42,7 @@ def find_stored_images(sources: Sequence[Path]) -> list[StoredImage]:
     """Every image in the given folders (at any depth, also in tar files there) and tar files.
 
     Raises:
-        UserError: a source that does not exist, is a compressed or damaged tar file or one of tar files, or holds no
+        UserError: a source that does not exist, is a compressed or damaged tar file or one of tar files, or has no
             image.
     """
     stored: list[StoredImage] = []
