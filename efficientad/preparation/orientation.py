@@ -29,9 +29,13 @@ class ImageHeader:
     def upright_size(self) -> tuple[int, int]:
         return self.stored_size[::-1] if self.orientation > 4 else self.stored_size
 
-    def is_sideways(self, size: tuple[int, int]) -> bool:
-        """Whether this size is that of the stored image, but not of the upright one."""
-        return size == self.stored_size != self.upright_size
+
+@dataclass(frozen=True)
+class Frame:
+    """What the coordinates of an image's annotations refer to: a picture of this width and height."""
+
+    size: tuple[int, int]
+    is_stored: bool  # before EXIF rotation, of an image that this rotation lays on its side
 
 
 def read_header(data: bytes, name: str) -> ImageHeader:
