@@ -18,6 +18,7 @@ from efficientad.preparation.shapes import (
     box_fits,
     describe_box,
     extent,
+    has_shape,
     read_annotation,
     read_box,
 )
@@ -91,8 +92,8 @@ def check_annotations(file: Path, sources: Sequence[SourceImage]) -> list[str]:
         )
     return [
         *found.shapeless.line(
-            "annotation has neither box nor segmentation and marks nothing in a mask",
-            "annotations have neither box nor segmentation and mark nothing in a mask",
+            "annotation has neither box nor segmentation and makes no mask",
+            "annotations have neither box nor segmentation and make no masks",
         ),
         *found.empty.line("annotation draws nothing", "annotations draw nothing"),
         *found.as_box.line(
@@ -129,7 +130,7 @@ def _look_at(annotation: Annotation, source: SourceImage, found: _Findings) -> N
 def _sort_in(annotation: Annotation, source: SourceImage, drawn: Drawn, found: _Findings) -> None:
     width, height = source.frame.size
     if drawn.is_empty:
-        if not drawn.problem and not annotation.get("bbox"):
+        if not has_shape(annotation):
             found.shapeless.add(annotation, source)
         else:
             why = [drawn.problem, describe_box(annotation, width, height)]

@@ -52,7 +52,8 @@ def read_coco(path: Path) -> CocoSet:
         if not isinstance(entry.get("file_name"), str) or not entry["file_name"].strip("/\\ "):
             raise UserError(f"{path}: image {entry['id']} has no file_name")
         if (size := _size(entry)) and size[0] * size[1] > _LARGEST_IMAGE:
-            raise UserError(f"{path}: image {entry['id']} has {size[0]} x {size[1]} pixels; correct its size")
+            sides = " x ".join(map(reprlib.repr, size))
+            raise UserError(f"{path}: image {entry['id']} has {sides} pixels; correct its size")
     annotations = _entries(path, "annotations", contents) if "annotations" in contents else []
     for number, annotation in enumerate(annotations):
         identity = annotation.setdefault("id", number + 1)
@@ -92,7 +93,7 @@ def whole_number(value: Any) -> int | None:
     if isinstance(value, str):
         return int(value.split(".")[0]) if re.fullmatch(r"\s*[+-]?[0-9]{1,18}(\.0+)?\s*", value) else None
     if isinstance(value, float):
-        return int(value) if value.is_integer() else None
+        return int(value) if value.is_integer() and abs(value) < 1e15 else None
     return value if isinstance(value, int) else None
 
 

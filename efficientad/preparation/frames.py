@@ -46,8 +46,11 @@ def settle_frames(
             odd.append(_Choice(index, Frame(source.stated_size, False), Frame(header.upright_size, False)))
         else:
             frames[index] = Frame(source.stated_size or header.upright_size, is_stored=False)
-    notes = _settle_turned(turned, sources, frames)
     takes_own = _settle_odd(odd, sources, frames)
+    for index, frame in list(frames.items()):  # turned, but of the same width and height
+        if headers[index].orientation != 1:
+            turned.append(_Choice(index, frame, replace(frame, is_stored=True)))
+    notes = _settle_turned(turned, sources, frames)
     stretched = [] if takes_own else [choice.index for choice in odd]
     own = [choice.index for choice in odd if takes_own] + odd_turned
     for indices, means in ((own, "taken as pixels of the file"), (stretched, "stretched to the file's size")):
@@ -82,40 +85,49 @@ def _turned_choice(index: int, stated: tuple[int, int] | None, header: ImageHead
 def _settle_turned(
     choices: Sequence[_Choice], sources: Sequence[SourceImage], frames: dict[int, Frame]
 ) -> list[str]:
+    """Choose the stored or the upright picture for all images that EXIF turns; if both fit, as each states it."""
     counts = {False: 0, True: 0}  # annotations that fit, by Frame.is_stored
     for choice in choices:
         for frame in (choice.stated, choice.other):
             counts[frame.is_stored] += _count_fits(sources[choice.index], frame)
-    is_tie = counts[False] == counts[True]
-    wins_stored = counts[True] > counts[False]
-    changed = []
+    is_stored = counts[True] > counts[False]
+    if counts[True] == counts[False]:
+        frames.update((choice.index, choice.stated) for choice in choices)
+        return _describe_unsure(choices, sources) if counts[True] else []
+    changed = [choice for choice in choices if choice.stated.is_stored != is_stored]
     for choice in choices:
-        keep = is_tie or choice.stated.is_stored == wins_stored
-        frames[choice.index] = choice.stated if keep else choice.other
-        if not keep:
-            changed.append(choice.index)
-    if changed:
-        kinds = ("stored", "upright") if wins_stored else ("upright", "stored")
-        first = printable(sources[changed[0]].name)
-        return [
-            f"{count_of(len(changed), 'image')} turned by EXIF data (first: {first}): more annotations lie inside "
-            f"the {kinds[0]} picture ({counts[wins_stored]}) than inside the {kinds[1]} one "
-            f"({counts[not wins_stored]}), so they are taken to refer to that, whatever size the file states; "
-            "check them with --preview"
-        ]
-    unsure = [
-        choice.index for choice in choices if choice.stated.is_stored or sources[choice.index].stated_size is None
+        frames[choice.index] = choice.stated if choice.stated.is_stored == is_stored else choice.other
+    if not changed:
+        return []
+    kinds = ("stored", "upright") if is_stored else ("upright", "stored")
+    return [
+        f"{_count_turned(changed, sources)}: of the annotations of all such images {counts[is_stored]} are inside "
+        f"the {kinds[0]} picture and {counts[not is_stored]} inside the {kinds[1]} one, so they are taken to refer to "
+        f"the {kinds[0]} one; check them with --preview"
     ]
-    if is_tie and counts[True] and unsure:
-        reading = (
-            "the stored picture, whose size the file states" if frames[unsure[0]].is_stored else "the upright one"
-        )
-        first = printable(sources[unsure[0]].name)
-        return [
-            f"{count_of(len(unsure), 'image')} turned by EXIF data (first: {first}): the annotations would fit the "
-            f"stored and the upright picture; they are taken to refer to {reading}; check them with --preview"
-        ]
-    return []
+
+
+def _describe_unsure(choices: Sequence[_Choice], sources: Sequence[SourceImage]) -> list[str]:
+    """A line about images of which nothing tells whether the stored or the upright picture was annotated."""
+    sized = [choice for choice in choices if choice.stated.size != choice.other.size]
+    is_said = any(sources[choice.index].stated_size and not choice.stated.is_stored for choice in sized)
+    if not choices or (is_said and not any(choice.stated.is_stored for choice in sized)):
+        return []  # the exporter states upright sizes
+    stored = sum(choice.stated.is_stored for choice in choices)
+    readings = (
+        (stored, "to the stored picture, as their size says"),
+        (len(choices) - stored, "to the upright one"),
+    )
+    taken = ", ".join(f"{count} {reading}" for count, reading in readings if count)
+    return [
+        f"{_count_turned(choices, sources)}: the annotations would fit the stored and the upright picture; they are "
+        f"taken to refer: {taken}; check them with --preview"
+    ]
+
+
+def _count_turned(choices: Sequence[_Choice], sources: Sequence[SourceImage]) -> str:
+    first = printable(sources[choices[0].index].name)
+    return f"{count_of(len(choices), 'image')} turned by EXIF data (first: {first})"
 
 
 def _settle_odd(choices: Sequence[_Choice], sources: Sequence[SourceImage], frames: dict[int, Frame]) -> bool:

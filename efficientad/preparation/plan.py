@@ -21,7 +21,7 @@ from PIL import Image
 from efficientad.data.images import UnreadableImageError, check_image, raise_if_unreadable, read_bytes
 from efficientad.preparation.mask_files import read_mask_file
 from efficientad.preparation.orientation import Frame, ImageHeader, read_header, turn_upright
-from efficientad.preparation.shapes import draw_mask
+from efficientad.preparation.shapes import draw_mask, has_shape
 from efficientad.preparation.sources import SourceImage
 from efficientad.preparation.staging import COUNTS_FILE, ManifestRow, mask_name, write_manifest
 from efficientad.system.errors import UserError, list_some
@@ -206,7 +206,7 @@ def write_plan(plan: Plan, folder: Path, link: bool, workers: int) -> list[Path]
         link: hard-link the images instead of copying them.
 
     Returns:
-        The defective images that have annotations or a mask file in which nothing is marked; they get no mask.
+        The defective images whose mask file, boxes or segmentations mark nothing; they get no mask.
 
     Raises:
         UserError: hard links are not possible in that folder, or a mask file is damaged.
@@ -215,7 +215,7 @@ def write_plan(plan: Plan, folder: Path, link: bool, workers: int) -> list[Path]
         (folder / parent).mkdir(parents=True, exist_ok=True)
 
     def write(item: Placement) -> bool:
-        """Whether the image has the mask that it should have."""
+        """False if the image should have a mask and has none."""
         for name in item.destinations:
             (_link if link else _copy)(item.source.path, folder / name)
         if not (item.source.defects or item.source.mask):
@@ -224,7 +224,7 @@ def write_plan(plan: Plan, folder: Path, link: bool, workers: int) -> list[Path]
         for path in (folder / mask_name(name) for name in item.destinations if mask):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(mask)
-        return bool(mask)
+        return bool(mask or not (item.source.mask or any(map(has_shape, item.source.defects))))
 
     done = parallel_map(write, plan.placements, workers)
     bar = progress_bar(done, desc="Linking" if link else "Copying", total=len(plan.placements), unit="image")

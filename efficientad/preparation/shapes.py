@@ -45,6 +45,12 @@ class Drawn:
         return self.runs is None and self.box is None
 
 
+def has_shape(annotation: Annotation) -> bool:
+    """Whether the annotation has a box or a segmentation, readable or not; without one it only names a class."""
+    segmentation = annotation.get("segmentation")
+    return bool(annotation.get("bbox") or "rle" in annotation or segmentation not in (None, "", {}, [], [[]]))
+
+
 def read_box(annotation: Annotation) -> list[float] | None:
     """The four numbers of the bbox, x, y, width and height in COCO; None without four finite ones."""
     box = annotation.get("bbox")
