@@ -204,7 +204,7 @@ def check_flags(args: argparse.Namespace) -> None:
         }
         if names := [flag for flag, is_given in unused.items() if is_given]:
             advice = "good images are those of --unlabeled_dir, defective ones those of --defect_dir"
-            print(f"Without annotations {' and '.join(names)} change nothing: {advice}")
+            print(f"Without annotations {' and '.join(names)} change{'s' * (len(names) == 1)} nothing: {advice}")
 
 
 def is_below(path: Path, folder: Path) -> bool:

@@ -102,8 +102,8 @@ def _settle_turned(
     kinds = ("stored", "upright") if is_stored else ("upright", "stored")
     return [
         f"{_count_turned(changed, sources)}: of the annotations of all such images {counts[is_stored]} are inside "
-        f"the {kinds[0]} picture and {counts[not is_stored]} inside the {kinds[1]} one, so they are taken to refer to "
-        f"the {kinds[0]} one; check them with --preview"
+        f"the {kinds[0]} picture and {counts[not is_stored]} inside the {kinds[1]} one, so they are taken to refer "
+        f"to the {kinds[0]} one; check them with --preview"
     ]
 
 
@@ -120,8 +120,8 @@ def _describe_unsure(choices: Sequence[_Choice], sources: Sequence[SourceImage])
     )
     taken = ", ".join(f"{count} {reading}" for count, reading in readings if count)
     return [
-        f"{_count_turned(choices, sources)}: the annotations would fit the stored and the upright picture; they are "
-        f"taken to refer: {taken}; check them with --preview"
+        f"{_count_turned(choices, sources)}: the annotations would fit the stored and the upright picture; they "
+        f"are taken to refer: {taken}; check them with --preview"
     ]
 
 

@@ -63,10 +63,10 @@ def _describe(sources: Sequence[SourceImage], strays: Sequence[Path]) -> list[st
     bare = [str(source.path) for source in sources if source.mask is None]
     notes = [f"{len(sources) - len(bare)} of {count_of(len(sources), 'defective image')} have a mask"]
     if bare:
-        notes[0] += f"; {len(bare)} have none and are left out of pixel metrics:{list_some(bare)}"
+        notes[0] += f"; without one, and left out of pixel metrics: {len(bare)}{list_some(bare)}"
     if strays:
-        belong = "mask belongs" if len(strays) == 1 else "masks belong"
-        notes.append(f"{len(strays)} {belong} to no image and are not used:{list_some([*map(str, strays)])}")
+        belong = "mask belongs to no image and is" if len(strays) == 1 else "masks belong to no image and are"
+        notes.append(f"{len(strays)} {belong} not used:{list_some([*map(str, strays)])}")
     return notes
 
 
