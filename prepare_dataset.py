@@ -1,11 +1,17 @@
 """Make a data set for train.py and eval.py from COCO annotations (or from folders) and images of good parts."""
 
+from __future__ import annotations
+
 import argparse
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from efficientad.system import arguments
 from efficientad.system.errors import UserError, printable, run_command
+
+if TYPE_CHECKING:
+    from efficientad.preparation.sources import SourceImage
 
 NONE = Path("none")
 LABELED_DIR = Path("dataset/original/images/")
@@ -120,10 +126,10 @@ def main(args: argparse.Namespace) -> None:
     from efficientad.preparation.checks import check_annotations
     from efficientad.preparation.coco import read_coco
     from efficientad.preparation.frames import settle_frames
-    from efficientad.preparation.mask_files import add_mask_files, check_mask_files
+    from efficientad.preparation.mask_files import check_mask_files
     from efficientad.preparation.plan import describe_unmarked, look_at_files, make_plan, write_plan
     from efficientad.preparation.preview import write_previews
-    from efficientad.preparation.sources import SourceImage, find_annotated, find_defective, find_good
+    from efficientad.preparation.sources import find_annotated
     from efficientad.preparation.staging import require_free, staged_folder
 
     check_flags(args)
@@ -148,20 +154,12 @@ def main(args: argparse.Namespace) -> None:
             take_unannotated=args.unannotated == "good",
             skip_missing=args.skip_missing or skip,
             match_names=args.match_names,
+            good_folder=None if args.unlabeled_dir == NONE else args.unlabeled_dir,
         )
         skipped += [UnreadableImageError(str(path), "missing") for path in annotated.missing]
         found, class_names = annotated.images, annotated.class_names
         print("\n".join(annotated.notes))
-    if args.unlabeled_dir != NONE:
-        found = found + find_good(args.unlabeled_dir, notes)
-    if args.defect_dir:
-        defective = find_defective(args.defect_dir, args.mask_dir, notes)
-        if args.mask_dir:
-            defective, mask_notes = add_mask_files(args.mask_dir, defective)
-            notes += mask_notes
-        found = found + defective
-
-    found, facts = look_at_files(found, args.num_workers, on_unreadable)
+    found, facts = look_at_files([*found, *find_in_folders(args, notes)], args.num_workers, on_unreadable)
     headers = [fact.header for fact in facts]
     check_mask_files(found, headers)
     found, frame_notes = settle_frames(found, headers)
@@ -179,6 +177,19 @@ def main(args: argparse.Namespace) -> None:
     if skip:
         print(f"\n{describe_skipped(args.output_dir, skipped)}")
     report(args, plan.counts(), class_names)
+
+
+def find_in_folders(args: argparse.Namespace, notes: list[str]) -> list[SourceImage]:
+    """The images of --unlabeled_dir and --defect_dir, with their masks; `notes` takes what there is to say."""
+    from efficientad.preparation.mask_files import add_mask_files
+    from efficientad.preparation.sources import find_defective, find_good
+
+    good = find_good(args.unlabeled_dir, notes) if args.unlabeled_dir != NONE else []
+    defective = find_defective(args.defect_dir, args.mask_dir, notes) if args.defect_dir else []
+    if args.mask_dir:
+        defective, mask_notes = add_mask_files(args.mask_dir, defective)
+        notes += mask_notes
+    return good + defective
 
 
 def check_flags(args: argparse.Namespace) -> None:

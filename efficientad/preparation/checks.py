@@ -26,6 +26,7 @@ from efficientad.preparation.sources import SourceImage
 from efficientad.system.errors import UserError, count_of, printable
 
 _NEARLY_ALL = 0.9  # share of the annotations from which it is the exporter that is wrong
+_CLEARLY = 0.05  # of a side: boxes that leave their image by more are more than inexact
 _MANY_OUTSIDE = 0.2  # share of boxes that leave their image, from which they may be [x1, y1, x2, y2]
 
 
@@ -121,7 +122,7 @@ def _look_at(annotation: Annotation, source: SourceImage, found: _Findings) -> N
         found.relative.add(annotation, source)
     if drawn.runs is None and (box := read_box(annotation)):
         found.boxes += 1
-        if not box_fits((box[0], box[1], box[0] + box[2], box[1] + box[3]), size):
+        if not box_fits((box[0], box[1], box[0] + box[2], box[1] + box[3]), size, _CLEARLY):
             found.boxes_outside.add(annotation, source, f"{box} in {size[0]} x {size[1]}")
         found.boxes_of_corners += box[0] < box[2] and box[1] < box[3] and box_fits(tuple(box), size)
     _sort_in(annotation, source, drawn, found)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
-from efficientad.data.folders import IMAGE_SUFFIXES, find_images, is_image_name
+from efficientad.data.folders import IMAGE_SUFFIXES, find_images, is_image_name, leave_out_below
 from efficientad.preparation.coco import CocoImage, CocoSet
 from efficientad.system.errors import UserError, count_of, list_some, printable
 
@@ -34,11 +34,12 @@ class Search:
 
 
 def locate_images(
-    coco: CocoSet, folder: Path, skip_missing: bool, match_names: bool, notes: list[str]
+    coco: CocoSet, folder: Path, good_folder: Path | None, skip_missing: bool, match_names: bool, notes: list[str]
 ) -> tuple[list[Located], list[Path]]:
     """Every entry whose file is in the folder; and the paths of the missing ones.
 
     Args:
+        good_folder: if it is inside the folder, its files are good parts, which an equal name alone does not mean.
         skip_missing: leave out missing images.
         match_names: take the one file in the folder that has the entry's name in another spelling or place.
         notes: takes notes for the user.
@@ -47,7 +48,7 @@ def locate_images(
         UserError: files are missing, outside the folder, of an unknown type, or could be several.
     """
     search = _search(coco, folder)
-    matches = _Matches(folder, search)
+    matches = _Matches(folder, good_folder, search)
     if match_names:
         matches.refuse_doubtful()
     if match_names and matches.found:
@@ -109,7 +110,7 @@ class _Matches:
     only compared: no file outside the folder is ever looked at.
     """
 
-    def __init__(self, folder: Path, search: Search) -> None:
+    def __init__(self, folder: Path, good_folder: Path | None, search: Search) -> None:
         self.located: list[Located] = []
         self.found: set[int] = set()  # ids of the entries
         self.examples: list[str] = []
@@ -121,8 +122,10 @@ class _Matches:
             return
         by_path: dict[str, list[Path]] = defaultdict(list)
         by_name: dict[str, list[Path]] = defaultdict(list)
-        for path in find_images(folder):
+        images = find_images(folder)
+        for path in images:
             by_path[_fold(path.relative_to(folder).as_posix())].append(path)
+        for path in _leave_out_good(images, folder, good_folder):
             by_name[_fold(path.name)].append(path)
         owners = {item.path: item.image.file_name for item in search.located}
         for image in wanted:
@@ -163,6 +166,14 @@ class _Matches:
             f", but {count}there under another spelling, for example {printable(self.examples[0])}; --match_names "
             f"takes {'it' if len(self.examples) == 1 else 'them'}"
         )
+
+
+def _leave_out_good(images: list[Path], folder: Path, good_folder: Path | None) -> list[Path]:
+    """The images that are not in the folder of good ones, if that is inside the folder of annotated ones."""
+    if good_folder is None:
+        return images
+    good, top = Path(os.path.realpath(good_folder)), Path(os.path.realpath(folder))
+    return leave_out_below(good, images) if good != top and good.is_relative_to(top) else images
 
 
 def _spellings(name: str) -> set[str]:

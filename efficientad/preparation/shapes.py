@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,7 +110,7 @@ def read_polygons(annotation: Annotation) -> Polygons:
             problem = found
         else:
             outlines.append(points)
-            texts = texts or any(isinstance(value, str) for value in part)
+            texts = texts or points is not part  # converted
     return Polygons(outlines, problem, (reading or (AS_TEXT if texts else "")) if outlines else "")
 
 
@@ -141,9 +141,9 @@ def fits(annotation: Annotation, size: tuple[int, int]) -> bool:
     return sides is not None and box_fits(sides, size)
 
 
-def box_fits(box: Box, size: tuple[int, int]) -> bool:
-    """Whether left, top, right, bottom are within an image of this width and height, but for a rounding error."""
-    slack = [1 + 0.01 * side for side in size]
+def box_fits(box: Box, size: tuple[int, int], tolerance: float = 0.01) -> bool:
+    """Whether left, top, right, bottom are within an image of this width and height, but for a share of them."""
+    slack = [1 + tolerance * side for side in size]
     left, top, right, bottom = box
     return left >= -slack[0] and top >= -slack[1] and right <= size[0] + slack[0] and bottom <= size[1] + slack[1]
 
@@ -264,6 +264,8 @@ def _numbers(values: Any) -> list[float] | None:
     """The numbers of a list, also those given as text; None if one is anything else."""
     if not isinstance(values, list):
         return None
+    if set(map(type, values)) <= {int, float}:
+        return values
     numbers = []
     for value in values:
         if isinstance(value, str) and len(value) < 80 and _NUMBER.fullmatch(value):
@@ -285,5 +287,12 @@ def _describe_points(points: list[float] | None) -> str:
     return "its outline has fewer than three points" if len(points) < 6 else ""
 
 
-def _are_finite(numbers: Iterable[float]) -> bool:
-    return all(abs(number) < _FARTHEST for number in numbers)
+def _are_finite(numbers: Sequence[float]) -> bool:
+    """Whether all are finite and not far away. Quick, since a file may have millions."""
+    if not numbers:
+        return True
+    try:
+        total = sum(numbers)  # nan if one of them is
+    except OverflowError:  # a whole number that is too large for a float
+        return False
+    return total == total and min(numbers) > -_FARTHEST and max(numbers) < _FARTHEST

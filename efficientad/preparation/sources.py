@@ -60,6 +60,7 @@ def find_annotated(
     take_unannotated: bool,
     skip_missing: bool,
     match_names: bool = False,
+    good_folder: Path | None = None,
 ) -> AnnotatedImages:
     """The images of a COCO set with their defect classes.
 
@@ -70,7 +71,7 @@ def find_annotated(
         use_names: name the class folders after categories instead of ids.
         take_unannotated: images without annotations are good; otherwise they are left out.
         skip_missing: leave out missing images.
-        match_names: look for missing images under other spellings, see locate_images.
+        match_names, good_folder: how to look for images under other spellings, see locate_images.
 
     Raises:
         UserError: no such folder or category, or images that are missing or outside the folder.
@@ -84,7 +85,7 @@ def find_annotated(
         notes += _describe_renamed({key: coco.categories[key] for key in defects}, folders)
 
     by_path: dict[Path, tuple[str, list[CocoImage]]] = {}  # a file may have several entries
-    located, missing = locate_images(coco, folder, skip_missing, match_names, notes)
+    located, missing = locate_images(coco, folder, good_folder, skip_missing, match_names, notes)
     for item in located:
         by_path.setdefault(item.path, (item.name, []))[1].append(item.image)
     images, unannotated = [], 0

@@ -243,6 +243,12 @@ class TestShapes:
         )
         assert mask_of(made).sum() == 100
 
+    def test_an_inexact_box_does_not_end_the_command(self, made, capsys):
+        for annotation in made.coco["annotations"]:
+            annotation["bbox"] = [30, 8, 32, 10]
+        prepare(*made.flags())
+        assert "2 annotations leave their image" in capsys.readouterr().out
+
     def test_boxes_that_are_not_drawn_do_not_matter(self, made):
         for annotation in made.coco["annotations"]:
             annotation.update(bbox=[40, 20, 52, 30], segmentation=[FLAT])
@@ -382,6 +388,21 @@ class TestNames:
         prepare(*made.flags(), "--match_names")
         copied = made.root / "set" / "test" / "defect_type_3" / "c.png"
         assert copied.read_bytes() == (made.root / "images" / "x" / "c.png").read_bytes()
+
+    @pytest.mark.parametrize("inside", [True, False])
+    def test_good_images_are_not_taken_for_defective_ones_of_their_name(self, made, monkeypatch, capsys, inside):
+        """Unless all images are in one folder."""
+        self.renamed(made, "sub/1.png", "1.png")
+        (made.root / "images" / "1.png").unlink()
+        folder = made.root / "images" / "normal"
+        (made.root / "normal").rename(folder)
+        flags = [*made.flags(), "--match_names"]
+        flags[5] = folder if inside else made.root / "images"
+        if inside:
+            assert "1 annotated image is missing; check" in fail(monkeypatch, capsys, prepare_dataset, *flags)
+        else:
+            prepare(*flags)
+            assert "test/defect_type_3/1.png" in tree(made.root / "set")
 
     def test_a_file_that_two_entries_mean_is_refused(self, made, error):
         made.coco["images"][0]["file_name"] = "B.png"
