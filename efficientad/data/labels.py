@@ -1,28 +1,38 @@
-"""Which class names stand for good parts. Imports nothing heavy."""
+"""Names that say that a part is good, of folders and of categories. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import re
 
-# as is_good_name folds them: small letters, single blanks
+GOOD = "good"  # the only class that is not anomalous
+# Without blanks, underscores, hyphens and dots; no kind of defect could have one of them ("io": in Ordnung).
 GOOD_NAMES = frozenset(
     {
-        "good",
+        GOOD,
         "normal",
         "ok",
         "okay",
+        "io",
         "pass",
         "passed",
-        "io",  # German: in Ordnung
-        "no defect",
-        "no defects",
-        "non defective",
-        "defect free",
+        "healthy",
+        "flawless",
         "nodefect",
+        "nodefects",
+        "nondefect",
+        "nondefective",
+        "notdefective",
+        "defectfree",
+        "withoutdefect",
+        "withoutdefects",
+        "faultfree",
+        "noanomaly",
+        "anomalyfree",
     }
 )
+_SEPARATORS = re.compile(r"[\s_.\-]+")
 
 
 def is_good_name(name: str) -> bool:
-    """Whether a class of this name holds good parts; letter case, blanks, underscores and hyphens do not matter."""
-    return re.sub(r"[\s_-]+", " ", name).strip().casefold() in GOOD_NAMES
+    """Whether the name says that a part is good: "good", "OK", "i.O.", "No defect", "defect_free", ..."""
+    return _SEPARATORS.sub("", name).casefold() in GOOD_NAMES
