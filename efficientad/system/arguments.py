@@ -44,7 +44,7 @@ _threshold = _number(float, "a number or auto", lambda value: True)
 
 
 def threshold(text: str) -> float | None:
-    """A number, or None for "auto". Scores are >= 0, so with a negative threshold every image is anomalous."""
+    """A number, or None for "auto"."""
     return None if text == "auto" else _threshold(text)
 
 
