@@ -15,8 +15,9 @@ from typing import Any
 from urllib.parse import quote
 
 import efficientad
-from efficientad.data.datasets import GOOD, Dataset, Sample
+from efficientad.data.datasets import Dataset, Sample
 from efficientad.data.images import UnreadableImageError
+from efficientad.data.labels import GOOD
 from efficientad.detector.calibration import Calibration, describe_calibration
 from efficientad.evaluation.image_metrics import INTERVAL
 from efficientad.evaluation.report import Evaluation, ScoredSample, describe_chance
@@ -137,7 +138,7 @@ def describe_run(
         commands.insert(0, ("Train again", str(known["command"])))
     title = dataset.root.resolve().name if dataset.name == "custom" else dataset.name
     warning = describe_chance(evaluation, detector.view.size)
-    return ReportFacts(title, dataset.root / "test", facts, commands, calibration, warning)
+    return ReportFacts(title, dataset.test_folder, facts, commands, calibration, warning)
 
 
 def _metric_facts(evaluation: Evaluation) -> list[tuple[str, str]]:
@@ -193,7 +194,7 @@ def _test_fact(dataset: Dataset, evaluation: Evaluation) -> str:
     count, kinds = evaluation.overall.count, sum(row.name != GOOD for row in evaluation.classes)
     classes = f"{kinds} {'class' if kinds == 1 else 'classes'}"
     distinct = f" ({evaluation.distinct.count} distinct ones)" if evaluation.distinct else ""
-    return f"{count}{distinct}: {good} good, {count - good} defective in {classes}, from {dataset.root / 'test'}"
+    return f"{count}{distinct}: {good} good, {count - good} defective in {classes}, from {dataset.test_folder}"
 
 
 def _page_data(
