@@ -207,6 +207,7 @@ def _page_data(
     """The data of the page's script: numbers, strings and lists only."""
     classes = sorted(evaluation.classes, key=lambda row: row.name != GOOD)  # good first
     numbers = {row.name: number for number, row in enumerate(classes)}
+    folders = {item.sample.class_name: _class_folder(item.sample, facts.test_folder) for item in scored}
     illustrated = _within_budget(scored, evaluation.threshold)
     images = []
     for index, item in enumerate(scored):
@@ -215,7 +216,7 @@ def _page_data(
             numbers[sample.class_name],
             visible(sample.image_name),
             item.score,
-            _link(f"{sample.class_name}/{sample.image_name}"),
+            _link(f"{folders[sample.class_name]}/{sample.image_name}"),
             _link(maps[sample]) if sample in maps else "",
         ]
         if index in illustrated:
@@ -227,7 +228,7 @@ def _page_data(
     return {
         "key": hashlib.sha256("".join(item.digest for item in scored).encode()).hexdigest()[:16],
         "threshold": evaluation.threshold,
-        "classes": [[visible(row.name), _number(row.auroc)] for row in classes],
+        "classes": [[visible(row.name), _number(row.auroc), visible(folders[row.name])] for row in classes],
         "good": numbers.get(GOOD),
         "auroc": _number(evaluation.overall.auroc),
         "images": images,
@@ -239,6 +240,11 @@ def _page_data(
         "map_floor": MAP_FLOOR,
         "is_chance": bool(facts.warning),
     }
+
+
+def _class_folder(sample: Sample, test_folder: Path) -> str:
+    """The folder of a sample's class, below that of the test images; it may have another name than the class."""
+    return sample.path.relative_to(test_folder).as_posix().removesuffix(f"/{sample.image_name}")
 
 
 def _within_budget(scored: Sequence[ScoredSample], threshold: float) -> set[int]:
