@@ -62,10 +62,10 @@ def read_split(split_file: Path, category: str) -> list[SplitImage]:
     top = split_file.parents[1]
     images = [
         SplitImage(
-            _inside(top, category, row["image"], split_file),
+            _inside(top, f"{category}/{IMAGES}", row["image"], split_file),
             row["split"] == "train",
             is_good_name(row["label"]),
-            _inside(top, category, row["mask"], split_file) if row["mask"] else None,
+            _inside(top, f"{category}/{_MASKS}", row["mask"], split_file) if row["mask"] else None,
         )
         for row in rows
     ]
@@ -102,13 +102,11 @@ def _read_rows(split_file: Path) -> Iterator[dict[str, str]]:
         raise UserError(f"{split_file} is damaged ({error}); download VisA's split_csv again") from None
 
 
-def _inside(top: Path, category: str, name: str, split_file: Path) -> Path:
-    """The file of this name; it must be in the category's folder."""
-    parts = PurePosixPath(name).parts
-    if parts[:1] != (category,) or ".." in parts or any(mark in name for mark in "\\:\0"):
-        raise UserError(
-            f"{split_file} names {name}, which is not inside {category}; download VisA's split_csv again"
-        )
+def _inside(top: Path, folder: str, name: str, split_file: Path) -> Path:
+    """The file of this name, which must be in the folder; both are relative to `top`."""
+    path = PurePosixPath(name)
+    if not path.is_relative_to(folder) or ".." in path.parts or any(mark in name for mark in "\\:\0"):
+        raise UserError(f"{split_file} names {name}, which is not inside {folder}; download VisA's split_csv again")
     return top / name
 
 

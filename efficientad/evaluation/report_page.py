@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
@@ -244,7 +244,8 @@ def _page_data(
 
 def _class_folder(sample: Sample, test_folder: Path) -> str:
     """The folder of a sample's class, below that of the test images; it may have another name than the class."""
-    return sample.path.relative_to(test_folder).as_posix().removesuffix(f"/{sample.image_name}")
+    inside = sample.path.relative_to(test_folder).parts
+    return PurePosixPath(*inside[: len(inside) - len(PurePosixPath(sample.image_name).parts)]).as_posix()
 
 
 def _within_budget(scored: Sequence[ScoredSample], threshold: float) -> set[int]:

@@ -91,7 +91,14 @@ def test_a_prepared_category_is_read_as_ever(visa):
 @pytest.mark.parametrize(
     "name",
     [
-        *("/etc/hostname.png", "../candle/Data/Images/Normal/000.png", "candle/../../secret.png", ".", "candle"),
+        *(
+            "/etc/hostname.png",
+            "candle/split.png",
+            "../candle/Data/Images/Normal/000.png",
+            "candle/../../secret.png",
+            ".",
+            "candle",
+        ),
         *("cashew/Data/Images/Normal/000.png", "C:/secret.png", "candle\\..\\secret.png"),
     ],
 )
