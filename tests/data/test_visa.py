@@ -91,14 +91,8 @@ def test_a_prepared_category_is_read_as_ever(visa):
 @pytest.mark.parametrize(
     "name",
     [
-        *(
-            "/etc/hostname.png",
-            "candle/split.png",
-            "../candle/Data/Images/Normal/000.png",
-            "candle/../../secret.png",
-            ".",
-            "candle",
-        ),
+        *("/etc/hostname.png", "candle/split.png", "../candle/Data/Images/Normal/000.png", ".", "candle"),
+        *("candle/../../secret.png", "candle/Data/Images/../../../../secret.png", "candle/Data/Masks/../../x.png"),
         *("cashew/Data/Images/Normal/000.png", "C:/secret.png", "candle\\..\\secret.png"),
     ],
 )
@@ -107,7 +101,7 @@ def test_paths_outside_the_category_are_refused(visa, name, column):
     draw_part(0).save(visa.root.parent / "secret.png")
     row = f"candle,test,anomaly,{name}," if column == "image" else f"{visa.rows[-1].rsplit(',', 1)[0]},{name}"
     visa.write([*visa.rows[:-1], row])
-    with pytest.raises(UserError, match=r"1cls.csv names .* not inside candle|1 file that .*1cls.csv lists is not"):
+    with pytest.raises(UserError, match=r"1cls.csv names .*, which is not inside candle/Data/"):
         find_test_samples(visa.open())
 
 
