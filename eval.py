@@ -84,9 +84,12 @@ def evaluate_category(args: argparse.Namespace, category: str):
     """Evaluate one detector on its category; returns the report.Evaluation on the first rank."""
     from efficientad.data.datasets import open_dataset
     from efficientad.evaluation.run import EvaluationOptions, evaluate_detector
+    from efficientad.system.distributed import say
 
     options = arguments.read_options(EvaluationOptions, args)
     dataset = open_dataset(args.dataset, arguments.dataset_path(args), category)
+    for line in arguments.describe_unused_category(args):
+        say(line)
     weights_dir = args.weights_dir or args.output_dir / "trainings" / dataset.name
     folder = args.output_dir / "anomaly_maps" / dataset.name / "test"
     own = argparse.Namespace(**{**vars(args), "subdataset": category})

@@ -244,6 +244,8 @@ def train_category(args: argparse.Namespace, category: str) -> tuple[int, int, f
     own = argparse.Namespace(**{**vars(args), "subdataset": category})
     command = arguments.command_line(get_parser(), own)
     dataset = open_dataset(args.dataset, arguments.dataset_path(args), category)
+    for line in arguments.describe_unused_category(args):
+        say(line)
     trained = train_detector(dataset, arguments.read_options(TrainingOptions, own, command=command))
     if trained is None:
         return None

@@ -86,6 +86,19 @@ def leave_out_written(paths: Iterable[Path], others: list[Path]) -> list[Path]:
     return kept
 
 
+def leave_out_below(folder: Path, paths: Iterable[Path]) -> list[Path]:
+    """The paths that are not inside `folder`, links resolved."""
+    top = Path(os.path.realpath(folder))
+    inside: dict[Path, bool] = {}  # by parent
+    kept = []
+    for path in paths:
+        if path.parent not in inside:
+            inside[path.parent] = Path(os.path.realpath(path.parent)).is_relative_to(top)
+        if not inside[path.parent]:
+            kept.append(path)
+    return kept
+
+
 def describe_others(others: Iterable[Path]) -> list[str]:
     """Lines for the user about the files that find_images did not take, if there are any."""
     lists = list(dict.fromkeys(path.parent for path in others if path.name == FILE_LIST))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
-from efficientad.data.folders import IMAGE_SUFFIXES, find_images, is_image_name
+from efficientad.data.folders import IMAGE_SUFFIXES, find_images, is_image_name, leave_out_below
 from efficientad.preparation.coco import CocoImage, CocoSet
 from efficientad.system.errors import UserError, count_of, list_some, printable
 
@@ -173,10 +173,7 @@ def _leave_out_good(images: list[Path], folder: Path, good_folder: Path | None) 
     if good_folder is None:
         return images
     good, top = Path(os.path.realpath(good_folder)), Path(os.path.realpath(folder))
-    if good == top or not good.is_relative_to(top):
-        return images
-    inside = {parent: Path(os.path.realpath(parent)).is_relative_to(good) for parent in {i.parent for i in images}}
-    return [image for image in images if not inside[image.parent]]
+    return leave_out_below(good, images) if good != top and good.is_relative_to(top) else images
 
 
 def _spellings(name: str) -> set[str]:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 DATASETS = ("mvtec_ad", "mvtec_loco", "visa", "custom")
 MODEL_SIZES = ("small", "medium")
+_CATEGORY = "bottle"  # of --subdataset, unless another is given
 _Options = TypeVar("_Options")
 
 
@@ -74,7 +75,7 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "-s",
         "--subdataset",
-        default="bottle",
+        default=_CATEGORY,
         metavar="NAME",
         help="category of mvtec_ad, mvtec_loco or visa; all: each of them; a custom set has none "
         "(default: %(default)s)",
@@ -83,7 +84,11 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
         (["-c", "--custom_dataset_path"], "custom_dataset", "folder with train/good and test/<class>"),
         (["--mvtec_ad_path"], "dataset/original/mvtec_anomaly_detection", "folder of the MVTec AD categories"),
         (["--mvtec_loco_path"], "mvtec_loco_anomaly_detection", "folder of the MVTec LOCO categories"),
-        (["--visa_path"], "VisA_pytorch/1cls", "folder of the VisA categories, prepared in its one-class layout"),
+        (
+            ["--visa_path"],
+            "VisA_pytorch/1cls",
+            "folder of the VisA categories, as downloaded or prepared (1cls)",
+        ),
     ):
         group.add_argument(
             *flags, type=Path, default=Path(default), metavar="DIR", help=f"{help} (default: ./%(default)s)"
@@ -105,6 +110,13 @@ def path_argument(layout: str) -> str:
 def dataset_path(args: argparse.Namespace) -> Path:
     """The path given for the chosen layout."""
     return getattr(args, path_argument(args.dataset))
+
+
+def describe_unused_category(args: argparse.Namespace) -> list[str]:
+    """A line for the user if --subdataset is given for a custom set."""
+    if args.dataset != "custom" or args.subdataset == _CATEGORY:
+        return []
+    return [f"Note: --subdataset {args.subdataset} is not used: a custom set has no categories"]
 
 
 def command_line(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:

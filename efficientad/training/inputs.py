@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from efficientad.data.datasets import Dataset, Sample, TrainingSplit, find_training_images
+from efficientad.data.datasets import (
+    Dataset,
+    FoundSamples,
+    Sample,
+    TrainingSplit,
+    find_training_images,
+    list_good_images,
+)
 from efficientad.data.images import UnreadableImageError, find_unreadable
 from efficientad.data.views import SIDE, SIDE_STEP, View
 from efficientad.detector.model import EfficientAD
@@ -28,6 +35,7 @@ class FoundImages:
     split: TrainingSplit
     test_samples: list[Sample]  # for --evaluate_every; empty without it
     skipped: list[UnreadableImageError]
+    notes: list[str]  # for the user
 
 
 @dataclass(frozen=True)
@@ -52,21 +60,22 @@ def find_images(dataset: Dataset, options: TrainingOptions, view: View) -> Found
     Raises:
         UserError: too few images, or none where they should be.
     """
-    split, skipped = find_training_images(dataset, options.seed), []
+    skipped: list[UnreadableImageError] = []
     if options.on_error == "skip":
-        paths = [*split.train, *split.validation]
+        good = list_good_images(dataset)
+        paths = [*good.train, *(good.validation or [])]
         skipped = find_unreadable(paths, view.read, options.num_workers, quiet=rank() > 0)
-        if len(skipped) == len(paths):
+        if skipped and len(skipped) == len(paths):
             raise UserError(f"none of the {len(paths)} training images can be used, for example {skipped[0]}")
-        split = find_training_images(dataset, options.seed, leave_out={bad.name for bad in skipped})
-    samples = []
+    split = find_training_images(dataset, options.seed, leave_out={bad.name for bad in skipped})
+    tested = FoundSamples([], [])
     if options.evaluate_every is not None:
         check = view.read if options.on_error == "skip" else None
-        samples, unreadable = find_labelled_samples(dataset, check, options.num_workers)
+        tested, unreadable = find_labelled_samples(dataset, check, options.num_workers)
         skipped += unreadable
     if len(split.train) < ranks():
         raise UserError(f"{len(split.train)} training images are too few for {ranks()} processes; start fewer")
-    return FoundImages(split, samples, skipped)
+    return FoundImages(split, tested.samples, skipped, [*split.notes, *tested.notes])
 
 
 def load_images(

@@ -33,7 +33,7 @@ from efficientad.system.devices import (
     resolve_precision,
 )
 from efficientad.system.distributed import rank, ranks, say, wait_for_ranks
-from efficientad.system.errors import UserError
+from efficientad.system.errors import UserError, printable
 from efficientad.system.files import write_text_atomically
 from efficientad.system.random_streams import seed_torch
 from efficientad.system.runs import lock_folder
@@ -115,6 +115,7 @@ def train_in_folder(dataset: Dataset, folder: Path, asked: TrainingOptions) -> T
     notes = [
         *describe_unused(asked, options.recipe, device.type),
         *describe_use(options.evaluate_every, found.test_samples),
+        *(f"Note: {printable(note)}" for note in found.notes),
     ]
     say("\n".join([*describe_start(dataset.name, options, facts), *about_view, *notes]))
 
