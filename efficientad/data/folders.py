@@ -1,4 +1,4 @@
-"""Finds the image files of a folder. Imports nothing heavy."""
+"""Finds the image files of a folder. Imports nothing heavier than Pillow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif"})
+from efficientad.data.formats import IMAGE_SUFFIXES, PICTURE_SUFFIXES
 
 
 def is_image_name(name: str) -> bool:
@@ -56,13 +56,23 @@ def find_images(folder: Path, others: list[Path] | None = None) -> list[Path]:
 
 
 def describe_others(others: Sequence[Path]) -> list[str]:
-    """A line for the user about the files that find_images did not take, if there are any."""
-    if not others:
-        return []
-    if len(others) == 1:
-        return [f"1 file is no image: {others[0]}"]
-    kinds = Counter(path.suffix.lower() or "no suffix" for path in others).most_common()
-    return [f"{len(others)} files are no images: {', '.join(f'{kind} ({count})' for kind, count in kinds)}"]
+    """Lines for the user about the files that find_images did not take: pictures of other kinds, and the rest."""
+    pictures = [path for path in others if path.suffix.lower() in PICTURE_SUFFIXES]
+    rest = [path for path in others if path.suffix.lower() not in PICTURE_SUFFIXES]
+    lines = []
+    if pictures:
+        what = "is a picture of a kind that is" if len(pictures) == 1 else "are pictures of kinds that are"
+        lines = [f"{_count(pictures, f'{what} not read')}; convert to PNG"]
+    if rest:
+        lines.append(_count(rest, "is no image" if len(rest) == 1 else "are no images"))
+    return lines
+
+
+def _count(paths: Sequence[Path], what: str) -> str:
+    if len(paths) == 1:
+        return f"1 file {what}: {paths[0]}"
+    kinds = Counter(path.suffix.lower() or "no suffix" for path in paths).most_common()
+    return f"{len(paths)} files {what}: {', '.join(f'{kind} ({count})' for kind, count in kinds)}"
 
 
 def leave_out_below(folder: Path, paths: Iterable[Path]) -> list[Path]:

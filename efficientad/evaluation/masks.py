@@ -17,17 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
 
 from efficientad.data.datasets import Dataset, Sample
 from efficientad.data.folders import find_images
+from efficientad.data.formats import open_image
 from efficientad.data.images import UnreadableImageError, check_file, read_bytes
 from efficientad.evaluation.pixel_metrics import Defect
 from efficientad.system.errors import UserError, list_some
 
 GROUND_TRUTH = "ground_truth"
 SATURATION_FILE = "defects_config.json"
-_LOSSY = frozenset({".jpg", ".jpeg", ".webp"})
+_LOSSY = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".avif", ".avifs"})
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _try_size(path: Path) -> tuple[int, int] | None:
     if not path.is_file():  # opening a pipe might never end
         return None
     try:
-        with Image.open(path) as opened:
+        with open_image(path, str(path)) as opened:
             return opened.size
     except Exception:  # Pillow's plugins raise almost any type on damaged files
         return None
@@ -234,7 +234,7 @@ def read_mask(path: Path) -> np.ndarray:
         UserError: it cannot be read.
     """
     try:
-        with Image.open(path) as opened:
+        with open_image(path, str(path)) as opened:
             has_alpha = opened.mode in ("RGBA", "LA", "PA")
             values = np.asarray(opened.convert("RGB") if has_alpha else opened)
     except Exception as error:  # Pillow's plugins raise almost any type on damaged files

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from efficientad.data.folders import IMAGE_SUFFIXES, find_images, is_data_folder, is_image_name
+from efficientad.data.folders import find_images, is_data_folder, is_image_name
+from efficientad.data.formats import DESCRIPTION
 from efficientad.preparation.coco import Annotation, CocoImage, CocoSet
 from efficientad.system.errors import UserError, list_some, require_folder
 
@@ -164,7 +165,7 @@ def _find_below(folder: Path, flag: str) -> list[Path]:
     require_folder(folder, f"give the folder of images with {flag}")
     images = find_images(folder)
     if not images:
-        raise UserError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); check {flag}")
+        raise UserError(f"{folder} holds no images ({DESCRIPTION}); check {flag}")
     return images
 
 
@@ -197,7 +198,7 @@ def _locate(
     if unusual:
         raise UserError(
             f"{_count(unusual, 'annotated image')} hidden or of an unknown type; known are "
-            f"{', '.join(sorted(IMAGE_SUFFIXES))}:{list_some(unusual)}"
+            f"{DESCRIPTION}:{list_some(unusual)}"
         )
     if missing:
         notes.append(f"{_count(missing, 'annotated image')} missing and left out:{list_some([*map(str, missing)])}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from efficientad.detector.model import EfficientAD
 from efficientad.system.distributed import rank, ranks, say
 from efficientad.system.errors import UserError
 from efficientad.training.cache import ImageSet
+from efficientad.training.depths import choose_depth
 from efficientad.training.options import TrainingOptions, TrainingPlan
 from efficientad.training.penalty_images import PenaltyImages, penalty_batches
 from efficientad.training.progress import Progress, find_labelled_samples
@@ -28,6 +29,8 @@ class FoundImages:
     split: TrainingSplit
     test_samples: list[Sample]  # for --evaluate_every; empty without it
     skipped: list[UnreadableImageError]
+    view: View  # with the depth
+    about_depth: list[str]
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,14 @@ def find_images(dataset: Dataset, options: TrainingOptions, view: View) -> Found
     """Find the good images and, for --evaluate_every, the test images; with --on_error skip only readable ones.
 
     Args:
-        view: which the images must suit, whatever its size.
+        view: which the images must suit, whatever its size; not yet with its depth.
 
     Raises:
         UserError: too few images, or none where they should be.
     """
     split, skipped = find_training_images(dataset, options.seed), []
+    depth, about_depth = choose_depth(options.bit_depth, [*split.train, *split.validation], options.num_workers)
+    view = replace(view, depth=depth)
     if options.on_error == "skip":
         paths = [*split.train, *split.validation]
         skipped = find_unreadable(paths, view.read, options.num_workers, quiet=rank() > 0)
@@ -66,7 +71,7 @@ def find_images(dataset: Dataset, options: TrainingOptions, view: View) -> Found
         skipped += unreadable
     if len(split.train) < ranks():
         raise UserError(f"{len(split.train)} training images are too few for {ranks()} processes; start fewer")
-    return FoundImages(split, samples, skipped)
+    return FoundImages(split, samples, skipped, view, about_depth)
 
 
 def load_images(
