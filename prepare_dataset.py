@@ -116,12 +116,14 @@ def get_parser() -> argparse.ArgumentParser:
         help="replace an output folder if this tool wrote every file in it (default: refuse)",
     )
     arguments.add_on_error_argument(group)
+    arguments.add_max_megapixels_argument(group)
     arguments.add_workers_argument(group)
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
     # Imports after parsing, so that --help and flag errors are instant.
+    from efficientad.data.formats import limit_megapixels
     from efficientad.data.images import UnreadableImageError, describe_skipped, write_skipped
     from efficientad.preparation.checks import check_annotations
     from efficientad.preparation.coco import read_coco
@@ -132,6 +134,7 @@ def main(args: argparse.Namespace) -> None:
     from efficientad.preparation.sources import find_annotated
     from efficientad.preparation.staging import require_free, staged_folder
 
+    limit_megapixels(args.max_megapixels)
     check_flags(args)
     labeled_dir = args.labeled_dir or LABELED_DIR
     inputs = [labeled_dir, args.unlabeled_dir, args.defect_dir, args.mask_dir]

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from efficientad.system.errors import UserError, count_of
+from efficientad.data.mask_files import is_lossy, read_mask_values
+from efficientad.system.errors import count_of
 from efficientad.system.parallel import parallel_map
 
-_LOSSY = frozenset({".jpg", ".jpeg", ".webp"})
 _LOOKED_AT = 32  # masks, unless they look inverted: then all
 _THREADS = 8
 _WHOLE_BORDER = 0.99
@@ -50,33 +49,12 @@ def read_mask(path: Path, inverted: bool = False) -> np.ndarray:
     Raises:
         UserError: it cannot be read.
     """
-    values, _ = _read_values(path)
+    values, _ = read_mask_values(path)
     if not inverted:
         return values
-    if _is_lossy(path):
+    if is_lossy(path):
         return values == 0
     return (values == 0) | (values < values.max())  # soft edges belong to the defect, as they do upright
-
-
-def _read_values(path: Path) -> tuple[np.ndarray, bool]:
-    """The values of a mask, and whether they are those of its alpha channel."""
-    try:
-        with Image.open(path) as opened:
-            has_alpha = opened.mode in ("RGBA", "LA", "PA")
-            values = np.asarray(opened.convert("RGBA") if has_alpha else opened)
-    except Exception as error:  # Pillow's plugins raise almost any type on damaged files
-        raise UserError(f"cannot read the mask {path}; repair, replace or remove it") from error
-    in_alpha = False
-    if has_alpha:
-        colours, alpha = values[..., :3], values[..., 3]
-        in_alpha = bool((colours == colours[:1, :1]).all() and (alpha != alpha[0, 0]).any())
-        values = alpha if in_alpha else colours
-    values = values.max(axis=2) if values.ndim == 3 else values
-    return np.where(values > 127, values, 0) if _is_lossy(path) else values, in_alpha
-
-
-def _is_lossy(path: Path) -> bool:
-    return path.suffix.lower() in _LOSSY
 
 
 def describe_values(paths: Sequence[Path], may_be_inverted: bool) -> tuple[bool, list[str]]:
@@ -118,7 +96,7 @@ def _most_seem_inverted(looks: Sequence[_Look]) -> bool:
 
 
 def _look(path: Path) -> _Look:
-    values, in_alpha = _read_values(path)
+    values, in_alpha = read_mask_values(path)
     marked = values != 0
     border = np.concatenate([marked[0], marked[-1], marked[:, 0], marked[:, -1]])
     return _Look(float(marked.mean()), float(border.mean()), in_alpha)

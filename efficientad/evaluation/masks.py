@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from efficientad.data.copies import group_copies
 from efficientad.data.datasets import Dataset, Sample
+from efficientad.data.formats import open_image
 from efficientad.data.images import UnreadableImageError, check_file
 from efficientad.evaluation.mask_files import MaskFiles, find_mask_files
 from efficientad.evaluation.mask_values import describe_values, read_mask
@@ -114,7 +114,7 @@ def _try_size(path: Path) -> tuple[int, int] | None:
     if not path.is_file():  # opening a pipe might never end
         return None
     try:
-        with Image.open(path) as opened:
+        with open_image(path, str(path)) as opened:
             return opened.size
     except Exception:  # Pillow's plugins raise almost any type on damaged files
         return None

@@ -178,6 +178,8 @@ def score_all(run: EvaluationRun) -> Scores:
     if work.localization:
         for other in gather_objects(work.localization)[1:]:
             work.localization.merge(other)
+    for notes in gather_objects(run.detector.view.notes):
+        run.detector.view.notes.merge(notes)
     if not everywhere:
         raise UserError(f"none of the {len(run.samples)} test images can be read, for example {skipped[0]}")
     scored = [everywhere[sample] for sample in run.samples if sample in everywhere]
@@ -234,6 +236,8 @@ def print_results(run: EvaluationRun, scores: Scores, evaluation: Evaluation) ->
     order = "" if evaluation.is_chance or mismatches < 2 else ", most suspicious first"
     where = run.folder / report.MISMATCH_FILE
     print(f"Label and score disagree on {count_of(mismatches, 'image')}{order}: {where}")
+    for line in run.detector.view.notes.lines():
+        print(line)
     if run.options.on_error == "skip":
         print(describe_skipped(run.folder, scores.skipped))
     print(f"{'Maps, scores' if run.maps else 'Scores'} and metrics are in {run.folder}")

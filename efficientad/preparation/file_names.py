@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
-from efficientad.data.folders import IMAGE_SUFFIXES, find_images, is_image_name, leave_out_below
+from efficientad.data.folders import find_images, is_image_name, leave_out_below
+from efficientad.data.formats import DESCRIPTION
 from efficientad.preparation.coco import CocoImage, CocoSet
 from efficientad.system.errors import UserError, count_of, list_some, printable
 
@@ -76,7 +77,7 @@ def locate_images(
     if unusual:
         raise UserError(
             f"{_are(unusual, 'annotated image')} hidden or of an unknown type; known are "
-            f"{', '.join(sorted(IMAGE_SUFFIXES))}:{list_some(unusual)}"
+            f"{DESCRIPTION}:{list_some(unusual)}"
         )
     if missing:
         notes.append(f"{_are(names, 'annotated image')} missing and left out{hint}:{list_some(names)}")

@@ -11,13 +11,14 @@ import numpy as np
 from PIL import Image
 
 from efficientad.data.folders import find_images
+from efficientad.data.formats import open_image
 from efficientad.data.images import UnreadableImageError, check_file, raise_if_unreadable
+from efficientad.data.mask_files import read_mask_values
 from efficientad.preparation.orientation import ImageHeader, turn_upright
 from efficientad.preparation.sources import SourceImage
 from efficientad.system.errors import UserError, count_of, list_some, require_folder
 
-_ENDINGS = ("", "_mask", "_label")  # of a mask's name, behind the image's name with or without its suffix
-_LOSSY = frozenset({".jpg", ".jpeg", ".webp"})
+_ENDINGS = ("", "_mask", "_label", "_gt")  # of a mask's name, behind the image's name with or without its suffix
 
 
 def add_mask_files(folder: Path, sources: Sequence[SourceImage]) -> tuple[list[SourceImage], list[str]]:
@@ -82,7 +83,7 @@ def check_mask_files(sources: Sequence[SourceImage], headers: Sequence[ImageHead
             continue
         try:
             check_file(source.mask)
-            with Image.open(source.mask) as opened:
+            with open_image(source.mask, str(source.mask)) as opened:
                 size = opened.size
         except UnreadableImageError as error:
             unreadable.append(error)
@@ -98,23 +99,15 @@ def check_mask_files(sources: Sequence[SourceImage], headers: Sequence[ImageHead
 def read_mask_file(path: Path, image: Path, header: ImageHeader) -> np.ndarray:
     """The mask of an image, H x W of its upright size, uint8: 255 where the file is not 0.
 
-    Of a lossy file what is above 127 counts. A mask of the size of the stored image is turned with it.
+    See read_mask_values. A mask of the size of the stored image is turned with it.
 
     Raises:
         UserError: it cannot be read or has another size.
     """
-    try:
-        with Image.open(path) as opened:
-            if opened.size not in (header.upright_size, header.stored_size):
-                raise UserError(f"1 mask does not fit: {_size_problem(path, opened.size, image, header)}")
-            values = np.asarray(opened.convert("RGB") if opened.mode in ("RGBA", "LA", "PA") else opened)
-    except (UserError, MemoryError):
-        raise
-    except Exception as error:  # Pillow's plugins raise almost any type on damaged files
-        raise UserError(f"cannot read the mask {path}; repair, replace or remove it") from error
-    values = values.max(axis=2) if values.ndim == 3 else values
-    marked = values > 127 if path.suffix.lower() in _LOSSY else values != 0
-    mask = np.where(marked, np.uint8(255), np.uint8(0))
+    values, _ = read_mask_values(path)
+    if values.shape[::-1] not in (header.upright_size, header.stored_size):
+        raise UserError(f"1 mask does not fit: {_size_problem(path, values.shape[::-1], image, header)}")
+    mask = np.where(values != 0, np.uint8(255), np.uint8(0))
     if mask.shape != header.upright_size[::-1]:
         mask = np.asarray(turn_upright(Image.fromarray(mask), header.orientation))
     return mask

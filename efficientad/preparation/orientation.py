@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from PIL import ExifTags, Image
 
-from efficientad.data.images import UnreadableImageError, failure_reason
+from efficientad.data.formats import failure_reason, open_image
+from efficientad.data.images import UnreadableImageError
 
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257  # tags
 _TURNS = {
@@ -48,7 +49,7 @@ def read_header(data: bytes, name: str) -> ImageHeader:
         UnreadableImageError: not an image.
     """
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with open_image(io.BytesIO(data), name) as opened:
             # Pillow decodes a whole PNG to look for EXIF data behind the pixels
             may_have_exif = opened.format != "PNG" or b"eXIf" in data or b"exif" in data
             orientation = opened.getexif().get(ExifTags.Base.Orientation, 1) if may_have_exif else 1

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from efficientad.data.folders import IMAGE_SUFFIXES, describe_others, find_images, is_data_folder, leave_out_below
+from efficientad.data.folders import describe_others, find_images, is_data_folder, leave_out_below
+from efficientad.data.formats import DESCRIPTION
 from efficientad.data.labels import is_good_name
 from efficientad.preparation.coco import Annotation, CocoImage, CocoSet
 from efficientad.preparation.file_names import locate_images
@@ -188,7 +189,7 @@ def _find_below(folder: Path, flag: str, apart: Path | None, notes: list[str]) -
     if apart:
         images, others = leave_out_below(apart, images), leave_out_below(apart, others)
     if not images:
-        raise UserError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); check {flag}")
+        raise UserError(f"{folder} holds no images ({DESCRIPTION}); check {flag}")
     notes += [f"{flag}: {line}" for line in describe_others(others)]
     return images
 

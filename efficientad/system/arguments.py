@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+BIT_DEPTHS = ("auto", "8", "10", "12", "14", "16", "float255", "float1")  # as in data.depth
 DATASETS = ("mvtec_ad", "mvtec_loco", "visa", "custom")
 MODEL_SIZES = ("small", "medium")
 _CATEGORY = "bottle"  # of --subdataset, unless another is given
@@ -225,6 +226,18 @@ def add_workers_argument(group: argparse._ArgumentGroup) -> None:
         default=min(8, usable_cores()),
         metavar="N",
         help="threads that read images; 0: none beside the main one (default: %(default)s here)",
+    )
+
+
+def add_max_megapixels_argument(group: argparse._ArgumentGroup) -> None:
+    """--max_megapixels."""
+    group.add_argument(
+        "--max_megapixels",
+        type=positive_float,
+        default=200.0,
+        metavar="X",
+        help="largest image that is decoded, in millions of pixels; larger ones count as unreadable, as a file "
+        "of a few kB can claim to be one that fills the memory (default: %(default)g)",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from efficientad.detector.model import EfficientAD
 from efficientad.system.distributed import rank, ranks, say
 from efficientad.system.errors import UserError
 from efficientad.training.cache import ImageSet
+from efficientad.training.depths import choose_depth
 from efficientad.training.options import TrainingOptions, TrainingPlan
 from efficientad.training.penalty_images import PenaltyImages, penalty_batches
 from efficientad.training.progress import Progress, find_labelled_samples
@@ -35,6 +36,8 @@ class FoundImages:
     split: TrainingSplit
     test_samples: list[Sample]  # for --evaluate_every; empty without it
     skipped: list[UnreadableImageError]
+    view: View  # with the depth
+    about_depth: list[str]
     notes: list[str]  # for the user
 
 
@@ -55,15 +58,16 @@ def find_images(dataset: Dataset, options: TrainingOptions, view: View) -> Found
     """Find the good images and, for --evaluate_every, the test images; with --on_error skip only readable ones.
 
     Args:
-        view: which the images must suit, whatever its size.
+        view: which the images must suit, whatever its size; not yet with its depth.
 
     Raises:
         UserError: too few images, or none where they should be.
     """
-    skipped: list[UnreadableImageError] = []
+    good, skipped = list_good_images(dataset), []
+    paths = [*good.train, *(good.validation or [])]
+    depth, about_depth = choose_depth(options.bit_depth, paths, options.num_workers)
+    view = replace(view, depth=depth)
     if options.on_error == "skip":
-        good = list_good_images(dataset)
-        paths = [*good.train, *(good.validation or [])]
         skipped = find_unreadable(paths, view.read, options.num_workers, quiet=rank() > 0)
         if skipped and len(skipped) == len(paths):
             raise UserError(f"none of the {len(paths)} training images can be used, for example {skipped[0]}")
@@ -75,7 +79,7 @@ def find_images(dataset: Dataset, options: TrainingOptions, view: View) -> Found
         skipped += unreadable
     if len(split.train) < ranks():
         raise UserError(f"{len(split.train)} training images are too few for {ranks()} processes; start fewer")
-    return FoundImages(split, tested.samples, skipped, [*split.notes, *tested.notes])
+    return FoundImages(split, tested.samples, skipped, view, about_depth, [*split.notes, *tested.notes])
 
 
 def load_images(

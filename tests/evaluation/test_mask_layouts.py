@@ -252,7 +252,7 @@ def test_few_of_many_masks_are_read(tmp_path, monkeypatch):
     for path in paths:
         save(path, box(3, 2, 9, 8))
     opened, real = [], Image.open
-    monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or real(path))
+    monkeypatch.setattr(Image, "open", lambda path, **kinds: opened.append(path) or real(path, **kinds))
     assert describe_values(paths, may_be_inverted=True) == (False, [])
     assert 16 <= len(opened) <= 32
 

@@ -71,7 +71,8 @@ def test_masks_are_found_by_the_images_path(folders, capsys):
     assert "4 of 5 defective images have a mask; without one, and left out of pixel metrics: 1\n" in printed
     assert str(folders.root / "defects" / "loose.png") in printed
     assert f"1 mask belongs to no image and is not used:\n  {masks / 'good' / '1.png'}" in printed
-    found = find_masks(dataset := open_dataset("custom", output, ""), find_test_samples(dataset))
+    dataset = open_dataset("custom", output, "")
+    found, _ = find_masks(dataset, find_test_samples(dataset).samples)
     assert sum(masks.own is not None for masks in found.samples.values()) == 4
     prepare(*flags(folders, "--overwrite"))
     assert not [name for name in tree(output) if name.startswith("ground_truth")]
