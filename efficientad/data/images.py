@@ -166,7 +166,7 @@ def _to_rgb(image: Image.Image, ignores_constant_alpha: bool, found: set[str] | 
     rgba = image.convert("RGBA")
     lowest, highest = rgba.getextrema()[3]
     if found is not None and lowest < 255:
-        found.add(CONSTANT_ALPHA if lowest == highest else ALPHA)
+        found.add(CONSTANT_ALPHA if ignores_constant_alpha and lowest == highest else ALPHA)
     if ignores_constant_alpha and lowest == highest:
         return rgba.convert("RGB")
     black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
