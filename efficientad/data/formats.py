@@ -25,6 +25,7 @@ def _readable(kind: str) -> bool:
 
 Image.init()  # so that all of Pillow's formats are known
 _FORMATS = tuple(filter(_readable, _RECOGNIZED))
+DEEP_FORMATS = tuple(kind for kind in _FORMATS if kind in ("PNG", "TIFF", "PPM", "JPEG2000"))  # of more than 8 bits
 _FOREIGN = (".icb", ".vda", ".vst")  # Pillow takes them for TGA; today they are other programs' files
 _KINDS = {suffix: "JPEG" if kind == "MPO" else kind for suffix, kind in Image.registered_extensions().items()}
 IMAGE_SUFFIXES = frozenset(
