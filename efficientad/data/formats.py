@@ -16,7 +16,7 @@ _RECOGNIZED = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000", "
 _NAMED = ("TGA", "DIB")  # almost any bytes may begin such a file, so that its name has to say so
 _NEEDS = {"PNG": "zlib", "JPEG": "jpg", "WEBP": "webp", "JPEG2000": "jpg_2000", "AVIF": "avif"}  # Pillow's features
 DESCRIPTION = "PNG, JPEG, TIFF, BMP, WebP and others, see dataset/README.md"  # for messages
-MEGAPIXELS = 200.0  # of an image, at most, unless --max_megapixels says otherwise
+_PLAUSIBLE = 10_000  # megapixels
 
 
 def _readable(kind: str) -> bool:
@@ -25,6 +25,7 @@ def _readable(kind: str) -> bool:
 
 Image.init()  # so that all of Pillow's formats are known
 _FORMATS = tuple(filter(_readable, _RECOGNIZED))
+DEEP_FORMATS = tuple(kind for kind in _FORMATS if kind in ("PNG", "TIFF", "PPM", "JPEG2000"))  # of more than 8 bits
 _FOREIGN = (".icb", ".vda", ".vst")  # Pillow takes them for TGA; today they are other programs' files
 _KINDS = {suffix: "JPEG" if kind == "MPO" else kind for suffix, kind in Image.registered_extensions().items()}
 IMAGE_SUFFIXES = frozenset(
@@ -62,7 +63,8 @@ def failure_reason(error: Exception, empty: bool) -> str:
         return "not an image, or damaged"
     if isinstance(error, Image.DecompressionBombError) and (found := re.search(r"\((\d+) pixels\)", str(error))):
         megapixels = math.ceil(int(found[1]) / 1e6)
-        return f"{int(found[1])} pixels, {megapixels} megapixels; allow it with --max_megapixels {megapixels}"
+        advice = f"allow it with --max_megapixels {megapixels}" if megapixels <= _PLAUSIBLE else "probably damaged"
+        return f"{found[1]} pixels, {megapixels} megapixels; {advice}"
     return str(error) or type(error).__name__
 
 

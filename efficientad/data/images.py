@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from efficientad.data.depth import DeepPixels, Depth, deep_pixels, gray_pixels, is_deep
-from efficientad.data.formats import failure_reason, open_image
+from efficientad.data.formats import DEEP_FORMATS, failure_reason, open_image
 from efficientad.data.reading_notes import ALPHA, CONSTANT_ALPHA, PAGES, SHALLOW, ReadingNotes
 from efficientad.system.errors import UserError, list_files, list_some
 from efficientad.system.files import csv_cell, write_csv
@@ -166,7 +166,7 @@ def _to_rgb(image: Image.Image, ignores_constant_alpha: bool, found: set[str] | 
     rgba = image.convert("RGBA")
     lowest, highest = rgba.getextrema()[3]
     if found is not None and lowest < 255:
-        found.add(CONSTANT_ALPHA if lowest == highest else ALPHA)
+        found.add(CONSTANT_ALPHA if ignores_constant_alpha and lowest == highest else ALPHA)
     if ignores_constant_alpha and lowest == highest:
         return rgba.convert("RGB")
     black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
@@ -189,14 +189,14 @@ def read_image(path: Path) -> Image.Image:
 
 
 def read_deep(path: Path) -> DeepPixels | None:
-    """The values of a file of more than 8 bits a channel; None for others, which are not decoded.
+    """The values of a file of more than 8 bits a channel; None for any other, which is not decoded.
 
     Raises:
         UnreadableImageError
     """
     with _open(path) as file:
         try:
-            with open_image(file, str(path)) as opened:
+            with Image.open(file, formats=DEEP_FORMATS) as opened:
                 if not is_deep(opened):
                     return None
             file.seek(0)
@@ -205,6 +205,8 @@ def read_deep(path: Path) -> DeepPixels | None:
                 return deep_pixels(opened, data)
         except MemoryError:
             raise
+        except UnidentifiedImageError:
+            return None
         except Exception as error:  # Pillow's plugins raise almost any type on damaged files
             raise UnreadableImageError(str(path), failure_reason(error, empty=False)) from error
 

@@ -63,7 +63,7 @@ def locate_images(
     hint = "" if match_names else matches.offer
     if search.outside:
         names = [repr(image.file_name) for image in search.outside]
-        raise UserError(f"{_are(names, 'file_name')} outside {folder}; correct it{hint}:{list_some(names)}")
+        raise UserError(f"{_are(names, 'file_name')} outside {folder}{hint or '; correct it'}:{list_some(names)}")
     missing = [folder / image.file_name for image in search.missing]
     names = [*map(str, missing)]
     if missing and not skip_missing:
