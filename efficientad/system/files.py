@@ -183,8 +183,9 @@ def claim_files(folder: Path, names: Sequence[str]) -> set[str]:
         UserError: a file to be written is there already and no run wrote it; there are links on the way; or a name
             would have to be a file and a folder.
     """
+    require_no_links(folder, [*names, FILE_LIST])
     earlier = written_files(folder)
-    require_no_links(folder, [*names, *earlier, FILE_LIST])
+    require_no_links(folder, earlier.difference(names))
     files = {*names, FILE_LIST}
     for parent in {parent for name in names for parent in PurePosixPath(name).parents}:
         if str(parent) in files:
