@@ -155,7 +155,7 @@ def unfinished_file(output: Path, suffix: str, overwrite: bool) -> Iterator[Path
         raise UserError(f"--output {output}: there is no folder {output.parent}")
     with lock_output(output, "--output"):
         for file in (output, output.with_suffix(".bin")) if output.suffix == ".xml" else (output,):
-            if file.exists() and not overwrite:
+            if (file.exists() or file.is_symlink()) and not overwrite:
                 raise UserError(f"{file} is there already; add --overwrite, or choose another --output")
         with unfinished_folder(output) as folder:
             yield folder / output.name
