@@ -110,6 +110,8 @@ def score_inputs(words: Sequence[str], options: PredictOptions) -> int:
     if done:
         verb = "is" if 1 in (anomalous, len(done)) else "are"
         print(f"{anomalous} of {count_of(len(done), 'image')} {verb} anomalous; results are in {folder}")
+    for line in detector.view.notes.lines():
+        print(line)
     _raise_problems(folder / SKIPPED_FILE, unreadable, unwritten, len(samples))
     return anomalous
 
@@ -186,6 +188,8 @@ def _watch(
                     _print_result(result)
                 if asked_to_stop():
                     break
+            for line in detector.view.notes.new_lines():
+                print(line, flush=True)
     latencies.report()
     return count
 
