@@ -9,7 +9,15 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image, ImageDraw, ImageFont
 
-from efficientad.data.images import UnreadableImageError, decode_image, fit_jpg, raise_if_unreadable, read_bytes
+from efficientad.data.depth import Depth, Scale
+from efficientad.data.images import (
+    UnreadableImageError,
+    decode_image,
+    fit_jpg,
+    raise_if_unreadable,
+    read_bytes,
+    read_deep,
+)
 from efficientad.preparation.orientation import Frame, read_header, turn_point_upright
 from efficientad.preparation.plan import distinct_names
 from efficientad.preparation.shapes import annotation_box, annotation_polygons
@@ -30,6 +38,16 @@ def category_colours(categories: dict[int, str]) -> dict[int, tuple[int, int, in
     }
 
 
+def _own_depth(source: SourceImage) -> Depth:
+    """What is white in a file of more than 8 bits, by its values alone: enough to look at it."""
+    deep = read_deep(source.path)
+    try:
+        scale = None if deep is None else Scale(deep.own_white()[1])
+    except ValueError as error:
+        raise UnreadableImageError(str(source.path), str(error)) from error
+    return Depth(scale, scale)
+
+
 def draw_annotations(source: SourceImage, categories: dict[int, str]) -> Image.Image:
     """The source's upright RGB image with box, outline and category name of each of its annotations.
 
@@ -37,7 +55,7 @@ def draw_annotations(source: SourceImage, categories: dict[int, str]) -> Image.I
         UnreadableImageError
     """
     data = read_bytes(source.path)
-    image, header = decode_image(data, str(source.path)), read_header(data, str(source.path))
+    image, header = decode_image(data, str(source.path), _own_depth(source)), read_header(data, str(source.path))
     frame = source.frame or Frame(image.size, is_stored=False)
     full_size = header.stored_size if frame.is_stored else image.size
     scale = (full_size[0] / frame.size[0], full_size[1] / frame.size[1])
