@@ -14,7 +14,7 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "-w",
         "--weights_dir",
-        type=Path,
+        type=arguments.named_path,
         metavar="PATH",
         help="folder with model.pt, or with the six files that other EfficientAD scripts write (teacher_final.pth, "
         "...), or an exported file (default: where train.py puts the model for this --output_dir and data set)",
@@ -88,13 +88,16 @@ def evaluate_category(args: argparse.Namespace, category: str):
     from efficientad.data.datasets import open_dataset
     from efficientad.evaluation.run import EvaluationOptions, evaluate_detector
     from efficientad.system.distributed import say
+    from efficientad.system.files import require_no_links
 
     options = arguments.read_options(EvaluationOptions, args)
     dataset = open_dataset(args.dataset, arguments.dataset_path(args), category)
     for line in arguments.describe_unused_category(args):
         say(line)
     weights_dir = args.weights_dir or args.output_dir / "trainings" / dataset.name
-    folder = args.output_dir / "anomaly_maps" / dataset.name / "test"
+    below = f"anomaly_maps/{dataset.name}/test"
+    require_no_links(args.output_dir, [below])
+    folder = args.output_dir / below
     own = argparse.Namespace(**{**vars(args), "subdataset": category})
     return evaluate_detector(dataset, weights_dir, folder, options, arguments.command_line(get_parser(), own))
 

@@ -28,33 +28,33 @@ def get_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("images")
     group.add_argument(
         "--annotations",
-        type=Path,
+        type=arguments.named_path,
         default=Path("dataset/original/annotations/instance.json"),
         metavar="FILE",
         help="COCO file; none: use only the folders --unlabeled_dir and --defect_dir (default: %(default)s)",
     )
     group.add_argument(
         "--labeled_dir",
-        type=Path,
+        type=arguments.named_path,
         metavar="DIR",
         help=f"folder that the COCO file's file names are relative to (default: {LABELED_DIR})",
     )
     group.add_argument(
         "--unlabeled_dir",
-        type=Path,
+        type=arguments.named_path,
         default=Path("dataset/original/normal/B/"),
         metavar="DIR",
         help="good images, at any depth; none: use only those of the COCO file (default: %(default)s)",
     )
     group.add_argument(
         "--defect_dir",
-        type=Path,
+        type=arguments.named_path,
         metavar="DIR",
         help="with --annotations none: defective images, in one folder per class or all in one (default: none)",
     )
     group.add_argument(
         "--mask_dir",
-        type=Path,
+        type=arguments.named_path,
         metavar="DIR",
         help="with --defect_dir: masks, not 0 where the defect is; that of a/b.jpg is a/b.png, a/b_mask.png, "
         "a/b_label.png or a/b.jpg.png (default: none)",
@@ -105,7 +105,7 @@ def get_parser() -> argparse.ArgumentParser:
     arguments.add_output_dir_argument(group, "the data set, a new or empty folder", "dataset/leddd")
     group.add_argument(
         "--preview",
-        type=Path,
+        type=arguments.named_path,
         metavar="DIR",
         help="also draw boxes, outlines and names of the annotations on their images, to check the labels, into "
         "this new or empty folder (default: off)",

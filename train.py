@@ -3,7 +3,6 @@
 import argparse
 import shlex
 import time
-from pathlib import Path
 
 from efficientad.system import arguments
 from efficientad.system.errors import run_command
@@ -119,7 +118,7 @@ def add_view_arguments(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--ignore",
-        type=Path,
+        type=arguments.named_path,
         metavar="MASK",
         help="an image of the size of yours, in which white is what is not inspected, such as fixtures and printed "
         "dates (default: nothing)",
@@ -168,7 +167,7 @@ def add_training_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "-w",
         "--weights",
-        type=Path,
+        type=arguments.named_path,
         metavar="FILE",
         help="pretrained teacher, a state_dict; teachers of other EfficientAD tools fit, too (default: the one of "
         "that size in efficientad/weights)",
@@ -176,7 +175,7 @@ def add_training_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "-i",
         "--imagenet_train_path",
-        type=Path,
+        type=arguments.named_path,
         nargs="+",
         metavar="PATH",
         help="folders or tar files of natural images for the penalty term, which keeps the student from predicting "

@@ -1,7 +1,6 @@
 """Measure training, inference, exports and evaluation on this machine, against a plain version of the same work."""
 
 import argparse
-from pathlib import Path
 
 from efficientad.system import arguments
 from efficientad.system.errors import UserError, run_command
@@ -27,7 +26,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="for each measurement; more is steadier. Work that takes more than three times as long runs once "
         "(default: %(default)s)",
     )
-    group.add_argument("--json", type=Path, metavar="FILE", help="also write the table as JSON")
+    group.add_argument("--json", type=arguments.named_path, metavar="FILE", help="also write the table as JSON")
     group.add_argument(
         "--profile", action="store_true", help="also print the operations that take most of the time"
     )

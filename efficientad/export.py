@@ -1,7 +1,6 @@
 """Export a detector to a file for ONNX Runtime, OpenVINO or torch, if it answers as the original does there."""
 
 import argparse
-from pathlib import Path
 
 from efficientad.system import arguments
 from efficientad.system.errors import UserError, run_command
@@ -22,7 +21,9 @@ def get_parser() -> argparse.ArgumentParser:
         "torch does, within the bounds that are printed. eval.py and predict take it as --weights_dir.",
     )
     group = parser.add_argument_group("export")
-    group.add_argument("-w", "--weights_dir", type=Path, required=True, metavar="DIR", help="folder of a training")
+    group.add_argument(
+        "-w", "--weights_dir", type=arguments.named_path, required=True, metavar="DIR", help="folder of a training"
+    )
     group.add_argument(
         "--format",
         choices=PRECISIONS,
@@ -45,7 +46,7 @@ def get_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("check")
     group.add_argument(
         "--images",
-        type=Path,
+        type=arguments.named_path,
         nargs="+",
         default=[],
         metavar="PATH",

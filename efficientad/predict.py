@@ -1,10 +1,11 @@
 """Score new images, or watch a folder for them: decisions, anomaly maps, anomalous regions."""
 
 import argparse
-from pathlib import Path
 
 from efficientad.system import arguments
 from efficientad.system.errors import run_command
+
+ANOMALOUS = 3  # the exit status; 1 is Python's own for a crash, 2 is that of an error
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -12,14 +13,15 @@ def get_parser() -> argparse.ArgumentParser:
         prog="python -m efficientad.predict",
         description=__doc__,
         epilog="scores.csv has the path, score, threshold, decision (1: anomalous), milliseconds, size and time of "
-        "each image. Exit status: 0 no image is anomalous, 1 some are, 2 an error; unreadable images are an error, "
-        "too, but the others have their results. With --watch it is 0 after Ctrl-C or SIGTERM.",
+        "each image. Exit status: 0 all images are good, 3 some are anomalous, 2 an error (also if just one image "
+        "cannot be read or its maps not be written; the others have their results), 130 interrupted; 1 is always a "
+        "fault of the program. With --watch it is 0 after Ctrl-C or SIGTERM.",
     )
     group = parser.add_argument_group("model")
     group.add_argument(
         "-w",
         "--weights_dir",
-        type=Path,
+        type=arguments.named_path,
         required=True,
         metavar="PATH",
         help="folder of a training, or a file of efficientad.export",
@@ -30,13 +32,14 @@ def get_parser() -> argparse.ArgumentParser:
     source.add_argument(
         "-i",
         "--input",
+        type=arguments.name,
         nargs="+",
         metavar="PATH",
         help="folders (of any depth), image files, or quoted patterns such as 'lot/**/*.png'",
     )
     source.add_argument(
         "--watch",
-        type=Path,
+        type=arguments.named_path,
         metavar="DIR",
         help="score images as they appear in this folder, at any depth, until stopped: once a file has not changed "
         "for half a second, and again when it changes, as a new line of scores.csv. (A file that is rewritten in "
@@ -76,7 +79,7 @@ def main(args: argparse.Namespace) -> int:
     if args.watch:
         run.watch_folder(args.watch, options)
         return 0
-    return 1 if run.score_inputs(args.input, options) else 0
+    return ANOMALOUS if run.score_inputs(args.input, options) else 0
 
 
 if __name__ == "__main__":

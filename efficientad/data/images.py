@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from efficientad.data.depth import DeepPixels, Depth, deep_pixels, gray_pixels, is_deep
 from efficientad.data.formats import DEEP_FORMATS, failure_reason, open_image
 from efficientad.data.reading_notes import ALPHA, CONSTANT_ALPHA, PAGES, SHALLOW, ReadingNotes
-from efficientad.system.errors import UserError, list_files, list_some
+from efficientad.system.errors import UserError, list_some
 from efficientad.system.files import csv_cell, write_csv
 from efficientad.system.parallel import parallel_map
 from efficientad.system.progress_bars import progress_bar
@@ -260,10 +260,11 @@ def fit_jpg(picture: Image.Image) -> None:
 
 
 def raise_if_unreadable(problems: Sequence[UnreadableImageError | str]) -> None:
-    """Raise a UserError that names every unreadable file, if there are any."""
+    """Raise a UserError that counts the unreadable files and names the first, if there are any."""
     if problems:
         count = f"{len(problems)} images" if len(problems) > 1 else "1 image"
-        names = list_files([str(problem) for problem in problems])
+        where = f"; --on_error skip of train.py, eval.py and prepare_dataset.py lists all in {SKIPPED_FILE}"
+        names = list_some([str(problem) for problem in problems], where)
         raise UserError(f"cannot read {count}; repair, replace or remove:{names}")
 
 

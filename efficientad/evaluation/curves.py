@@ -114,3 +114,22 @@ def _steps(cumulative: np.ndarray) -> np.ndarray:
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.where(denominator > 0, numerator / np.maximum(denominator, 1e-300), np.nan)
+
+
+def threshold_below(descending: np.ndarray, place: int) -> float:
+    """A threshold just below this score: half-way to the next lower one, so that it suits other images too."""
+    if place + 1 == len(descending):
+        return np.nextafter(descending[place], -np.inf)
+    return (float(descending[place]) + float(descending[place + 1])) / 2
+
+
+def shortest_between(low: float, high: float) -> float:
+    """A decimal with few digits in [low, high), near the middle or, if one end is infinite, near the other."""
+    middle = low if np.isinf(high) else high if np.isinf(low) else (low + high) / 2
+    for digits in range(18):
+        step = 10.0**-digits
+        for candidate in (round(middle, digits), round(middle, digits) + step, round(middle, digits) - step):
+            candidate = float(f"{candidate:.{digits}f}")
+            if low <= candidate < high:
+                return candidate
+    return float(low)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 
 from efficientad.evaluation import curves
 
@@ -85,40 +86,60 @@ def decision_row(name: str, y_true: np.ndarray, y_score: np.ndarray, threshold: 
         y_score: N floats.
         auroc: copied into the row.
     """
-    y_pred = y_score > threshold
+    called = y_score > threshold
+    hits = int((called & y_true).sum())
     return Row(
         name,
-        accuracy=float(accuracy_score(y_true, y_pred)),
-        precision=float(precision_score(y_true, y_pred, zero_division=np.nan)),
-        recall=float(recall_score(y_true, y_pred, zero_division=np.nan)),
+        accuracy=float((called == y_true).mean()),
+        precision=_ratio(hits, int(called.sum())),
+        recall=_ratio(hits, int(y_true.sum())),
         count=len(y_true),
         auroc=auroc,
     )
 
 
-def class_rows(class_names: Sequence[str], y_true: np.ndarray, y_score: np.ndarray, threshold: float) -> list[Row]:
-    """A row for each class, sorted by name, computed within the images of that class alone.
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else math.nan
 
-    So a defect class has precision 1 (or nan), the good class 0 (or nan) and no recall. The AUROC of a defect
-    class is against all good images; the good class has none.
+
+@dataclass(frozen=True)
+class Group:
+    """The labels (N bools) and scores (N floats) behind a row, and its AUROC."""
+
+    name: str
+    y_true: np.ndarray
+    y_score: np.ndarray
+    auroc: float
+
+    def row(self, threshold: float) -> Row:
+        """The row of the decisions at this threshold."""
+        return decision_row(self.name, self.y_true, self.y_score, threshold, self.auroc)
+
+
+def class_groups(class_names: Sequence[str], y_true: np.ndarray, y_score: np.ndarray) -> list[Group]:
+    """The group of each class, sorted by name.
+
+    Decisions are counted within the images of that class alone: so a defect class has precision 1 (or nan), the
+    good class 0 (or nan) and no recall. The AUROC of a defect class is against all good images; the good class has
+    none.
 
     Args:
         class_names: N names; all images of a class share their label.
         y_true, y_score: N labels and scores.
     """
     names = np.asarray(class_names)
-    rows = []
+    groups = []
     for name in np.unique(names):
         inside = names == name
         against_good = inside | ~y_true
         auroc = image_auroc(y_true[against_good], y_score[against_good])
-        rows.append(decision_row(str(name), y_true[inside], y_score[inside], threshold, auroc))
-    return rows
+        groups.append(Group(str(name), y_true[inside], y_score[inside], auroc))
+    return groups
 
 
-def overall_row(y_true: np.ndarray, y_score: np.ndarray, threshold: float, name: str = "Overall") -> Row:
-    """The row over all N images, with their AUROC."""
-    return decision_row(name, y_true, y_score, threshold, image_auroc(y_true, y_score))
+def overall_group(y_true: np.ndarray, y_score: np.ndarray, name: str = "Overall") -> Group:
+    """The group of all N images."""
+    return Group(name, y_true, y_score, image_auroc(y_true, y_score))
 
 
 def merge_copies(digests: Sequence[str], y_true: np.ndarray, y_score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -190,17 +211,10 @@ def image_row(name: str, anomalous_scores: np.ndarray, good_scores: np.ndarray) 
         estimates, threshold = dict.fromkeys(metrics, undefined), np.nan
     else:
         curve = [np.bincount(kind, minlength=len(values)).cumsum() for kind in places]
-        threshold = _threshold_below(values[::-1], int(curves.f1_max(*curve)[1]))
+        threshold = curves.threshold_below(values[::-1], int(curves.f1_max(*curve)[1]))
         resampled = _resample(places, metrics)
         estimates = {name: Estimate(float(metric(*curve)), *resampled[name]) for name, metric in metrics.items()}
     return ImageRow(name, len(anomalous_scores), len(good_scores), f1_max_threshold=float(threshold), **estimates)
-
-
-def _threshold_below(descending: np.ndarray, place: int) -> float:
-    """A threshold just below this score: half-way to the next lower one, so that it suits other images too."""
-    if place + 1 == len(descending):
-        return np.nextafter(descending[place], -np.inf)
-    return (float(descending[place]) + float(descending[place + 1])) / 2
 
 
 def _resample(
@@ -291,7 +305,7 @@ def sweep_thresholds(y_true: np.ndarray, y_score: np.ndarray, threshold: float) 
         _sweep_row(
             y_true,
             y_score,
-            threshold if entry == in_use else _shortest_between(bounds[entry + 1], bounds[entry]),
+            threshold if entry == in_use else curves.shortest_between(bounds[entry + 1], bounds[entry]),
             tuple(notes),
         )
         for entry, notes in sorted(wanted.items(), reverse=True)
@@ -300,18 +314,6 @@ def sweep_thresholds(y_true: np.ndarray, y_score: np.ndarray, threshold: float) 
 
 def _sweep_row(y_true: np.ndarray, y_score: np.ndarray, threshold: float, notes: tuple[str, ...]) -> SweepRow:
     row, called = decision_row("", y_true, y_score, threshold, auroc=np.nan), y_score > threshold
-    f1 = float(f1_score(y_true, called)) if y_true.any() else np.nan
+    f1 = _ratio(2 * int((called & y_true).sum()), int(called.sum()) + int(y_true.sum())) if y_true.any() else np.nan
     false_positive_rate = np.nan if y_true.all() else float(called[~y_true].mean())
     return SweepRow(threshold, row.accuracy, row.precision, row.recall, f1, false_positive_rate, notes)
-
-
-def _shortest_between(low: float, high: float) -> float:
-    """A decimal with few digits in [low, high), near the middle or, if one end is infinite, near the other."""
-    middle = low if np.isinf(high) else high if np.isinf(low) else (low + high) / 2
-    for digits in range(18):
-        step = 10.0**-digits
-        for candidate in (round(middle, digits), round(middle, digits) + step, round(middle, digits) - step):
-            candidate = float(f"{candidate:.{digits}f}")
-            if low <= candidate < high:
-                return candidate
-    return float(low)

@@ -17,10 +17,10 @@ from efficientad.evaluation.image_metrics import (
     ImageRow,
     Row,
     SweepRow,
-    class_rows,
+    class_groups,
     image_metrics,
     merge_copies,
-    overall_row,
+    overall_group,
     sweep_thresholds,
 )
 from efficientad.evaluation.pixel_metrics import PixelMetrics
@@ -81,25 +81,24 @@ def evaluate_scores(
 ) -> Evaluation:
     """All metrics of the scored images (at least one); the pixel metrics are included as they are."""
     y_true, y_score, digests, names = _columns(scored)
+    groups, overall, distinct = class_groups(names, y_true, y_score), overall_group(y_true, y_score), None
+    if len(set(digests)) < len(digests):
+        distinct = overall_group(*merge_copies(digests, y_true, y_score), "Distinct images")
+
+    def decide(threshold: float) -> Decisions:
+        return Decisions(
+            threshold,
+            classes=[group.row(threshold) for group in groups],
+            overall=overall.row(threshold),
+            distinct=distinct and distinct.row(threshold),
+            sweep=sweep_thresholds(y_true, y_score, threshold),
+        )
+
     return Evaluation(
-        **vars(_decide(scored, threshold)),
-        others=[_decide(scored, other) for other in other_thresholds],
+        **vars(decide(threshold)),
+        others=list(map(decide, other_thresholds)),
         image_metrics=image_metrics(names, digests, y_true, y_score),
         pixel_metrics=pixel_metrics,
-    )
-
-
-def _decide(scored: Sequence[ScoredSample], threshold: float) -> Decisions:
-    y_true, y_score, digests, names = _columns(scored)
-    distinct = None
-    if len(set(digests)) < len(digests):
-        distinct = overall_row(*merge_copies(digests, y_true, y_score), threshold, "Distinct images")
-    return Decisions(
-        threshold,
-        classes=class_rows(names, y_true, y_score, threshold),
-        overall=overall_row(y_true, y_score, threshold),
-        distinct=distinct,
-        sweep=sweep_thresholds(y_true, y_score, threshold),
     )
 
 

@@ -30,7 +30,7 @@ from efficientad.evaluation.thumbnails import plan_pictures
 from efficientad.inference.detectors import Detector, load_detector
 from efficientad.system.distributed import gather_objects, rank, ranks, wait_for_ranks
 from efficientad.system.errors import UserError, count_of, printable
-from efficientad.system.files import claim_files, release_files
+from efficientad.system.files import claim_files, fitting_name, release_files
 from efficientad.system.progress_bars import progress_bar
 from efficientad.system.runs import lock_folder
 from efficientad.system.tables import WIDTH
@@ -248,17 +248,16 @@ def print_results(run: EvaluationRun, scores: Scores, evaluation: Evaluation) ->
 def map_names(samples: Sequence[Sample], suffix: str) -> list[str]:
     """The file of each sample's map, below the output folder: <class>/<image without its suffix><suffix>.
 
-    In a class where two images differ only in the suffix (a.jpg, a.png), all keep theirs (a.jpg.tiff).
+    In a class where two images differ only in the suffix (a.jpg, a.png), all keep theirs (a.jpg.tiff). Names that
+    are too long are shortened by fitting_name.
     """
     stems: dict[str, list[str]] = defaultdict(list)
     for sample in samples:
         stems[sample.class_name].append(_stem(sample).casefold())
     keeps_suffix = {name for name, inside in stems.items() if len(set(inside)) < len(inside)}
+    names = [sample.image_name if sample.class_name in keeps_suffix else _stem(sample) for sample in samples]
     return [
-        f"{sample.class_name}/"
-        + (sample.image_name if sample.class_name in keeps_suffix else _stem(sample))
-        + suffix
-        for sample in samples
+        fitting_name(f"{sample.class_name}/{name}{suffix}") for sample, name in zip(samples, names, strict=True)
     ]
 
 

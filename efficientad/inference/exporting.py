@@ -6,7 +6,6 @@ import copy
 import io
 import json
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from efficientad.detector.model import EfficientAD, anomaly_score
 from efficientad.inference.exported import import_package
 from efficientad.inference.metadata import INPUT_NAME, INSPECTED_NAME, METADATA_FILE, OUTPUT_NAMES, Metadata
 from efficientad.system.errors import UserError
-from efficientad.system.runs import lock_output
+from efficientad.system.runs import lock_output, unfinished_folder
 
 
 class ExportableDetector(nn.Module):
@@ -154,11 +153,11 @@ def unfinished_file(output: Path, suffix: str, overwrite: bool) -> Iterator[Path
         raise UserError(f"--output {output}: there is no folder {output.parent}")
     with lock_output(output, "--output"):
         for file in (output, output.with_suffix(".bin")) if output.suffix == ".xml" else (output,):
-            if file.exists() and not overwrite:
+            if (file.exists() or file.is_symlink()) and not overwrite:
                 raise UserError(f"{file} is there already; add --overwrite, or choose another --output")
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.unfinished-") as folder:
-            yield Path(folder, output.name)
-            for file in sorted(Path(folder).iterdir(), key=lambda file: file.suffix == output.suffix):
+        with unfinished_folder(output) as folder:
+            yield folder / output.name
+            for file in sorted(folder.iterdir(), key=lambda file: file.suffix == output.suffix):
                 file.replace(output.with_name(file.name))  # an .xml appears after its .bin
 
 

@@ -133,8 +133,8 @@ def predict(
         batch_size: of images at once, at most; fewer where they are large.
         workers: threads that read images ahead; see limit_workers.
         keep_data: keep each file's bytes for Prediction.decode.
-        on_unreadable: called for each image that is unreadable, or that the detector's view does not fit, which
-            has no prediction; None: they are an error.
+        on_unreadable: called for each image that is unreadable, or that the detector's view does not fit, or whose
+            score is not finite, which has no prediction; None: they are an error.
         make_thumbnail: makes a thumbnail of each image, which may be reduced; called in the threads that read.
 
     Raises:
@@ -161,10 +161,10 @@ def predict(
     for batch in _batches(loaded, detector.images_per_pass(batch_size), on_unreadable):
         started = _start(detector, batch)
         if pending:
-            yield from _finish(pending, view)  # a GPU computes the next batch meanwhile
+            yield from _finish(pending, view, on_unreadable)  # a GPU computes the next batch meanwhile
         pending = started
     if pending:
-        yield from _finish(pending, view)
+        yield from _finish(pending, view, on_unreadable)
 
 
 def limit_workers(workers: int, view: View) -> int:
@@ -219,7 +219,9 @@ def _copy_to_host(anomaly_maps: Tensor) -> tuple[Tensor, torch.cuda.Event | None
     return on_host, copied
 
 
-def _finish(started: _Started, view: View) -> Iterator[Prediction]:
+def _finish(
+    started: _Started, view: View, on_unreadable: Callable[[UnreadableImageError], None] | None
+) -> Iterator[Prediction]:
     start = time.perf_counter()
     if started.copied:
         started.copied.synchronize()
@@ -228,9 +230,11 @@ def _finish(started: _Started, view: View) -> Iterator[Prediction]:
     share = (started.seconds + time.perf_counter() - start) / len(started.batch)
     for loaded, score, anomaly_map in zip(started.batch, scores, anomaly_maps[:, 0].numpy(), strict=True):
         if not np.isfinite(score):
-            raise UserError(
-                f"the score of {loaded.sample.path} is not finite; try --precision fp32, or train again"
-            )
+            reason = "its score is not finite; try --precision fp32, or train again"
+            if on_unreadable is None:
+                raise UserError(f"{loaded.sample.path}: {reason}")
+            on_unreadable(UnreadableImageError(str(loaded.sample.path), reason))
+            continue
         milliseconds = 1000 * (loaded.seconds + share)
         yield Prediction(
             loaded.sample,

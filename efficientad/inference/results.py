@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from efficientad.data.images import UnreadableImageError
 from efficientad.inference.maps import write_overlay, write_side_by_side, write_tiff
 from efficientad.inference.prediction import Prediction
 from efficientad.system.errors import UserError
-from efficientad.system.files import csv_cell, write_text_atomically, written_files
+from efficientad.system.files import (
+    FILE_LIST,
+    csv_cell,
+    file_below,
+    fitting_name,
+    open_not_followed,
+    remove_file,
+    require_no_links,
+    write_text_atomically,
+    written_files,
+)
 from efficientad.system.runs import LOCK_FILE
 
 SCORES_FILE = "scores.csv"
@@ -23,7 +35,12 @@ REGIONS_FILE, REGIONS_FOLDER = "regions.json", "regions"
 WRITTEN_BY_WATCH = (SCORES_FILE, MAP_FOLDER, REGIONS_FOLDER)
 MAP_SUFFIXES = {"tiff": ".tiff", "jpg": ".jpg", "overlay": ".jpg", "none": None}
 COLUMNS = ("path", "score", "threshold", "anomalous", "milliseconds", "bytes", "modified")
+_OF_ALL_FILES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors that the next file has, too
 Signature = tuple[int, int]  # of a file's contents: its length in bytes and when it was modified, in nanoseconds
+
+
+class UnwrittenError(UnreadableImageError):
+    """The files of one image cannot be written; the message is the image's name and the reason."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +55,7 @@ class Result:
     image_size: tuple[int, int]  # width and height
     signature: Signature
     regions: list | None
+    failure: UnwrittenError | None  # why its files are not written, or not all
 
 
 class ResultWriter:
@@ -61,40 +79,59 @@ class ResultWriter:
         """The files below the folder for an image of this name, which keeps its suffix: a.png and a.jpg differ."""
         names = []
         if suffix := MAP_SUFFIXES[self._map_format]:
-            names.append(f"{MAP_FOLDER}/{name}{suffix}")
+            names.append(fitting_name(f"{MAP_FOLDER}/{name}{suffix}"))
         if self._regions and self._file_per_image:
-            names.append(f"{REGIONS_FOLDER}/{name}.json")
+            names.append(fitting_name(f"{REGIONS_FOLDER}/{name}.json"))
         return names
 
     def write(self, prediction: Prediction, signature: Signature) -> Result:
-        """Write the files of a prediction and return its result."""
-        name, is_anomalous = prediction.sample.image_name, prediction.score > self.threshold
-        files = [self._folder / file for file in self.names(name)]
-        for file in files:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        regions = None
-        if files or self._regions:
+        """Write the files of a prediction and return its result, which says whether that has failed.
+
+        Raises:
+            OSError: no file can be written, as on a full disk.
+        """
+        is_anomalous, regions = prediction.score > self.threshold, None
+        anomaly_map = inspected = None
+        if self._regions or self._map_format != "none":
             anomaly_map, inspected = prediction.full_map(), prediction.inspected()
-            if self._map_format == "tiff":
-                write_tiff(files[0], anomaly_map)
-            elif self._map_format != "none":
-                write = {"jpg": write_side_by_side, "overlay": write_overlay}[self._map_format]
-                write(files[0], prediction.decode(), anomaly_map, self.threshold, inspected)
-            if self._regions:
-                regions = find_regions(anomaly_map, self.threshold, inspected) if is_anomalous else []
+        if self._regions:
+            regions = find_regions(anomaly_map, self.threshold, inspected) if is_anomalous else []
         result = Result(
             prediction.sample.path,
-            name,
+            prediction.sample.image_name,
             prediction.score,
             is_anomalous,
             prediction.milliseconds,
             prediction.image_size,
             signature,
             regions,
+            failure=None,
         )
+        try:
+            self._write_files(result, prediction, anomaly_map, inspected)
+        except (OSError, UserError, UnreadableImageError) as error:
+            if isinstance(error, OSError) and error.errno in _OF_ALL_FILES:
+                raise
+            return replace(result, failure=UnwrittenError(str(result.path), _reason(error)))
+        return result
+
+    def _write_files(
+        self, result: Result, prediction: Prediction, anomaly_map: np.ndarray | None, inspected: np.ndarray | None
+    ) -> None:
+        files = [file_below(self._folder, file) for file in self.names(result.name)]
+        if self._map_format == "tiff":
+            write_tiff(files[0], anomaly_map)
+        elif self._map_format != "none":
+            write = {"jpg": write_side_by_side, "overlay": write_overlay}[self._map_format]
+            write(files[0], prediction.decode(), anomaly_map, self.threshold, inspected)
         if self._regions and self._file_per_image:
             write_regions(files[-1], [result], self.threshold)
-        return result
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
 
 
 def write_regions(path: Path, results: Sequence[Result], threshold: float) -> None:
@@ -107,17 +144,18 @@ class ScoresFile:
     """scores.csv, written line by line, so that an interrupted run leaves its results."""
 
     def __init__(self, path: Path, go_on: bool) -> None:
-        """Start the file, or with `go_on` append to an existing one."""
+        """Start the file in place of an earlier one, or with `go_on` append to that."""
         self.done: dict[str, Signature] = {}  # by path as csv_cell writes it
         self.thresholds: set[str] = set()  # of the lines that were there
         if go_on and path.exists():
             self.done, self.thresholds = _read_done(path)
             torn = not path.read_bytes().endswith(b"\n")  # the last run was killed while it wrote
-            self._file = path.open("a", newline="", encoding="utf-8")
+            self._file = open(path, "a", newline="", encoding="utf-8", opener=open_not_followed)  # noqa: SIM115
             if torn:
                 self._file.write("\n")
         else:
-            self._file = path.open("w", newline="", encoding="utf-8")
+            remove_file(path)  # rather than to write into it: a backup by hard links would change
+            self._file = path.open("x", newline="", encoding="utf-8")
             csv.writer(self._file).writerow(COLUMNS)
         self._file.flush()
 
@@ -145,8 +183,9 @@ def check_results_folder(folder: Path, is_watching: bool) -> None:
     The list of what was written names the files of the former, and the folders of the latter.
 
     Raises:
-        UserError
+        UserError: there are other files, or links in their place.
     """
+    require_no_links(folder, [*WRITTEN_BY_WATCH, REGIONS_FILE, FILE_LIST])
     path = folder / SCORES_FILE
     written = written_files(folder)
     is_replaceable = SCORES_FILE in written and MAP_FOLDER not in written
@@ -163,8 +202,11 @@ def check_results_folder(folder: Path, is_watching: bool) -> None:
 
 
 def signature_of(path: Path) -> Signature:
-    """The signature of the file as it is now."""
-    stat = path.stat()
+    """The signature of the file as it is now; zeros if it is not there."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return 0, 0
     return stat.st_size, stat.st_mtime_ns
 
 

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from efficientad.data.datasets import Sample
 from efficientad.data.folders import describe_others, find_images, is_image_name, leave_out_written
+from efficientad.data.images import SKIPPED_FILE, UnreadableImageError, write_skipped
 from efficientad.detector.calibration import choose_threshold
 from efficientad.inference import results
 from efficientad.inference.detectors import Detector, load_detector
 from efficientad.inference.prediction import limit_workers, predict
 from efficientad.inference.watching import FolderWatcher, LatencyLog
-from efficientad.system.errors import UserError, count_of, list_files, printable
+from efficientad.system.errors import UserError, count_of, list_some, printable
 from efficientad.system.files import claim_files, release_files, write_file_list
 from efficientad.system.parallel import parallel_map
 from efficientad.system.progress_bars import progress_bar
@@ -80,36 +81,53 @@ def score_inputs(words: Sequence[str], options: PredictOptions) -> int:
     """Score the images of folders, files and patterns; returns how many are anomalous.
 
     Raises:
-        UserError: nothing can be scored or written; or images are unreadable, once the others have their results.
+        UserError: nothing can be scored or written; or images are unreadable or their maps cannot be written, once
+            the others have their results.
     """
     others: list[Path] = []
     samples = find_inputs(words, others)
     for line in describe_others(others):
         print(f"Note: {line}")
-    unreadable: list[Exception] = []
-    with lock_folder(options.output_dir):
-        results.check_results_folder(options.output_dir, is_watching=False)
+    unreadable: list[UnreadableImageError] = []
+    folder = options.output_dir
+    with lock_folder(folder):
+        results.check_results_folder(folder, is_watching=False)
         detector, writer = _open(options, file_per_image=False)
+        of_all = [results.SCORES_FILE, *([results.REGIONS_FILE] if options.save_regions else [])]
         names = [file for sample in samples for file in writer.names(sample.image_name)]
-        names += [results.SCORES_FILE, *([results.REGIONS_FILE] if options.save_regions else [])]
-        stale = claim_files(options.output_dir, names)
+        claimed = [*names, *of_all, SKIPPED_FILE]
+        stale = claim_files(folder, claimed)
         done = _score(detector, samples, writer, options, unreadable)
         if options.save_regions:
-            results.write_regions(options.output_dir / results.REGIONS_FILE, done, writer.threshold)
-        release_files(options.output_dir, stale, names)
+            results.write_regions(folder / results.REGIONS_FILE, done, writer.threshold)
+        unwritten = [result.failure for result in done if result.failure]
+        if unreadable or unwritten:
+            write_skipped(folder, [*unreadable, *unwritten])
+            of_all.append(SKIPPED_FILE)
+        written = [file for result in done if not result.failure for file in writer.names(result.name)] + of_all
+        release_files(folder, stale.union(claimed).difference(written), written)
     anomalous = sum(result.is_anomalous for result in done)
     if done:
         verb = "is" if 1 in (anomalous, len(done)) else "are"
-        print(
-            f"{anomalous} of {count_of(len(done), 'image')} {verb} anomalous; results are in {options.output_dir}"
-        )
+        print(f"{anomalous} of {count_of(len(done), 'image')} {verb} anomalous; results are in {folder}")
     for line in detector.view.notes.lines():
         print(line)
-    if unreadable:
-        raise UserError(
-            f"cannot read {len(unreadable)} of {len(samples)} images:{list_files([*map(str, unreadable)])}"
-        )
+    _raise_problems(folder / SKIPPED_FILE, unreadable, unwritten, len(samples))
     return anomalous
+
+
+def _raise_problems(
+    file: Path, unreadable: Sequence[UnreadableImageError], unwritten: Sequence[UnreadableImageError], total: int
+) -> None:
+    """Raise a UserError that names the first images of each kind and the file that lists all; none: do nothing."""
+    kinds = {"cannot read": unreadable, "cannot write all files of": unwritten}
+    lines = [
+        f"{what} {len(problems)} of {count_of(total, 'image')}, see {file}:{list_some([*map(str, problems)])}"
+        for what, problems in kinds.items()
+        if problems
+    ]
+    if lines:
+        raise UserError("\n".join(lines))
 
 
 def watch_folder(folder: Path, options: PredictOptions) -> None:
@@ -161,6 +179,8 @@ def _watch(
                 arrival = by_path[one.sample.path]
                 result = writer.write(one, arrival.signature)
                 scores.append(result, writer.threshold)
+                if result.failure:
+                    _warn_of_files(result.failure)
                 latencies.add(arrival)
                 latencies.report_when_due()
                 count += 1
@@ -192,14 +212,15 @@ def _score(
     samples: Sequence[Sample],
     writer: results.ResultWriter,
     options: PredictOptions,
-    unreadable: list[Exception],
+    unreadable: list[UnreadableImageError],
 ) -> list[results.Result]:
     """Score the images and write scores.csv and the maps; collects the unreadable ones."""
+    signatures = {sample: results.signature_of(sample.path) for sample in samples}  # it may be gone when scored
     predictions = predict(
         detector, samples, options.batch_size, options.num_workers, writer.needs_data, unreadable.append
     )
     written = parallel_map(
-        lambda one: writer.write(one, results.signature_of(one.sample.path)),
+        lambda one: writer.write(one, signatures[one.sample]),
         predictions,
         limit_workers(options.num_workers, detector.view),
     )
@@ -224,10 +245,15 @@ def _warn_of_image(problem: Exception) -> None:
     print(f"Skipped until it changes: {printable(str(problem))}", file=sys.stderr, flush=True)
 
 
+def _warn_of_files(problem: Exception) -> None:
+    print(f"Scored, but not all of its files are written: {printable(str(problem))}", file=sys.stderr, flush=True)
+
+
 def _warn_of_kind(path: str) -> None:
     kind = Path(path).suffix.lower()
     print(f"Not taken, as it is no image: {printable(path)} (said once for {kind or 'no suffix'})", flush=True)
 
 
-def _warn_of_folder(error: OSError) -> None:
-    print(f"Skipped: {printable(str(error.filename))}: {error.strerror}", file=sys.stderr, flush=True)
+def _warn_of_folder(error: OSError | UserError) -> None:
+    reason = f"Skipped: {error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+    print(printable(reason), file=sys.stderr, flush=True)

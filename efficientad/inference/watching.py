@@ -12,6 +12,7 @@ import numpy as np
 
 from efficientad.data.folders import is_data_folder, is_image_name
 from efficientad.inference.results import Signature
+from efficientad.system.errors import UserError
 from efficientad.system.files import FILE_LIST, csv_cell, written_files
 
 SETTLING_SECONDS = 0.5  # a file that has not changed for this long is complete
@@ -53,19 +54,21 @@ class FolderWatcher:
         self,
         folder: Path,
         done: dict[str, Signature],
-        warn: Callable[[OSError], None] = lambda error: None,
+        warn: Callable[[OSError | UserError], None] = lambda error: None,
         warn_of_kind: Callable[[str], None] = lambda path: None,
     ) -> None:
         """
         Args:
             done: signatures by path as csv_cell writes it; a file with the same one is not new.
-            warn: called when a folder cannot be listed, once until it can.
+            warn: called when a folder cannot be listed, once until it can, and for each damaged list of what a
+                command has written: then all in that folder counts as input.
             warn_of_kind: called with the path of the first file of each suffix that is no image's.
         """
         self._folder, self._done, self._warn, self._warn_of_kind = str(folder), dict(done), warn, warn_of_kind
         self._kinds: set[str] = set()  # suffixes of files that are no images
         self._listings: dict[str, _Listing] = {}  # by path
         self._troubles: set[str] = set()  # of the last scan
+        self._damaged: set[str] = set()  # folders with damaged lists
         self._changing: dict[str, tuple[Signature, float]] = {}  # and since when the signature is the same
         self._full_scan_due = time.monotonic()
 
@@ -136,7 +139,7 @@ class FolderWatcher:
         is_same = known is not None and known.identity == identity
         if is_same and known.is_final and not is_full:
             return known
-        own = {os.path.normpath(os.path.join(path, name)) for name in written_files(Path(path))}
+        own = {os.path.normpath(os.path.join(path, name)) for name in self._written(path)}
         skipped = own | written
         earlier, images, folders = known.images if known else {}, {}, []
         with os.scandir(path) as entries:
@@ -153,6 +156,16 @@ class FolderWatcher:
                     self._name_kind(entry.path)
         kept = [folder for folder in sorted(folders) if not _is_within(top, folder[1])]
         return _Listing(identity, images, kept, own, is_final=is_same)
+
+    def _written(self, path: str) -> set[str]:
+        """What a command has written into the folder; a damaged list must not stop the watching."""
+        try:
+            return written_files(Path(path))
+        except UserError as error:
+            if path not in self._damaged:
+                self._damaged.add(path)
+                self._warn(error)
+            return set()
 
     def _name_kind(self, path: str) -> None:
         """Warn of a file that is no image, if it is the first of its kind."""

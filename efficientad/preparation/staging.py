@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from efficientad.data.images import SKIPPED_FILE
 from efficientad.system.errors import UserError
 from efficientad.system.files import csv_cell, write_csv
-from efficientad.system.runs import lock_output
+from efficientad.system.runs import lock_output, replaced_name, unfinished_folder
 
 MANIFEST_FILE = "manifest.csv"
 COUNTS_FILE = "image_counts.csv"
@@ -69,11 +69,15 @@ def require_free(folder: Path, overwrite: bool, flag: str, apart_from: Iterable[
     own = _own_files(folder)
     if own is None:
         raise UserError(f"{folder} was not made by this tool and is not overwritten; choose another {flag}")
-    files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     cells: dict[str, list[str]] = {}  # as in the manifest
-    for name in (path.relative_to(folder).as_posix() for path in files):
-        cells.setdefault(csv_cell(name), []).append(name)
-    foreign = sorted(names[-1] for cell, names in cells.items() if cell not in own or len(names) > 1)
+    links = []  # this tool makes none
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            links.append(name)
+        elif not path.is_dir():
+            cells.setdefault(csv_cell(name), []).append(name)
+    foreign = sorted(links + [names[-1] for cell, names in cells.items() if cell not in own or len(names) > 1])
     if foreign:
         raise UserError(
             f"{folder} is not overwritten: this tool did not write {len(foreign)} of its files, for example "
@@ -104,19 +108,14 @@ def staged_folder(folder: Path, overwrite: bool, flag: str) -> Iterator[Path]:
         UserError: see require_free; or another run is writing the same folder.
     """
     final = Path(os.path.realpath(folder))
-    staging = final.with_name(f".{final.name}.unfinished-{os.getpid()}")
-    with lock_output(final, flag):
-        staging.mkdir()
-        try:
-            yield staging
-            require_free(final, overwrite, flag)  # again: filling may have taken long
-            _replace(final, staging)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+    with lock_output(final, flag), unfinished_folder(final) as staging:
+        yield staging
+        require_free(final, overwrite, flag)  # again: filling may have taken long
+        _replace(final, staging)
 
 
 def _replace(final: Path, staging: Path) -> None:
-    replaced = final.with_name(f".{final.name}.replaced-{os.getpid()}")
+    replaced = replaced_name(final)
     try:
         if final.exists():
             final.rename(replaced)

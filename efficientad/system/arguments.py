@@ -76,6 +76,7 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "-s",
         "--subdataset",
+        type=category,
         default=_CATEGORY,
         metavar="NAME",
         help="category of mvtec_ad, mvtec_loco or visa; all: each of them; a custom set has none "
@@ -92,15 +93,27 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
         ),
     ):
         group.add_argument(
-            *flags, type=Path, default=Path(default), metavar="DIR", help=f"{help} (default: ./%(default)s)"
+            *flags, type=named_path, default=Path(default), metavar="DIR", help=f"{help} (default: ./%(default)s)"
         )
 
 
-def named_path(text: str) -> Path:
-    """A path; not the empty word that an unset shell variable leaves, which would be the current folder."""
+def name(text: str) -> str:
+    """The name of a file or folder; not the empty word that an unset shell variable leaves, as for this folder."""
     if not text:
         raise argparse.ArgumentTypeError("expects a name, not an empty word; for this folder write .")
-    return Path(text)
+    return text
+
+
+def named_path(text: str) -> Path:
+    """A path; see name."""
+    return Path(name(text))
+
+
+def category(text: str) -> str:
+    """The name of a category, which is that of a folder; a path could lead anywhere."""
+    if name(text) in (".", "..") or set(text) & set("/\\\0"):
+        raise argparse.ArgumentTypeError(f"expects the name of a category, not a path as {text!r}")
+    return text
 
 
 def path_argument(layout: str) -> str:

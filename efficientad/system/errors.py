@@ -58,16 +58,21 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
-def list_some(problems: Sequence[str]) -> str:
-    """The first ten problems, one per line, indented, and how many more there are."""
+def list_some(problems: Sequence[str], where: str = "") -> str:
+    """The first ten problems, one per line, indented, and how many more there are.
+
+    Args:
+        where: how to see these.
+    """
     more = len(problems) - _LISTED
-    return list_files([*problems[:_LISTED], *([f"... and {more} more"] if more > 0 else [])])
+    return list_files([*problems[:_LISTED], *([f"... and {more} more{where}"] if more > 0 else [])])
 
 
 def run_command(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser) -> None:
     """Parse the command line, run main(args), and exit: what main returns or 0, 2 any error, 130 interrupted.
 
-    An error is one line: a wrong flag does not print the usage.
+    A bug exits with 1 and its traceback, as Python itself does. An error is one line: a wrong flag does not print
+    the usage.
     """
     parser.error = lambda message: sys.exit(_fail(parser, f"{message}; see --help", 2))
     args = parser.parse_args()
@@ -92,9 +97,9 @@ def run_command(main: Callable[[argparse.Namespace], int | None], parser: argpar
         elif isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("efficientad"):
             advice = "activate the environment that has it, or pip install -r requirements.txt"
             status = _fail(parser, f"{error.name} is not installed for {sys.executable}; {advice}", 2)
-        else:  # a bug; Python would exit with 1, which is a result of predict
+        else:  # a bug
             traceback.print_exc()
-            status = 2
+            status = 1
     if os.environ.get("WORLD_SIZE", "1") != "1":
         # Threads of torch's process groups that outlive their objects abort the process.
         sys.stdout.flush()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -26,25 +28,47 @@ def atomic_file(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
     Raises:
         OSError: it cannot be written, as on a full disk; the error names `path`.
     """
-    part = part_of(path)
     try:
-        with part.open("wb") as file:
+        with _create_part(path) as file:
             yield file
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        if error.errno is None or error.filename is not None:
+        os.replace(part_of(path), path)
+    except BaseException as error:
+        remove_file(part_of(path))
+        if not isinstance(error, OSError) or error.errno is None or error.filename is not None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def part_of(path: Path) -> Path:
-    """The temporary file of atomic_file, left behind when the process is killed."""
-    return path.with_name(f"{path.name}.part")
+    """The temporary file of atomic_file, left behind when the process is killed; its name is nobody else's."""
+    return path.with_name(f".{path.name}.part")
+
+
+def _create_part(path: Path) -> BinaryIO:
+    """The temporary file for `path`, new: what is there may be a link, or another name of a file elsewhere."""
+    part = part_of(path)
+    remove_file(part)
+    try:
+        return part.open("xb")
+    except FileExistsError:
+        raise UserError(f"{part} is in the way of {path.name}, and is no file of this tool's; remove it") from None
+
+
+def remove_file(path: Path) -> None:
+    """Remove the file if it is there; links and folders stay."""
+    try:
+        if stat.S_ISREG(path.lstat().st_mode):
+            path.unlink()
+    except FileNotFoundError:
+        pass
+
+
+def open_not_followed(path: str | Path, flags: int) -> int:
+    """An opener for open(): a link is an error (but on Windows)."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -84,6 +108,69 @@ def _is_number(text: str) -> bool:
 
 
 FILE_LIST = "written_files.json"  # lists what the last run wrote here, so that the next one may remove it
+_LONGEST_LIST = 2**28  # bytes
+_LONGEST_NAME = 249  # bytes of one part of a path: the 255 of most file systems, less those that part_of adds
+_LONGEST_FOLDER = 2000  # bytes of a file's folder below the output folder; a whole path has 4096
+_DEEPEST = 100  # folders
+_HASH_DIGITS = 16
+
+
+def fitting_name(name: str) -> str:
+    """The path of a file below an output folder, or a shorter one where file systems would refuse it.
+
+    The shorter one ends like it and has a part of its hash, so that two remain two.
+
+    Args:
+        name: with "/".
+    """
+    *parents, last = name.split("/")
+    if len(parents) > _DEEPEST or len(os.fsencode("/".join(parents))) > _LONGEST_FOLDER:
+        parents = parents[:1]
+    elif len(os.fsencode(last)) <= _LONGEST_NAME:
+        return name
+    path = PurePosixPath(last)
+    end = f"~{hashlib.sha256(os.fsencode(name)).hexdigest()[:_HASH_DIGITS]}{path.suffix}"
+    stem = path.stem
+    while len(os.fsencode(stem + end)) > _LONGEST_NAME:
+        stem = stem[:-1]
+    return "/".join([*parents, stem + end])
+
+
+def require_no_links(folder: Path, names: Iterable[str]) -> None:
+    """Check that neither `names` below `folder` nor the folders on the way there are links.
+
+    The folder itself may be one, or lie below one: that is where the user wants it.
+
+    Args:
+        names: with "/"; they need not exist.
+
+    Raises:
+        UserError: there is a link, which could lead writing and removing anywhere.
+    """
+    steps: set[str] = set()
+    for name in names:
+        while name and name not in steps:
+            steps.add(name)
+            name = name.rpartition("/")[0]
+    links = [step for step in sorted(steps) if (folder / step).is_symlink()]
+    if links:
+        raise UserError(
+            f"{folder / links[0]} is a link, and below an output folder nothing is written or removed through "
+            "links; remove it, or choose another output folder (which may be a link itself)"
+        )
+
+
+def file_below(folder: Path, name: str) -> Path:
+    """The path to write the file `name` to; the folders on the way there are made.
+
+    Raises:
+        UserError: see require_no_links.
+        OSError: they cannot be made.
+    """
+    require_no_links(folder, [name])
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def claim_files(folder: Path, names: Sequence[str]) -> set[str]:
@@ -93,10 +180,22 @@ def claim_files(folder: Path, names: Sequence[str]) -> set[str]:
         The files of the last run that this one does not write again; remove them with release_files.
 
     Raises:
-        UserError: a file to be written is there already and no run wrote it.
+        UserError: a file to be written is there already and no run wrote it; there are links on the way; or a name
+            would have to be a file and a folder.
     """
+    require_no_links(folder, [*names, FILE_LIST])
     earlier = written_files(folder)
-    foreign = [name for name in names if name not in earlier and (folder / name).exists()]
+    require_no_links(folder, earlier.difference(names))
+    files = {*names, FILE_LIST}
+    for parent in {parent for name in names for parent in PurePosixPath(name).parents}:
+        if str(parent) in files:
+            raise UserError(
+                f"{folder / parent} would have to be a file of the results and the folder of others; rename what "
+                f"gave the folder its name, a class or a folder of images named {parent.name}"
+            )
+    foreign = [
+        name for name in names if (folder / name).exists() and (name not in earlier or (folder / name).is_dir())
+    ]
     if foreign:
         raise UserError(
             f"{folder} holds {len(foreign)} files that are not listed as this command's own and will not be "
@@ -109,12 +208,17 @@ def claim_files(folder: Path, names: Sequence[str]) -> set[str]:
 
 
 def release_files(folder: Path, stale: set[str], names: Sequence[str]) -> None:
-    """Remove the stale files of an earlier run, and the folders that they leave empty."""
+    """Remove the stale files of an earlier run, and the folders that they leave empty.
+
+    Raises:
+        UserError: links have appeared on the way to them.
+    """
+    require_no_links(folder, stale.union(names))
     for name in stale:
-        (folder / name).unlink(missing_ok=True)
+        remove_file(folder / name)
     for name in stale.union(names):  # left by a killed run
-        part_of(folder / name).unlink(missing_ok=True)
-    for parent in {(folder / name).parent for name in stale}:
+        remove_file(part_of(folder / name))
+    for parent in {(folder / name).parent for name in stale} - {folder}:
         if parent.is_dir() and not any(parent.iterdir()):
             parent.rmdir()
     write_file_list(folder, names)
@@ -124,21 +228,34 @@ def written_files(folder: Path) -> set[str]:
     """The files and folders below `folder` that a command has written; none without a list of them.
 
     Raises:
-        UserError: the list is damaged.
+        UserError: the list is damaged. It decides what may be removed and what is no input, so it must not lead out
+            of the folder.
     """
     path = folder / FILE_LIST
     if not path.is_file():
         return set()
     try:
+        if path.stat().st_size > _LONGEST_LIST:
+            raise ValueError
         names = json.loads(path.read_text(encoding="utf-8"))
-        # The list decides what may be removed, so it must not lead out of the folder.
-        return {
-            name
-            for name in map(str, names)
-            if not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
-        }
-    except (ValueError, TypeError):
-        raise UserError(f"{path} is damaged; remove it together with the old maps beside it") from None
+        if not isinstance(names, list) or not all(map(_is_below, names)):
+            raise ValueError
+    except (ValueError, RecursionError):
+        raise UserError(
+            f"{path} is damaged: it does not list files beside it; remove it, and what a command wrote there"
+        ) from None
+    return set(names)
+
+
+def _is_below(name: object) -> bool:
+    """Whether it is the plain relative path of something that can be in a folder."""
+    if not isinstance(name, str) or "\0" in name or name.count("/") > _DEEPEST + 1:
+        return False
+    try:
+        os.fsencode(name)  # surrogates other than those for bytes that are not UTF-8 name nothing
+    except UnicodeEncodeError:
+        return False
+    return all(part not in ("", ".", "..") for part in name.split("/")) and not Path(name).is_absolute()
 
 
 def write_file_list(folder: Path, names: Iterable[str]) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import shutil
 import signal
 import socket
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,10 +18,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from efficientad.system.errors import UserError
+from efficientad.system.files import open_not_followed
 
 LOCK_FILE = ".lock"
 _NO_LOCKS_HERE = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # some network file systems
 _HOLDER_START = 1  # in a lock file: Windows lets nobody read the first byte, which is the one that is locked
+_HOLDER = re.compile(rb"process [0-9]+ on .+, since [0-9]{4}-")
 
 
 @contextmanager
@@ -31,7 +36,8 @@ def lock_folder(folder: Path, flag: str = "--output_dir") -> Iterator[None]:
         flag: what the user chose the folder with.
 
     Raises:
-        UserError: another run has the folder; the message names its process and host.
+        UserError: another run has the folder, and the message names its process and host; or a file of the user's
+            has the name of the lock file.
         OSError: the folder cannot be made or written to.
     """
     with _existing(folder), _lock(folder / LOCK_FILE, folder, flag):
@@ -62,6 +68,7 @@ def _existing(folder: Path) -> Iterator[None]:
 @contextmanager
 def _lock(path: Path, output: Path, flag: str) -> Iterator[None]:
     """The system releases the lock with the process, however that ends: a lock file left behind locks nothing."""
+    is_others = _is_others_file(path, flag)
     lock = FileLock(path, fallback_to_soft=False)
     try:
         lock.acquire(timeout=0)
@@ -73,32 +80,105 @@ def _lock(path: Path, output: Path, flag: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _NO_LOCKS_HERE:
             raise
-        path.unlink(missing_ok=True)
+        if not is_others:
+            path.unlink(missing_ok=True)
         yield  # without a lock
         return
     try:
-        _write_holder(path)
+        _write_holder(path, f"process {os.getpid()} on {socket.gethostname()}, since {_now()}\n")
         yield
     finally:
-        with suppress(PermissionError):  # on Windows, where filelock removes it after the release
-            path.unlink(missing_ok=True)  # before the release: whoever comes next must make a new one
+        if is_others:
+            _write_holder(path, "")
+        else:
+            with suppress(PermissionError):  # on Windows, where filelock removes it after the release
+                path.unlink(missing_ok=True)  # before the release: whoever comes next must make a new one
         lock.release()
 
 
-def _write_holder(path: Path) -> None:
-    started = time.strftime("%Y-%m-%d %H:%M:%S")
-    with path.open("r+b") as file:
-        file.seek(_HOLDER_START)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {started}\n".encode())
+def _is_others_file(path: Path, flag: str) -> bool:
+    """Whether an empty file is there, which may be anybody's, so that it stays.
+
+    Raises:
+        UserError: there is something else than an empty file or one that a run has left.
+    """
+    advice = f"is in the way of this run's lock; move it away or choose another {flag}"
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise UserError(f"{path} is a link or no file, which {advice}")
+        with open(path, "rb", opener=open_not_followed) as file:
+            content = file.read(200)  # at once: another run may be writing it
+    except OSError:  # not there, or being read is refused as locking it will be
+        return False
+    if content and not _HOLDER.match(content[_HOLDER_START:]):
+        raise UserError(f"{path}, which no run has left, {advice}")
+    return not content
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _write_holder(path: Path, text: str) -> None:
+    with open(path, "r+b", opener=open_not_followed) as file:
+        file.truncate(0)
+        if text:
+            file.seek(_HOLDER_START)
+            file.write(text.encode())
 
 
 def _read_holder(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=open_not_followed) as file:
             file.seek(_HOLDER_START)
             return file.readline(200).decode(errors="replace").strip()
     except OSError:  # just removed
         return ""
+
+
+@contextmanager
+def unfinished_folder(output: Path) -> Iterator[Path]:
+    """A new hidden folder beside `output`, removed after the block; first those that killed runs have left.
+
+    The caller holds the lock of lock_output.
+    """
+    _remove_leftovers(output)
+    folder = output.with_name(f".{output.name}.unfinished-{os.getpid()}")
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def replaced_name(output: Path) -> Path:
+    """The name that a folder has while another takes its place."""
+    return output.with_name(f".{output.name}.replaced-{os.getpid()}")
+
+
+def _remove_leftovers(output: Path) -> None:
+    """Remove what killed runs have left beside `output`, but for a replaced folder that nothing has replaced."""
+    kinds = "unfinished|replaced" if output.exists() else "unfinished"
+    name = re.compile(rf"\.{re.escape(output.name)}\.(?:{kinds})-([0-9]{{1,9}})")
+    for path in output.parent.iterdir():
+        found = name.fullmatch(path.name)
+        if found and _is_gone(int(found[1])) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_gone(process: int) -> bool:
+    """Whether there is no such process, apart from this one, which has only begun."""
+    if process == os.getpid():
+        return True
+    if os.name == "nt":  # where os.kill ends it
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # somebody else's
+        return False
+    return False
 
 
 STOP_NOTICE = "Stopping after this step; press Ctrl-C again to stop at once"

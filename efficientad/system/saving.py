@@ -13,7 +13,7 @@ from torch import nn
 
 from efficientad.system.distributed import largest_over_ranks, rank, wait_for_ranks
 from efficientad.system.errors import Interrupted, UserError
-from efficientad.system.files import write_csv
+from efficientad.system.files import open_not_followed, write_csv
 from efficientad.system.random_streams import VERSION
 from efficientad.system.runs import STOP_NOTICE, stop_requests
 from efficientad.system.torch_files import write_atomically
@@ -40,7 +40,7 @@ class CsvLog:
         if not self.path.exists():
             self.write()
         elif rank() == 0:
-            with self.path.open("a", newline="", encoding="utf-8") as file:
+            with open(self.path, "a", newline="", encoding="utf-8", opener=open_not_followed) as file:
                 csv.writer(file).writerow(row)
 
     def set_last(self, column: str, value: object) -> None:

@@ -34,7 +34,7 @@ from efficientad.system.devices import (
 )
 from efficientad.system.distributed import rank, ranks, say, wait_for_ranks
 from efficientad.system.errors import UserError, printable
-from efficientad.system.files import write_text_atomically
+from efficientad.system.files import require_no_links, write_text_atomically
 from efficientad.system.random_streams import seed_torch
 from efficientad.system.runs import lock_folder
 from efficientad.system.torch_files import compare_images
@@ -66,6 +66,7 @@ from efficientad.training.sizes import begin_view, choose_size
 
 LOG_FILE = "log.csv"
 CHART_FILE = "training.png"
+_FILES = (MODEL_FILE, STATE_FILE, SETTINGS_FILE, LOG_FILE, CHART_FILE, SKIPPED_FILE)
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,9 @@ def train_detector(dataset: Dataset, options: TrainingOptions) -> TrainedDetecto
             that the training to be resumed began with.
         Interrupted: by a signal during the training; its state is saved.
     """
-    folder = options.output_dir / "trainings" / dataset.name
+    below = f"trainings/{dataset.name}"
+    folder = options.output_dir / below
+    require_no_links(options.output_dir, [f"{below}/{name}" for name in _FILES])
     with lock_folder(folder) if rank() == 0 else nullcontext():
         wait_for_ranks()  # the first one has the lock, or has failed alone
         begins = may_begin(folder, options)

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 import eval as eval_script
 from commands import evaluate
-from conftest import fail, fill_folder, make_dataset, write_six_files
+from conftest import draw_part, fail, fill_folder, make_dataset, write_six_files
 from efficientad.detector.checkpoint import load_teacher_weights, save_model
 from efficientad.detector.model import EfficientAD
 from efficientad.system.runs import lock_folder
@@ -222,3 +222,35 @@ def test_a_folder_in_use_is_one_line(output, dataset_folder, monkeypatch, capsys
     with lock_folder(output / "anomaly_maps/custom/test"):
         error = fail(monkeypatch, capsys, eval_script, *words)
     assert "test is in use by another run (process " in error
+
+
+def test_a_class_named_like_a_result_is_refused_before_anything_is_scored(
+    output, dataset_folder, monkeypatch, capsys
+):
+    (dataset_folder / "test" / "defect_type_1").rename(dataset_folder / "test" / "scores.csv")
+    monkeypatch.setattr("efficientad.evaluation.run.score_all", None)
+    message = fail(monkeypatch, capsys, eval_script, "-d", "custom", "-c", dataset_folder, "-o", output)
+    assert "scores.csv would have to be a file of the results and the folder of others; rename" in message
+
+
+def test_images_with_the_longest_names_have_maps(output, dataset_folder):
+    for end in "ab":
+        draw_part(5).save(dataset_folder / "test" / "good" / ("x" * 250 + f"{end}.png"))
+    folder = output / "anomaly_maps" / "custom" / "test"
+    evaluate("-d", "custom", "-c", dataset_folder, "-o", output)
+    assert len(list((folder / "good").glob("*.tiff"))) == 5
+    evaluate("-d", "custom", "-c", dataset_folder, "-o", output, "-f", "none")
+    assert not list(folder.rglob("*.tiff"))
+
+
+@pytest.mark.parametrize("link", ["anomaly_maps", "anomaly_maps/custom/test", "anomaly_maps/custom/test/good"])
+def test_links_below_the_output_folder_are_refused(output, dataset_folder, link, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine").mkdir()
+    (output / link).parent.mkdir(parents=True, exist_ok=True)
+    (output / link).symlink_to(tmp_path / "mine")
+    message = fail(monkeypatch, capsys, eval_script, "-d", "custom", "-c", dataset_folder, "-o", output)
+    assert f"{output / link} is a link" in message and not list((tmp_path / "mine").iterdir())
+    (output / link).unlink()
+    (output / "trainings").rename(tmp_path / "trainings")
+    (output / "trainings").symlink_to(tmp_path / "trainings")  # which is only read
+    evaluate("-d", "custom", "-c", dataset_folder, "-o", output, "-f", "none")

@@ -8,13 +8,13 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from efficientad.evaluation import curves, pixel_metrics
 from efficientad.evaluation import image_metrics as metrics
 from efficientad.evaluation.image_metrics import (
-    class_rows,
+    class_groups,
     decision_row,
     image_auroc,
     image_metrics,
     image_row,
     merge_copies,
-    overall_row,
+    overall_group,
 )
 
 
@@ -50,7 +50,7 @@ def test_rows_of_the_classes():
     names = ["good", "scratch", "good", "dent", "scratch", "good", "good"]
     y_true = np.array([name != "good" for name in names])
     y_score = np.array([10.0, 90.0, 95.0, 20.0, 30.0, 5.0, 7.0])
-    dent, good, scratch = class_rows(names, y_true, y_score, 25.0)
+    dent, good, scratch = (group.row(25.0) for group in class_groups(names, y_true, y_score))
     assert (dent.name, dent.accuracy, dent.recall, dent.count) == ("dent", 0.0, 0.0, 1)
     assert math.isnan(dent.precision)  # nothing called anomalous
     assert dent.auroc == pytest.approx(3 / 4)
@@ -58,14 +58,15 @@ def test_rows_of_the_classes():
     assert math.isnan(good.recall) and math.isnan(good.auroc)
     assert (scratch.name, scratch.accuracy, scratch.precision, scratch.recall) == ("scratch", 1.0, 1.0, 1.0)
     assert scratch.auroc == pytest.approx(6 / 8)
-    overall = overall_row(y_true, y_score, 25.0)
+    overall = overall_group(y_true, y_score).row(25.0)
     assert overall.accuracy == pytest.approx(5 / 7)
     assert overall.precision == overall.recall == pytest.approx(2 / 3)
     assert overall.auroc == pytest.approx(direct_auroc(y_true, y_score))
 
 
 def test_good_class_without_false_alarms_has_no_precision():
-    (row,) = class_rows(["good"] * 2, np.array([False, False]), np.array([1.0, 2.0]), 25.0)
+    (group,) = class_groups(["good"] * 2, np.array([False, False]), np.array([1.0, 2.0]))
+    row = group.row(25.0)
     assert row.accuracy == 1 and math.isnan(row.precision)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from efficientad.data.datasets import Sample
+from efficientad.evaluation import image_metrics
 from efficientad.evaluation.pixel_metrics import PixelMetrics, PixelRow
 from efficientad.evaluation.report import (
     ScoredSample,
@@ -199,3 +200,21 @@ def test_metrics_file_is_valid_json(tmp_path):
     assert ten["auroc"] == {"value": pytest.approx(2 / 3), "low": None, "high": None}
     assert contents["pixel_metrics"]["overall"]["auroc"] is None
     assert contents["pixel_metrics"]["classes"][0]["au_pro_30"] == 0.7
+
+
+def test_many_further_thresholds_are_quick(monkeypatch):
+    """What no threshold changes is computed once: with it, 2,000 took 20 minutes."""
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"class_{number % 14}" if number % 2 else "good", f"{number}.png", float(score), None)
+        for number, score in enumerate(rng.gamma(3, 20, 2000))
+    ]
+    auroc, calls = image_metrics.image_auroc, []
+    monkeypatch.setattr(image_metrics, "image_auroc", lambda *columns: calls.append(1) or auroc(*columns))
+    evaluation = evaluate_scores(scored(*rows), 50.0, np.linspace(0, 200, 400).tolist())
+    assert len(calls) == 9  # the good images, seven classes, all
+    for other in (evaluation.others[0], evaluation.others[150]):
+        alone = evaluate_scores(scored(*rows), other.threshold)
+        assert repr((other.classes, other.overall, other.sweep)) == repr(
+            (alone.classes, alone.overall, alone.sweep)
+        )

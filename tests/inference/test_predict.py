@@ -73,11 +73,11 @@ def test_exit_status(weights, parts, tmp_path, monkeypatch, capsys):
     words = ["-w", weights, "-i", parts, "-o", tmp_path / "out"]
     assert run(*words, "-T", 1e9) == 0
     assert "0 of 5 images are anomalous" in capsys.readouterr().out
-    assert run(*words, "-T", 0) == 1
+    assert run(*words, "-T", 0) == 3
     monkeypatch.setattr(sys, "argv", ["predict", *map(str, words), "-T", "0"])
     with pytest.raises(SystemExit) as raised:
         run_command(predict.main, predict.get_parser())
-    assert raised.value.code == 1
+    assert raised.value.code == 3
     (parts / "a" / "001.png").write_text("text")
     assert "cannot read 1 of 5 images" in fail(monkeypatch, capsys, predict, *words, "-T", 0)
     assert len(read_scores(tmp_path / "out")) == 4  # the others have their scores all the same
@@ -90,7 +90,7 @@ def test_a_bug_does_not_look_like_a_result(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["predict", "-w", "x", "-i", "y"])
     with pytest.raises(SystemExit) as raised:
         run_command(broken, predict.get_parser())
-    assert raised.value.code == 2 and "ZeroDivisionError" in capsys.readouterr().err
+    assert raised.value.code == 1 and "ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_folders_files_and_patterns(parts, tmp_path, monkeypatch):

@@ -5,8 +5,9 @@ import shlex
 import pytest
 
 import eval as eval_script
+import prepare_dataset
 import train as train_script
-from efficientad import pretrain
+from efficientad import benchmark, export, predict, pretrain
 from efficientad.system.arguments import command_line
 
 
@@ -41,6 +42,38 @@ def test_an_empty_output_is_not_the_current_folder(capsys):
         with pytest.raises(SystemExit):
             command.get_parser().parse_args([*words, "-o", ""])
         assert "expects a name, not an empty word" in capsys.readouterr().err
+
+
+def test_an_empty_input_is_not_the_current_folder(capsys):
+    """Nor one of several."""
+    commands = [
+        (predict, ["-i", "x", "-w"], [""]),
+        (predict, ["-w", "x", "-i"], ["a", ""]),
+        (predict, ["-w", "x", "--watch"], [""]),
+        (export, ["-w"], [""]),
+        (pretrain, ["-o", "x", "--images"], [""]),
+        (benchmark, ["--json"], [""]),
+        (train_script, ["-c"], [""]),
+        (train_script, ["--imagenet_train_path"], ["a", ""]),
+        (eval_script, ["--mvtec_ad_path"], [""]),
+        *(
+            (prepare_dataset, [flag], [""])
+            for flag in ("--annotations", "--unlabeled_dir", "--defect_dir", "--preview")
+        ),
+    ]
+    for command, words, empty in commands:
+        with pytest.raises(SystemExit):
+            command.get_parser().parse_args([*words, *empty])
+        assert "expects a name, not an empty word" in capsys.readouterr().err, (command, words)
+
+
+def test_a_category_is_a_name(capsys):
+    for text in ("../x", "..", ".", "/etc", "a/b", "a\\b", ""):
+        for command in (train_script, eval_script):
+            with pytest.raises(SystemExit):
+                command.get_parser().parse_args(["-s", text])
+            assert "-s/--subdataset: expects " in capsys.readouterr().err
+    assert train_script.get_parser().parse_args(["-s", "metal nut.2"]).subdataset == "metal nut.2"
 
 
 def test_texts_that_are_no_numbers_are_errors_that_say_what_is_expected(capsys):

@@ -74,7 +74,8 @@ def test_the_list_cannot_point_outside(tmp_path):
     folder.mkdir()
     (tmp_path / "precious.txt").write_text("mine")
     (folder / FILE_LIST).write_text(f'["../precious.txt", "{(tmp_path / "precious.txt").as_posix()}"]')
-    evaluate(folder, ["scores.csv"])
+    with pytest.raises(UserError, match="written_files.json is damaged: it does not list files beside it"):
+        evaluate(folder, ["scores.csv"])
     assert (tmp_path / "precious.txt").exists()
 
 

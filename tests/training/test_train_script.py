@@ -195,3 +195,22 @@ def test_output_that_cannot_be_written_is_one_line(dataset_folder, tiny_teacher,
     (tmp_path / "out").write_text("a file where the folder should be")
     words = ["-d", "custom", "-c", dataset_folder, "-w", tiny_teacher, "-o", tmp_path / "out"]
     assert "Not a directory" in fail(monkeypatch, capsys, train_script, *words)
+
+
+@pytest.mark.parametrize("link", ["trainings", "trainings/custom", "trainings/custom/log.csv"])
+def test_links_below_the_output_folder_are_refused(
+    dataset_folder, tiny_teacher, link, tmp_path, monkeypatch, capsys
+):
+    out, mine = tmp_path / "out", tmp_path / "mine"
+    mine.mkdir()
+    (out / link).parent.mkdir(parents=True)
+    (out / link).symlink_to(mine)
+    words = ["-d", "custom", "-c", dataset_folder, "-o", out, "-w", tiny_teacher, "--memory", 20]
+    message = fail(monkeypatch, capsys, train_script, *words)
+    assert f"{out / link} is a link, and below an output folder" in message and not list(mine.iterdir())
+    (out / link).unlink()
+    (tmp_path / "big").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "big")
+    words[words.index(out)] = tmp_path / "link"  # the output folder itself, on a larger disk
+    train(*words)
+    assert (tmp_path / "big" / "trainings" / "custom" / "model.pt").exists()
