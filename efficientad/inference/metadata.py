@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +24,10 @@ INSPECTED_NAME = "inspected"  # uint8, N x H x W, not 0 where a pixel counts; se
 OUTPUT_NAMES = ("anomaly_map", "score")  # float32, N x H x W and N
 METADATA_FILE = "metadata.json"  # within a .pt2
 _FORMAT_VERSION = 2  # 1 saw whole images, squares
+_MODEL_SIZES, _PRECISIONS = ("small", "medium"), ("fp32", "fp16", "bf16", "int8")
+_LONGEST_VERSION = 100  # letters
+# Of an input: a file computes an image in one pass, and from here on that takes more than 17 GB.
+MOST_EXPORTED_PIXELS = 2**24
 
 
 @dataclass(frozen=True)
@@ -70,24 +77,58 @@ class Metadata:
             UserError: a newer version wrote them, or they are not those of efficientad.export.
         """
         version = text.get("efficientad_format", "")
-        if version.isdecimal() and int(version) > _FORMAT_VERSION:  # whatever else is new in it
+        if re.fullmatch("[0-9]{1,9}", version) and int(version) > _FORMAT_VERSION:  # whatever else is new in it
             raise UserError(f"{path} was written by a newer version of this toolkit; update, or export again")
         try:
-            calibration = json.loads(text["calibration"]) or {}
-            lists = {key: tuple(value) for key, value in calibration.items() if isinstance(value, list)}
+            if version not in map(str, range(1, _FORMAT_VERSION + 1)):
+                raise ValueError("efficientad_format")
             if version == "1":
-                view = View().as_dict() | {"size": 2 * [int(text["image_size"])]}
+                view = View.from_dict(View().as_dict() | {"size": 2 * [int(text["image_size"])]})
             else:
-                view = json.loads(text["view"])
-            return cls(
+                view = View.from_dict(_parse(text["view"]))
+            calibration, versions = _parse(text["calibration"]), _parse(text["versions"])
+            found = cls(
                 text["model_size"],
-                View.from_dict(view),
+                view,
                 text["precision"],
-                Calibration(**calibration | lists) if calibration else None,
-                json.loads(text["versions"]),
+                None if calibration is None else Calibration.from_dict(calibration),
+                versions,
             )
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-            raise UserError(f"{path} is no detector that efficientad.export wrote") from None
+            _check(found, text, version)
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            reason = textwrap.shorten(str(error), 100)
+            raise UserError(f"{path} is no detector that efficientad.export wrote ({reason})") from None
+        return found
+
+
+def _parse(text: str) -> Any:
+    """JSON, in which NaN and infinity are errors, too.
+
+    Raises:
+        ValueError, RecursionError
+    """
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no number")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def _check(metadata: Metadata, text: Mapping[str, str], version: str) -> None:
+    """Raise ValueError unless the facts are those of an export, and agree with the texts for other programs."""
+    if metadata.model_size not in _MODEL_SIZES or metadata.precision not in _PRECISIONS:
+        raise ValueError("model_size or precision")
+    texts = (
+        [part for pair in metadata.versions.items() for part in pair] if type(metadata.versions) is dict else [0]
+    )
+    if not all(isinstance(part, str) and part.isprintable() and len(part) <= _LONGEST_VERSION for part in texts):
+        raise ValueError("versions")
+    if metadata.view.height * metadata.view.width > MOST_EXPORTED_PIXELS:
+        raise ValueError(f"images of more than {MOST_EXPORTED_PIXELS:,} pixels")
+    expected = metadata.as_text()
+    stated = ("threshold",) if version == "1" else ("threshold", "image_size")
+    if any(text[key] != expected[key] for key in stated):
+        raise ValueError(f"{' or '.join(stated)} is not that of the other facts")
 
 
 TEXT_KEYS = tuple(Metadata("", View(), "", None, {}).as_text())
