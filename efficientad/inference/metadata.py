@@ -56,6 +56,21 @@ class Metadata:
             arrays[INSPECTED_NAME] = inspected.to(torch.uint8).numpy()
         return arrays
 
+    @property
+    def port_types(self) -> dict[str, str]:
+        """Types of the file's inputs and outputs, as numpy names them."""
+        return {"inputs": "uint8", "outputs": "float32"}
+
+    def input_shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """Of the file's inputs, by name; None: the number of images."""
+        size = self.view.size
+        inspected = {INSPECTED_NAME: (None, *size)} if self.takes_inspected else {}
+        return {INPUT_NAME: (None, *size, 3), **inspected}
+
+    def output_shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """Of the file's outputs; see input_shapes."""
+        return dict(zip(OUTPUT_NAMES, ((None, *self.view.size), (None,)), strict=True))
+
     def as_text(self) -> dict[str, str]:
         """Texts by name, which every format can hold."""
         return {
