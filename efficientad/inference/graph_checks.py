@@ -47,7 +47,9 @@ class ForeignGraphError(ValueError):
 
 
 def check_ports(
-    metadata: Metadata, inputs: Mapping[str, tuple[str, Shape]], outputs: Mapping[str, tuple[str, Shape]]
+    metadata: Metadata,
+    inputs: Mapping[str, tuple[str, Shape | None]],
+    outputs: Mapping[str, tuple[str, Shape | None]],
 ) -> None:
     """Raise a ForeignGraphError unless inputs and outputs are those of an export.
 
@@ -61,8 +63,11 @@ def check_ports(
         if found.keys() != expected.keys():
             raise ForeignGraphError(f"its {kind} are {', '.join(found)}, not {', '.join(expected)}")
         for name, (dtype, shape) in found.items():
-            if (dtype, tuple(shape)) != (metadata.port_types[kind], expected[name]):
-                raise ForeignGraphError(f"{name} is {dtype} {_describe(shape)}, not {_describe(expected[name])}")
+            wanted = metadata.port_types[kind]
+            if dtype != wanted or shape is None or tuple(shape) != expected[name]:
+                raise ForeignGraphError(
+                    f"{name} is {dtype} {_describe(shape)}, not {wanted} {_describe(expected[name])}"
+                )
 
 
 def check_result_size(metadata: Metadata, name: str, shape: Shape | None, file_bytes: int) -> None:
@@ -79,8 +84,8 @@ def check_result_size(metadata: Metadata, name: str, shape: Shape | None, file_b
         raise ForeignGraphError(f"{name} would have {math.prod(shape):,} values")
 
 
-def _describe(shape: Shape) -> str:
-    return " x ".join("N" if side is None else str(side) for side in shape)
+def _describe(shape: Shape | None) -> str:
+    return "of any shape" if shape is None else " x ".join("N" if side is None else str(side) for side in shape)
 
 
 def check_onnx(onnx: Any, model: Any, metadata: Metadata, file_bytes: int) -> None:

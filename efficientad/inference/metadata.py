@@ -96,7 +96,7 @@ class Metadata:
             raise UserError(f"{path} was written by a newer version of this toolkit; update, or export again")
         try:
             if version not in map(str, range(1, _FORMAT_VERSION + 1)):
-                raise ValueError("efficientad_format")
+                raise ValueError("it has no efficientad_format")
             if version == "1":
                 view = View.from_dict(View().as_dict() | {"size": 2 * [int(text["image_size"])]})
             else:
@@ -132,18 +132,18 @@ def _parse(text: str) -> Any:
 def _check(metadata: Metadata, text: Mapping[str, str], version: str) -> None:
     """Raise ValueError unless the facts are those of an export, and agree with the texts for other programs."""
     if metadata.model_size not in _MODEL_SIZES or metadata.precision not in _PRECISIONS:
-        raise ValueError("model_size or precision")
+        raise ValueError("its model_size or precision is none")
     texts = (
         [part for pair in metadata.versions.items() for part in pair] if type(metadata.versions) is dict else [0]
     )
     if not all(isinstance(part, str) and part.isprintable() and len(part) <= _LONGEST_VERSION for part in texts):
-        raise ValueError("versions")
+        raise ValueError("its versions are not short texts")
     if metadata.view.height * metadata.view.width > MOST_EXPORTED_PIXELS:
-        raise ValueError(f"images of more than {MOST_EXPORTED_PIXELS:,} pixels")
+        raise ValueError(f"its images have more than {MOST_EXPORTED_PIXELS:,} pixels")
     expected = metadata.as_text()
     stated = ("threshold",) if version == "1" else ("threshold", "image_size")
     if any(text[key] != expected[key] for key in stated):
-        raise ValueError(f"{' or '.join(stated)} is not that of the other facts")
+        raise ValueError(f"its {' or '.join(stated)} is not that of its other facts")
 
 
 TEXT_KEYS = tuple(Metadata("", View(), "", None, {}).as_text())

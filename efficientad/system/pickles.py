@@ -60,8 +60,8 @@ class _Value:
         if self.is_held:
             raise PickleError("a list in it grows when it is already part of another")
         for value in values:
-            if value.kind in _ARGUMENTS:
-                raise PickleError("it holds other things than values")
+            if value.kind in _ARGUMENTS or value is self:
+                raise PickleError("it holds other things than values, or itself")
             value.is_held = True
             self.count += value.count
             self.depth = max(self.depth, value.depth + 1)

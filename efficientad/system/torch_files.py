@@ -109,6 +109,8 @@ def _scan_zip(file: BinaryIO, path: Path) -> None:
             raise PickleError("it is not a zip file as torch.save writes it")
         if names[pickles[0]] > _MOST_PICKLE_BYTES:
             raise PickleError(f"it holds more than {_MOST_PICKLE_BYTES:,} bytes besides tensors")
+        if wrong := archive.testzip():  # reads it all; torch itself does not compare
+            raise PickleError(f"the checksum of {wrong[:100]} is wrong")
         pickle_bytes = io.BytesIO(archive.read(pickles[0]))
     folder = pickles[0].removesuffix("data.pkl") + "data/"
     storages = {name.removeprefix(folder): count for name, count in names.items() if name.startswith(folder)}
