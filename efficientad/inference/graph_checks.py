@@ -25,15 +25,16 @@ _VALUES_PER_PIXEL, _BORDER, _FIXED_VALUES = 300, 64, 2**22
 _ONNX_OPERATORS = re.findall(
     r"\w+",
     "Add ArgMax AveragePool Cast Concat Conv DequantizeLinear Div Equal Gather GatherND Greater MatMul Max MaxPool "
-    "Mul Neg Not Pad Pow QuantizeLinear ReduceMax ReduceMean ReduceSum Relu Reshape Resize Shape Slice Split Sub "
-    "TopK Transpose Unsqueeze Where Constant Expand Flatten Gemm Identity Squeeze",
+    "Mul Neg Not Pad Pow QuantizeLinear ReduceMax ReduceMean ReduceSum Relu Reshape Resize ScatterND Shape Slice "
+    "Split Sub TopK Transpose Unsqueeze Where Constant Expand Flatten Gemm Identity Squeeze",
 )
 _ONNX_TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16"}
 _OPENVINO_LAYERS = re.findall(
     r"\w+",
     "Add AvgPool Broadcast Concat Const Convert Convolution Divide Equal FakeQuantize Gather GatherND Greater "
     "Interpolate LogicalNot MatMul MaxPool Maximum Multiply Negative Pad Parameter Power ReLU ReduceMax ReduceMean "
-    "ReduceSum Reshape Result Select ShapeOf Slice Split Squeeze Subtract TopK Transpose Unsqueeze VariadicSplit",
+    "ReduceSum Reshape Result ScatterNDUpdate Select ShapeOf Slice Split Squeeze Subtract TopK Transpose Unsqueeze "
+    "VariadicSplit",
 )
 _OPENVINO_TYPES = {"f32", "f16", "i64", "u64", "i32", "u8", "i8", "boolean"}
 _ONNX_SHAPE_BYTES = 1024  # of numbers that shapes may depend on

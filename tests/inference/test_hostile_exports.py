@@ -13,7 +13,7 @@ from conftest import fail, fill_folder, make_dataset
 from efficientad import predict
 from efficientad.data.views import FIT, View
 from efficientad.detector.calibration import Calibration
-from efficientad.detector.model import EfficientAD
+from efficientad.detector.model import MIRROR, EfficientAD
 from efficientad.inference import exporting
 from efficientad.inference.exported import load_exported
 from efficientad.inference.metadata import MOST_EXPORTED_PIXELS, Metadata
@@ -76,6 +76,17 @@ def written(tiny_model, tmp_path):
         return path
 
     return write
+
+
+@pytest.mark.parametrize("name", SUFFIXES)
+@pytest.mark.parametrize(("view", "memory"), [(View(640, 1024), 3000), (View(1024, 640, FIT), 0)])
+def test_exports_of_large_images_are_taken(tiny_networks, tmp_path, name, view, memory):
+    """In them the exporter leaves steps that it computes itself where images are small."""
+    skip_without(name)
+    model, path = EfficientAD("small", view, MIRROR, True, memory).eval(), tmp_path / f"d{SUFFIXES[name]}"
+    exporting.write_export(name, model, exporting.describe(model, "fp32"), path)
+    inspected = torch.ones((1, *view.size), dtype=torch.bool)
+    assert load_exported(path, "cpu", "auto")(random_pixels(1, view.size), inspected).shape == (1, 1, *view.size)
 
 
 def change_onnx(path, change):
