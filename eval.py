@@ -33,6 +33,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="also print the tables for each of these (default: none)",
     )
     arguments.add_scoring_batch_size_argument(group)
+    arguments.add_max_megapixels_argument(group)
     arguments.add_machine_arguments(parser)
     group = parser.add_argument_group("output")
     group.add_argument(
@@ -56,8 +57,10 @@ def get_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     # Heavy imports after parsing, so that --help and flag errors are instant.
     from efficientad.data.datasets import ALL_CATEGORIES, find_categories
+    from efficientad.data.formats import limit_megapixels
     from efficientad.system.distributed import each_category, process_group
 
+    limit_megapixels(args.max_megapixels)
     with process_group(args.device):
         if args.subdataset != ALL_CATEGORIES or args.dataset == "custom":
             evaluate_category(args, args.subdataset)
@@ -84,9 +87,12 @@ def evaluate_category(args: argparse.Namespace, category: str):
     """Evaluate one detector on its category; returns the report.Evaluation on the first rank."""
     from efficientad.data.datasets import open_dataset
     from efficientad.evaluation.run import EvaluationOptions, evaluate_detector
+    from efficientad.system.distributed import say
 
     options = arguments.read_options(EvaluationOptions, args)
     dataset = open_dataset(args.dataset, arguments.dataset_path(args), category)
+    for line in arguments.describe_unused_category(args):
+        say(line)
     weights_dir = args.weights_dir or args.output_dir / "trainings" / dataset.name
     folder = args.output_dir / "anomaly_maps" / dataset.name / "test"
     own = argparse.Namespace(**{**vars(args), "subdataset": category})

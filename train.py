@@ -125,6 +125,15 @@ def add_view_arguments(group: argparse._ArgumentGroup) -> None:
         "dates (default: nothing)",
     )
     group.add_argument(
+        "--bit_depth",
+        choices=arguments.BIT_DEPTHS,
+        default="auto",
+        help="of the values in files of more than 8 bits, for all images alike. A number: white is the largest "
+        "value of so many bits; float255, float1: white is 255 or 1 in files of floats; auto: the fewest bits that "
+        "hold the values of all training images (default: %(default)s)",
+    )
+    arguments.add_max_megapixels_argument(group)
+    group.add_argument(
         "--border",
         choices=(NO_BORDER, MIRROR),
         help="none: the outer 10 pixels of the resized image are hardly seen, as in the paper; mirror: images are "
@@ -222,8 +231,10 @@ def add_training_arguments(group: argparse._ArgumentGroup) -> None:
 def main(args: argparse.Namespace) -> None:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
     from efficientad.data.datasets import ALL_CATEGORIES, find_categories
+    from efficientad.data.formats import limit_megapixels
     from efficientad.system.distributed import each_category, process_group, say
 
+    limit_megapixels(args.max_megapixels)
     with process_group(args.device):
         if args.subdataset != ALL_CATEGORIES or args.dataset == "custom":
             train_category(args, args.subdataset)
@@ -244,6 +255,8 @@ def train_category(args: argparse.Namespace, category: str) -> tuple[int, int, f
     own = argparse.Namespace(**{**vars(args), "subdataset": category})
     command = arguments.command_line(get_parser(), own)
     dataset = open_dataset(args.dataset, arguments.dataset_path(args), category)
+    for line in arguments.describe_unused_category(args):
+        say(line)
     trained = train_detector(dataset, arguments.read_options(TrainingOptions, own, command=command))
     if trained is None:
         return None

@@ -52,6 +52,7 @@ def get_parser() -> argparse.ArgumentParser:
         help=f"folders or tar files of good images: up to {PARITY_IMAGES} to compare with torch on, up to "
         f"{CALIBRATION_IMAGES} others to calibrate int8 with (default: the training's own)",
     )
+    arguments.add_max_megapixels_argument(group)
     arguments.add_workers_argument(group)
     return parser
 
@@ -60,10 +61,12 @@ def main(args: argparse.Namespace) -> None:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
     import torch
 
+    from efficientad.data.formats import limit_megapixels
     from efficientad.detector.checkpoint import load_model
     from efficientad.inference import export_check, exporting
     from efficientad.inference.metadata import SUFFIXES
 
+    limit_megapixels(args.max_megapixels)
     if args.precision not in PRECISIONS[args.format]:
         offered = ", ".join(PRECISIONS[args.format])
         raise UserError(f"--format {args.format} has no --precision {args.precision}; choose from {offered}")

@@ -44,6 +44,7 @@ def get_parser() -> argparse.ArgumentParser:
         "long.) Needs an output folder of its own; after a restart its scores.csv continues",
     )
     arguments.add_scoring_batch_size_argument(group)
+    arguments.add_max_megapixels_argument(group)
     arguments.add_machine_arguments(parser)
     group = parser.add_argument_group("output")
     arguments.add_output_dir_argument(group, "gets scores.csv, maps/ and regions", "predictions")
@@ -67,8 +68,10 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
+    from efficientad.data.formats import limit_megapixels
     from efficientad.inference import run
 
+    limit_megapixels(args.max_megapixels)
     options = arguments.read_options(run.PredictOptions, args)
     if args.watch:
         run.watch_folder(args.watch, options)

@@ -46,6 +46,7 @@ def add_distillation_arguments(group: argparse._ArgumentGroup) -> None:
         metavar="PATH",
         help="folders (any depth) or tar files of natural images, best ImageNet's",
     )
+    arguments.add_max_megapixels_argument(group)
     arguments.add_model_size_argument(group, "of the teacher (default: %(default)s)")
     group.add_argument(
         "--backbone",
@@ -160,9 +161,11 @@ def add_training_arguments(group: argparse._ArgumentGroup) -> None:
 
 def main(args: argparse.Namespace) -> None:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
+    from efficientad.data.formats import limit_megapixels
     from efficientad.pretraining.run import pretrain_teacher
     from efficientad.system.distributed import process_group
 
+    limit_megapixels(args.max_megapixels)
     with process_group(args.device):
         pretrain_teacher(arguments.read_options(PretrainingOptions, args))
 

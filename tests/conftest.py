@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from browser import Browser, find_programs
 from commands import train
-from efficientad.data.views import read_ignored
+from efficientad.data.ignored import read_ignored
 from efficientad.detector import networks
 from efficientad.detector.model import EfficientAD
 from efficientad.system import progress_bars

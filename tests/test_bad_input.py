@@ -36,7 +36,7 @@ def model(tmp_path_factory):
         torch.manual_seed(0)
         torch.save(EfficientAD().teacher.state_dict(), folder / "teacher.pth")
         parts = make_dataset(folder / "parts", train=6, test={"good": 1})
-        run("train", "-d", "custom", "-c", parts, "-o", folder, "-w", folder / "teacher.pth")
+        run("train", "-d", "custom", "-c", parts, "-o", folder, "-w", folder / "teacher.pth", "--bit_depth", 16)
         yield folder
 
 

@@ -6,6 +6,7 @@ import json
 import signal
 from contextlib import suppress
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import draw_part
+from deep_files import deep_png, deep_tiff
+from efficientad.data.depth import Depth, Scale
 from efficientad.data.images import UnreadableImageError, check_image, decode_image
 from efficientad.data.views import FIT, View
 from efficientad.detector.checkpoint import load_model, load_teacher_weights, save_model
@@ -66,18 +69,26 @@ def damaged(draw, whole):
     return bytes(data)
 
 
-def image_bytes(file_format, **options):
+def image_bytes(file_format, mode="RGB", **options):
     buffer = io.BytesIO()
-    draw_part(0, size=(24, 16)).save(buffer, file_format, **options)
+    image = draw_part(0, size=(24, 16))
+    image = image if mode == "RGB" else image.convert("L").convert(mode)
+    image.save(buffer, file_format, **options)
     return buffer.getvalue()
 
 
+DEPTH = Depth(Scale(4095.0, 1023.0), Scale(255.0))
 TURNED = Image.Exif()
 TURNED[0x0112] = 6
 IMAGES = [
     *(image_bytes(name, exif=TURNED) for name in ("JPEG", "PNG", "WEBP", "TIFF")),
     *(image_bytes(name) for name in ("GIF", "BMP", "PPM")),
     image_bytes("TIFF", compression="tiff_lzw"),
+    image_bytes("TIFF", mode="I;16"),
+    image_bytes("TIFF", mode="F"),
+    image_bytes("PNG", mode="I;16"),
+    deep_png(np.full((16, 24, 4), 4000)),
+    deep_tiff(np.full((16, 24, 3), 4000)),
     image_bytes("JPEG", progressive=True),
 ]
 
@@ -87,6 +98,7 @@ IMAGES = [
 def test_damaged_images(data):
     for read in (
         lambda: decode_image(data, "x"),
+        lambda: View(64, 64, depth=DEPTH).decode(data, "x"),
         lambda: read_header(data, "x"),
         lambda: check_image(io.BytesIO(data), "x"),
     ):
@@ -248,7 +260,7 @@ def half_ignored():
     return buffer.getvalue()
 
 
-SEEN = View(64, 96, FIT, (0.0, 0.25, 1.0, 0.75), half_ignored()).as_dict()
+SEEN = View(64, 96, FIT, (0.0, 0.25, 1.0, 0.75), half_ignored(), DEPTH).as_dict()
 
 
 @cases(300)

@@ -1,15 +1,14 @@
-"""Finds the image files of a folder. Imports nothing heavy."""
+"""Finds the image files of a folder. Imports nothing heavier than Pillow."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from efficientad.data.formats import IMAGE_SUFFIXES, PICTURE_SUFFIXES
 from efficientad.system.files import FILE_LIST, written_files
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif"})
 
 
 def is_image_name(name: str) -> bool:
@@ -86,6 +85,19 @@ def leave_out_written(paths: Iterable[Path], others: list[Path]) -> list[Path]:
     return kept
 
 
+def leave_out_below(folder: Path, paths: Iterable[Path]) -> list[Path]:
+    """The paths that are not inside `folder`, links resolved."""
+    top = Path(os.path.realpath(folder))
+    inside: dict[Path, bool] = {}  # by parent
+    kept = []
+    for path in paths:
+        if path.parent not in inside:
+            inside[path.parent] = Path(os.path.realpath(path.parent)).is_relative_to(top)
+        if not inside[path.parent]:
+            kept.append(path)
+    return kept
+
+
 def describe_others(others: Iterable[Path]) -> list[str]:
     """Lines for the user about the files that find_images did not take, if there are any."""
     lists = list(dict.fromkeys(path.parent for path in others if path.name == FILE_LIST))
@@ -93,10 +105,20 @@ def describe_others(others: Iterable[Path]) -> list[str]:
     if lists:
         more = f" and {len(lists) - 1} more folders" if len(lists) > 1 else ""
         lines.append(f"The results of earlier runs in {lists[0]}{more} are no input")
-    files = [path for path in others if path.name != FILE_LIST]
-    if len(files) == 1:
-        lines.append(f"1 file is no image: {files[0]}")
-    elif files:
-        kinds = Counter(path.suffix.lower() or "no suffix" for path in files).most_common()
-        lines.append(f"{len(files)} files are no images: {', '.join(f'{kind} ({count})' for kind, count in kinds)}")
+    pictures, rest = [], []
+    for path in others:
+        if path.name != FILE_LIST:
+            (pictures if path.suffix.lower() in PICTURE_SUFFIXES else rest).append(path)
+    if pictures:
+        what = "is a picture of a kind that is" if len(pictures) == 1 else "are pictures of kinds that are"
+        lines.append(f"{_count(pictures, f'{what} not read')}; convert to PNG")
+    if rest:
+        lines.append(_count(rest, "is no image" if len(rest) == 1 else "are no images"))
     return lines
+
+
+def _count(paths: Sequence[Path], what: str) -> str:
+    if len(paths) == 1:
+        return f"1 file {what}: {paths[0]}"
+    kinds = Counter(path.suffix.lower() or "no suffix" for path in paths).most_common()
+    return f"{len(paths)} files {what}: {', '.join(f'{kind} ({count})' for kind, count in kinds)}"

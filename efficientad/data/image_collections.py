@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from efficientad.data.folders import IMAGE_SUFFIXES, find_images, is_image_name
-from efficientad.data.images import UnreadableImageError, decode_image, read_image
+from efficientad.data.folders import find_images, is_image_name
+from efficientad.data.formats import DESCRIPTION
+from efficientad.data.images import UnreadableImageError, decode_image, read_bytes
 from efficientad.system.errors import UserError
 
 
@@ -25,17 +26,20 @@ class StoredImage:
     offset: int = 0
     length: int = -1
 
-    def read(self) -> Image.Image:
-        """Decode it; see decode_image.
+    def read(self, decode: Callable[[bytes, str], Image.Image] = decode_image) -> Image.Image:
+        """Decode it.
+
+        Args:
+            decode: makes the upright RGB image of the file's bytes and its name.
 
         Raises:
             UnreadableImageError
         """
         if self.length < 0:
-            return read_image(self.path)
+            return decode(read_bytes(self.path), str(self.path))
         with self.path.open("rb") as file:
             file.seek(self.offset)
-            return decode_image(file.read(self.length), f"{self.path} at byte {self.offset}")
+            return decode(file.read(self.length), f"{self.path} at byte {self.offset}")
 
 
 def find_stored_images(sources: Sequence[Path]) -> list[StoredImage]:
@@ -58,7 +62,7 @@ def find_stored_images(sources: Sequence[Path]) -> list[StoredImage]:
         else:
             raise UserError(f"{source}: neither a folder nor an uncompressed .tar file of images")
         if not found:
-            raise UserError(f"{source}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+            raise UserError(f"{source}: holds no images ({DESCRIPTION})")
         stored += found
     return stored
 

@@ -9,18 +9,22 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from efficientad.data.depth import DeepPixels, Depth, deep_pixels, gray_pixels, is_deep
+from efficientad.data.formats import DEEP_FORMATS, failure_reason, open_image
+from efficientad.data.reading_notes import ALPHA, CONSTANT_ALPHA, PAGES, SHALLOW, ReadingNotes
 from efficientad.system.errors import UserError, list_files, list_some
 from efficientad.system.files import csv_cell, write_csv
 from efficientad.system.parallel import parallel_map
 from efficientad.system.progress_bars import progress_bar
 
 _LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # of a whole file
-_ORIENTATION = 0x0112  # EXIF's; from 5 on the image lies on its side
+_ORIENTATION, _TURNED = 0x0112, range(5, 9)  # EXIF's, and its values for an image that lies on its side
+_REDUCIBLE = ("JPEG", "MPO")
 _LARGEST_JPG = 65_500  # pixels on a side; libjpeg writes no more
 
 
@@ -38,38 +42,98 @@ class UnreadableImageError(Exception):
         return UnreadableImageError, (self.name, self.reason)  # so that it can be sent to another process
 
 
-def decode_image(data: bytes, name: str) -> Image.Image:
-    """Decode an image file's bytes; see to_upright_rgb. Of an animation the first frame counts.
+class Decoded(NamedTuple):
+    """An image as it is looked at."""
+
+    image: Image.Image  # upright 8-bit RGB, perhaps reduced
+    size: tuple[int, int]  # width and height of the upright image in the file
+
+
+def decode_image(
+    data: bytes, name: str, depth: Depth | None = None, notes: ReadingNotes | None = None
+) -> Image.Image:
+    """Decode an image file's bytes; see to_upright_rgb. Of an animation or of several pages the first one counts.
+
+    Args:
+        name: of the file.
+        depth: what is white in files of more than 8 bits; None: the largest value of 16 bits, and 1.0 in floats.
+        notes: takes what is to be said of the image.
 
     Raises:
-        UnreadableImageError: not an image, damaged, or too large to be a photograph.
+        UnreadableImageError: not an image, damaged, too large, or with values that the depth is not right for.
+    """
+    return decode_at_least(data, name, None, depth, notes).image
+
+
+def decode_at_least(
+    data: bytes,
+    name: str,
+    least: tuple[int, int] | None,
+    depth: Depth | None = None,
+    notes: ReadingNotes | None = None,
+) -> Decoded:
+    """decode_image, at a half, a quarter or an eighth of its size where the file format makes that cheap.
+
+    Args:
+        least: width and height that the image must keep; None: its own.
     """
     try:
-        with Image.open(io.BytesIO(data)) as opened:
-            opened.load()
-            return to_upright_rgb(opened)
+        with open_image(io.BytesIO(data), name) as opened:
+            size = None
+            if least is not None and opened.format in _REDUCIBLE:
+                is_turned = _is_turned(opened)
+                size = opened.size[::-1] if is_turned else opened.size
+                opened.draft(None, least[::-1] if is_turned else least)
+            found = set() if notes is None else _describe(opened)
+            deep = None if depth is None else deep_pixels(opened, data)
+            if deep is None:
+                opened.load()
+                image = _to_rgb(ImageOps.exif_transpose(opened), depth is not None, found)
+            else:
+                image = _deep_to_rgb(deep, depth, found)
     except MemoryError:
         raise
     except Exception as error:  # Pillow's plugins raise almost any type on damaged files
         raise UnreadableImageError(name, failure_reason(error, empty=not data)) from error
+    if notes is not None:
+        for kind in found:
+            notes.add(kind, name)
+    return Decoded(image, size or image.size)
 
 
-def to_upright_rgb(image: Image.Image) -> Image.Image:
+def to_upright_rgb(image: Image.Image, depth: Depth | None = None) -> Image.Image:
     """An image of any mode as upright 8-bit RGB.
 
-    EXIF rotation is applied; transparency goes on black; gray is repeated in the three channels. 16-bit
-    values are divided by 257 and floats taken as [0, 1], both clipped: never stretched by the image's own
-    range, so that equal light gives equal pixels.
+    EXIF rotation is applied; gray is repeated in the three channels; transparency goes on black, unless it is the
+    same everywhere, which tells nothing. Values of more than 8 bits are divided by what is white: never stretched
+    by the image's own range, so that equal light gives equal pixels.
+
+    Args:
+        depth: see decode_image.
+
+    Raises:
+        ValueError: values that the depth is not right for; never without a depth.
     """
-    return _to_rgb(ImageOps.exif_transpose(image))
+    upright = ImageOps.exif_transpose(image)
+    deep = None if depth is None else gray_pixels(upright)
+    return _to_rgb(upright, depth is not None) if deep is None else _deep_to_rgb(deep, depth)
 
 
-def failure_reason(error: Exception, empty: bool) -> str:
-    if empty:
-        return "empty file"
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image, or damaged"
-    return str(error) or type(error).__name__
+def _is_turned(opened: Image.Image) -> bool:
+    return opened.getexif().get(_ORIENTATION, 1) in _TURNED
+
+
+def _describe(opened: Image.Image) -> set[str]:
+    """What is to be said of a file that was opened."""
+    has_pages = getattr(opened, "is_animated", False) and opened.format != "MPO"  # which has previews behind it
+    return {PAGES} if has_pages else set()
+
+
+def _deep_to_rgb(deep: DeepPixels, depth: Depth, found: set[str] | None = None) -> Image.Image:
+    levels, is_shallow = deep.to_levels(depth)
+    if is_shallow and found is not None:
+        found.add(SHALLOW)
+    return _to_rgb(levels, True, found)
 
 
 def check_image(file: BinaryIO, name: str) -> None:
@@ -82,7 +146,7 @@ def check_image(file: BinaryIO, name: str) -> None:
     """
     size = file.seek(0, os.SEEK_END)
     try:
-        with Image.open(file) as opened:
+        with open_image(file, name) as opened:
             last_bytes = _LAST_BYTES.get(opened.format or "", b"")
     except Exception as error:  # Pillow's plugins raise almost any type on damaged files
         raise UnreadableImageError(name, failure_reason(error, empty=not size)) from error
@@ -92,19 +156,25 @@ def check_image(file: BinaryIO, name: str) -> None:
         decode_image(file.read(), name)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, ignores_constant_alpha: bool, found: set[str] | None = None) -> Image.Image:
     if image.mode == "F":
         return _from_unit_range(np.asarray(image))
     if image.mode == "I" or image.mode.startswith("I;16"):
         return _from_unit_range(np.asarray(image).astype(np.float32) / 65535)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
-        return Image.alpha_composite(black, rgba).convert("RGB")
-    return image.convert("RGB")
+    if image.mode not in ("RGBA", "LA", "PA", "La", "RGBa") and "transparency" not in image.info:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    rgba = image.convert("RGBA")
+    lowest, highest = rgba.getextrema()[3]
+    if found is not None and lowest < 255:
+        found.add(CONSTANT_ALPHA if ignores_constant_alpha and lowest == highest else ALPHA)
+    if ignores_constant_alpha and lowest == highest:
+        return rgba.convert("RGB")
+    black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
+    return Image.alpha_composite(black, rgba).convert("RGB")
 
 
 def _from_unit_range(gray: np.ndarray) -> Image.Image:
+    """Floats as models without a depth saw them."""
     levels = np.rint(np.clip(np.nan_to_num(gray), 0, 1) * 255).astype(np.uint8)
     return Image.fromarray(levels).convert("RGB")
 
@@ -116,6 +186,29 @@ def read_image(path: Path) -> Image.Image:
         UnreadableImageError: also when the file cannot be opened.
     """
     return decode_image(read_bytes(path), str(path))
+
+
+def read_deep(path: Path) -> DeepPixels | None:
+    """The values of a file of more than 8 bits a channel; None for any other, which is not decoded.
+
+    Raises:
+        UnreadableImageError
+    """
+    with _open(path) as file:
+        try:
+            with Image.open(file, formats=DEEP_FORMATS) as opened:
+                if not is_deep(opened):
+                    return None
+            file.seek(0)
+            data = file.read()
+            with open_image(io.BytesIO(data), str(path)) as opened:
+                return deep_pixels(opened, data)
+        except MemoryError:
+            raise
+        except UnidentifiedImageError:
+            return None
+        except Exception as error:  # Pillow's plugins raise almost any type on damaged files
+            raise UnreadableImageError(str(path), failure_reason(error, empty=False)) from error
 
 
 def read_bytes(path: Path) -> bytes:
@@ -149,8 +242,8 @@ def upright_size(path: Path) -> tuple[int, int]:
     """
     with _open(path) as file:
         try:
-            with Image.open(file) as opened:
-                size, is_turned = opened.size, opened.getexif().get(_ORIENTATION, 1) >= 5
+            with open_image(file, str(path)) as opened:
+                size, is_turned = opened.size, _is_turned(opened)
         except Exception as error:  # Pillow's plugins raise almost any type on damaged files
             raise UnreadableImageError(str(path), failure_reason(error, empty=False)) from error
     return size[::-1] if is_turned else size

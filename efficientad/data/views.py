@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import functools
-import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,20 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from efficientad.data.images import UnreadableImageError, read_image
+from efficientad.data.depth import Depth
+from efficientad.data.ignored import check_ignored, decode_ignored
+from efficientad.data.images import Decoded, UnreadableImageError, decode_at_least, decode_image, read_bytes
+from efficientad.data.reading_notes import ReadingNotes
 from efficientad.data.transforms import to_tensor
-from efficientad.system.errors import UserError
 
 STRETCH, FIT = "stretch", "fit"
 SIDE = 256  # pixels, of the paper's input
 SMALLEST_SIDE, SIDE_STEP = 64, 4
-MOST_PIXELS = 178_956_970  # of an input; of images, too, as Pillow reads no larger ones
+MOST_PIXELS = 178_956_970  # of an input
 LONGEST_SIDE = 32_768
 _PAINT = (124, 116, 104)  # ImageNet's mean, which is 0 once normalized
 _RIM = 16  # pixels of the input within which the networks see little; they look at every fourth pixel beside it
+_SPARE = 4  # times the input's size that a reduced image still has, so that the input is about the same
 _SAME_SHAPE = 0.01  # relative difference of aspect ratios
 
 
@@ -44,6 +46,9 @@ class View:
     # Left, top, width and height in pixels, or all of them at most 1 as shares of the image; None: the whole image
     roi: tuple[float, float, float, float] | None = None
     ignored: bytes | None = None  # a PNG of 1-bit pixels, of the shape of the images; white does not count
+    # Of the files; None: of a model from before it was stored, whose files are decoded as they were then
+    depth: Depth | None = None
+    notes: ReadingNotes = field(default_factory=ReadingNotes, compare=False, repr=False)  # on what was decoded
 
     @property
     def size(self) -> tuple[int, int]:
@@ -83,18 +88,25 @@ class View:
             raise UnreadableImageError(name, f"{sizes}; see --roi of train.py")
         return left, top, right, bottom
 
-    def pixels(self, image: Image.Image, name: str = "the image") -> Tensor:
+    def pixels(
+        self, image: Image.Image, name: str = "the image", image_size: tuple[int, int] | None = None
+    ) -> Tensor:
         """The input for an upright RGB image: uint8, 3 x height x width.
+
+        Args:
+            name: of the image, for the error.
+            image_size: width and height that it had before decode reduced it; None: it did not.
 
         Raises:
             UnreadableImageError: the region of interest or the mask of what is ignored does not fit it, or leaves
                 nothing to inspect.
         """
-        box = self.box(image.size, name)
-        self._check_mask(image.size, name)
-        inspected = self.inspected(image.size)
+        size = image_size or image.size
+        box = self.box(size, name)
+        self._check_mask(size, name)
+        inspected = self.inspected(size)
         if inspected is not None and not inspected[_RIM:-_RIM:SIDE_STEP, _RIM:-_RIM:SIDE_STEP].any():
-            sizes = f"{image.width}x{image.height} pixels, of which nothing would be inspected"
+            sizes = f"{size[0]}x{size[1]} pixels, of which nothing would be inspected"
             raise UnreadableImageError(name, f"{sizes}; see --roi, --ignore and --resize of train.py")
         part = image if self.roi is None else image.crop(box)
         if self.ignored is not None:
@@ -102,7 +114,7 @@ class View:
             covered = Image.fromarray(~_inspected_image(self, image.size)[top:bottom, left:right])
             part = part.copy()
             part.paste(_PAINT, mask=covered)
-        left, top, width, height = self._place(part.size)
+        left, top, width, height = self._place((box[2] - box[0], box[3] - box[1]))
         resized = np.asarray(part.resize((width, height), Image.Resampling.BILINEAR))
         if (width, height) != (self.width, self.height):
             below, right = self.height - top - height, self.width - left - width
@@ -115,8 +127,26 @@ class View:
         Raises:
             UnreadableImageError: also where it cannot be decoded.
         """
-        image = read_image(path)
-        return self.pixels(image, str(path)), image.size
+        image, size = self.decode(read_bytes(path), str(path))
+        return self.pixels(image, str(path), size), size
+
+    def decode(self, data: bytes, name: str) -> Decoded:
+        """The upright RGB image in a file's bytes, for `pixels`: smaller than in the file if that suffices.
+
+        Raises:
+            UnreadableImageError
+        """
+        is_all_used = self.depth is None or self.roi is not None or self.ignored is not None
+        least = None if is_all_used else (_SPARE * self.width, _SPARE * self.height)
+        return decode_at_least(data, name, least, self.depth, self.notes)
+
+    def decode_whole(self, data: bytes, name: str) -> Image.Image:
+        """The upright RGB image in a file's bytes, as it looks to the networks, at its own size.
+
+        Raises:
+            UnreadableImageError
+        """
+        return decode_image(data, name, self.depth)
 
     def inspected(self, image_size: tuple[int, int]) -> Tensor | None:
         """Which pixels of the input show what is inspected: bools, height x width; None: all of any image.
@@ -153,7 +183,7 @@ class View:
         parts += ["--resize fit"] if self.resize == FIT else []
         parts += [] if self.roi is None else [f"--roi {' '.join(f'{value:g}' for value in self.roi)}"]
         parts += [] if self.ignored is None else ["--ignore"]
-        return "" if self == View() else ", ".join(parts)
+        return "" if replace(self, depth=None) == View() else ", ".join(parts)
 
     def as_dict(self) -> dict[str, Any]:
         """The view as plain values; see from_dict."""
@@ -162,6 +192,7 @@ class View:
             "resize": self.resize,
             "roi": None if self.roi is None else list(map(float, self.roi)),
             "ignored": None if self.ignored is None else base64.b64encode(self.ignored).decode("ascii"),
+            "depth": None if self.depth is None else self.depth.as_dict(),
         }
 
     @classmethod
@@ -184,8 +215,9 @@ class View:
             roi = parse_roi(_numbers("roi", roi, float, 4))
         if ignored is not None:
             ignored = base64.b64decode(ignored, validate=True)
-            _check_png(ignored)
-        return cls(height, width, resize, roi, ignored)
+            check_ignored(ignored)
+        depth = values.get("depth")  # earlier versions had none
+        return cls(height, width, resize, roi, ignored, None if depth is None else Depth.from_dict(depth))
 
     def _place(self, part_size: tuple[int, int]) -> tuple[int, int, int, int]:
         """Left, top, width and height of the resized part in the input; part_size: its width and height."""
@@ -199,7 +231,7 @@ class View:
     def _check_mask(self, image_size: tuple[int, int], name: str) -> None:
         if self.ignored is None:
             return
-        (width, height), (mask_width, mask_height) = image_size, _decode(self.ignored).size
+        (width, height), (mask_width, mask_height) = image_size, decode_ignored(self.ignored).size
         if abs(width * mask_height - height * mask_width) > _SAME_SHAPE * width * mask_height:
             sizes = f"{width}x{height} pixels, the mask of what is ignored {mask_width}x{mask_height}"
             raise UnreadableImageError(name, f"{sizes}; see --ignore of train.py")
@@ -249,47 +281,11 @@ def parse_roi(values: Any) -> tuple[float, float, float, float]:
     return roi
 
 
-def read_ignored(path: Path) -> bytes:
-    """A mask file as View.ignored.
-
-    Raises:
-        UserError: it cannot be read, or ignores nothing or everything.
-    """
-    try:
-        mask = read_image(path).convert("L").point(lambda level: 255 * (level > 127)).convert("1")
-    except UnreadableImageError as error:
-        raise UserError(f"--ignore {error}") from None
-    lowest, highest = mask.getextrema()
-    if lowest == highest:
-        what = "all white, so nothing would be inspected" if highest else "nowhere white, so it ignores nothing"
-        raise UserError(f"--ignore {path} is {what}; paint white what is not to be inspected, and the rest black")
-    data = io.BytesIO()
-    mask.save(data, "PNG")
-    return data.getvalue()
-
-
 def _numbers(name: str, values: Any, kind: type, count: int) -> list:
     """The list, if it is one of so many numbers of this very type."""
     if type(values) is not list or [type(value) for value in values] != [kind] * count:
         raise TypeError(f"{name} is {values!r}")
     return values
-
-
-def _check_png(data: bytes) -> None:
-    """Raise ValueError if they are not a PNG of 1-bit pixels."""
-    try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as opened:
-            if opened.mode != "1":
-                raise ValueError(f"its pixels are {opened.mode}")
-            opened.load()
-    except Exception as error:  # Pillow raises almost any type on damaged files
-        raise ValueError(f"the mask of what is ignored is damaged: {error}") from None
-
-
-@functools.lru_cache(maxsize=4)
-def _decode(ignored: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(ignored), formats=["PNG"]) as opened:
-        return opened.copy()
 
 
 @functools.lru_cache(maxsize=4)  # an image's pixels each
@@ -298,7 +294,7 @@ def _inspected_image(view: View, image_size: tuple[int, int]) -> np.ndarray:
     inspected = np.zeros(image_size[::-1], dtype=bool)
     inspected[top:bottom, left:right] = True
     if view.ignored is not None:
-        mask = _decode(view.ignored)
+        mask = decode_ignored(view.ignored)
         inspected &= ~np.asarray(mask if mask.size == image_size else mask.resize(image_size))
     return inspected
 

@@ -26,8 +26,9 @@ from efficientad.system.torch_files import read_torch_file, require_weights, wri
 
 MODEL_FILE = "model.pt"
 FORMAT = "efficientad-detector"
-# 3 saw whole images at 256 x 256; 2 had no memory and always a student; 1 neither map_weights nor a calibration
-FORMAT_VERSION = 4
+# 4 knew no bit depth; 3 saw whole images at 256 x 256; 2 had no memory and always a student; 1 neither map_weights
+# nor a calibration
+FORMAT_VERSION = 5
 _PLAIN = {"view": View().as_dict(), "border": NO_BORDER}  # of the versions before 4
 _PLAIN_VALUES = (str, int, float, bool, type(None))
 MOST_MEMORY_PATCHES = 200_000  # 154 MB in model.pt

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from efficientad.data.datasets import GOOD, Sample
-from efficientad.evaluation.masks import MaskFiles, MaskSet, SampleMasks, connected_regions, read_defects
+from efficientad.data.datasets import Sample
+from efficientad.data.labels import GOOD
+from efficientad.evaluation.mask_files import MaskFiles
+from efficientad.evaluation.masks import MaskSet, SampleMasks, connected_regions, read_defects
 from efficientad.evaluation.pixel_metrics import Defect, ImageCounts, PixelHistograms, PixelMetrics, count_pixels
 
 

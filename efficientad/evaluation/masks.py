@@ -1,41 +1,27 @@
-"""Finds and reads the masks of a data set, which mark its defects.
+"""The masks of a data set, which mark its defects: found, checked, and split into defects.
 
-ground_truth/<class>/<image>_mask.png       MVTec AD, custom sets; every connected area is a defect
-ground_truth/<class>/<image>.png            VisA, BTAD; the same
-ground_truth/<class>/<image>/000.png, ...   MVTec LOCO; every file is a defect of the kind of its pixel value, and
-                                            defects_config.json defines how much of it must be found
+mask_files.py has the layouts. With MVTec LOCO's, defects_config.json defines how much of a defect must be found.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from efficientad.data.copies import group_copies
 from efficientad.data.datasets import Dataset, Sample
-from efficientad.data.folders import find_images
-from efficientad.data.images import UnreadableImageError, check_file, read_bytes
+from efficientad.data.formats import open_image
+from efficientad.data.images import UnreadableImageError, check_file
+from efficientad.evaluation.mask_files import MaskFiles, find_mask_files
+from efficientad.evaluation.mask_values import describe_values, read_mask
 from efficientad.evaluation.pixel_metrics import Defect
 from efficientad.system.errors import UserError, list_some
 
-GROUND_TRUTH = "ground_truth"
 SATURATION_FILE = "defects_config.json"
-_LOSSY = frozenset({".jpg", ".jpeg", ".webp"})
-
-
-@dataclass(frozen=True)
-class MaskFiles:
-    """The masks of one image."""
-
-    paths: tuple[Path, ...]
-    one_defect_each: bool  # otherwise every connected area is a defect
 
 
 @dataclass(frozen=True)
@@ -72,52 +58,36 @@ class MaskSet:
     samples: Mapping[Sample, SampleMasks]
     saturations: Mapping[int, Saturation]
 
-    def files(self, sample: Sample) -> list[Path]:
-        """The masks of an image and of its copies."""
+    def values(self, sample: Sample) -> list[np.ndarray]:
+        """The masks of an image and of its copies; see read_mask."""
         known = self.samples[sample]
-        return [path for masks in (known.own, *known.of_copies) if masks for path in masks.paths]
+        files = [masks for masks in (known.own, *known.of_copies) if masks]
+        return [read_mask(path, masks.inverted) for masks in files for path in masks.paths]
 
 
-def find_masks(dataset: Dataset, samples: Sequence[Sample]) -> MaskSet | None:
-    """Find the masks of the defective test images; None if there are none.
+def find_masks(dataset: Dataset, samples: Sequence[Sample]) -> tuple[MaskSet | None, list[str]]:
+    """Find the masks of the defective test images; None if there are none. And notes for the user.
 
     Raises:
         UserError: masks are damaged or not as large as their images, or the saturations cannot be read.
     """
-    folder = dataset.root / GROUND_TRUTH
-    classes = {sample.class_name for sample in samples if sample.is_anomalous}
-    found = {name: _masks_by_image(folder / name) for name in classes if (folder / name).is_dir()}
-    own = {}
-    for sample in samples:
-        stem = PurePosixPath(sample.image_name).with_suffix("").as_posix()
-        masks = found.get(sample.class_name, {}).get(stem)
-        if masks:
-            own[sample] = masks
+    own, notes = find_mask_files(dataset, samples)
     if not own:
-        return None
+        return None, notes
     _check_sizes(own)
+    saturations = _read_saturations(dataset.root / SATURATION_FILE)
+    paths = [path for masks in own.values() for path in masks.paths]
+    inverted, about = describe_values(paths, may_be_inverted=not saturations)
+    if inverted:
+        own = {sample: replace(masks, inverted=True) for sample, masks in own.items()}
     known = {}
-    for copies in _group_copies(samples):
+    for group in group_copies([sample.path for sample in samples]):
+        copies = [samples[index] for index in group]
         is_anomalous = any(copy.is_anomalous for copy in copies)
         for number, sample in enumerate(copies):
             others = tuple(own[copy] for copy in copies if copy is not sample and copy in own)
             known[sample] = SampleMasks(own.get(sample), others, is_anomalous, is_repeated=number > 0)
-    return MaskSet(known, _read_saturations(dataset.root / SATURATION_FILE))
-
-
-def _masks_by_image(folder: Path) -> dict[str, MaskFiles]:
-    """Masks by the image's name below its class folder, without suffix. <image>_mask precedes <image>."""
-    found: dict[str, MaskFiles] = {}
-    numbered = defaultdict(list)
-    for path in find_images(folder):
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        found[name] = MaskFiles((path,), one_defect_each=False)
-        numbered[path.relative_to(folder).parent.as_posix()].append(path)
-    for name in list(found):
-        if name.endswith("_mask"):
-            found[name.removesuffix("_mask")] = found[name]
-    folders = {name: MaskFiles(tuple(inside), one_defect_each=True) for name, inside in numbered.items()}
-    return {**folders, **found}
+    return MaskSet(known, saturations), [*notes, *about]
 
 
 def _check_sizes(own: Mapping[Sample, MaskFiles]) -> None:
@@ -144,7 +114,7 @@ def _try_size(path: Path) -> tuple[int, int] | None:
     if not path.is_file():  # opening a pipe might never end
         return None
     try:
-        with Image.open(path) as opened:
+        with open_image(path, str(path)) as opened:
             return opened.size
     except Exception:  # Pillow's plugins raise almost any type on damaged files
         return None
@@ -152,25 +122,6 @@ def _try_size(path: Path) -> tuple[int, int] | None:
 
 def _size_problem(path: Path, mask_size: Sequence[int], image: Path, image_size: Sequence[int]) -> str:
     return f"{path} is {mask_size[0]} x {mask_size[1]}, its image {image} is {image_size[0]} x {image_size[1]}"
-
-
-def _group_copies(samples: Iterable[Sample]) -> Iterable[list[Sample]]:
-    """Groups of samples with equal content, in order; reads only files of equal size."""
-    by_size = defaultdict(list)
-    for sample in samples:
-        by_size[os.path.getsize(sample.path) if sample.path.exists() else sample].append(sample)
-    for same_size in by_size.values():
-        by_content = defaultdict(list)
-        for sample in same_size:
-            by_content[_digest(sample) if len(same_size) > 1 else sample].append(sample)
-        yield from by_content.values()
-
-
-def _digest(sample: Sample) -> bytes | Sample:
-    try:
-        return hashlib.sha256(read_bytes(sample.path)).digest()
-    except UnreadableImageError:
-        return sample  # which the evaluation will report
 
 
 def _read_saturations(path: Path) -> dict[int, Saturation]:
@@ -208,7 +159,7 @@ def read_defects(
     """
     regions, hidden = [], 0
     for path in masks.paths:
-        values = read_mask(path)
+        values = read_mask(path, masks.inverted)
         if values.shape != image_size[::-1]:
             problem = _size_problem(path, values.shape[::-1], image, image_size)
             raise UserError(f"1 mask does not fit; correct or remove:{list_some([problem])}")
@@ -225,22 +176,6 @@ def read_defects(
                 saturation = saturations[value].pixels(len(pixels))
             regions.append(Defect(pixels, saturation))
     return regions, hidden
-
-
-def read_mask(path: Path) -> np.ndarray:
-    """The mask, H x W; 0 where there is no defect. Palette images give their indices.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        with Image.open(path) as opened:
-            has_alpha = opened.mode in ("RGBA", "LA", "PA")
-            values = np.asarray(opened.convert("RGB") if has_alpha else opened)
-    except Exception as error:  # Pillow's plugins raise almost any type on damaged files
-        raise UserError(f"cannot read the mask {path}; repair, replace or remove it") from error
-    values = values.max(axis=2) if values.ndim == 3 else values
-    return np.where(values > 127, values, 0) if path.suffix.lower() in _LOSSY else values
 
 
 def _split_regions(values: np.ndarray, one_defect: bool) -> list[np.ndarray]:

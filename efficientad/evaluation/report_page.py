@@ -10,13 +10,14 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
 import efficientad
-from efficientad.data.datasets import GOOD, Dataset, Sample
+from efficientad.data.datasets import Dataset, Sample
 from efficientad.data.images import UnreadableImageError
+from efficientad.data.labels import GOOD
 from efficientad.detector.calibration import Calibration, describe_calibration
 from efficientad.evaluation.image_metrics import INTERVAL
 from efficientad.evaluation.report import Evaluation, ScoredSample, describe_chance
@@ -137,7 +138,7 @@ def describe_run(
         commands.insert(0, ("Train again", str(known["command"])))
     title = dataset.root.resolve().name if dataset.name == "custom" else dataset.name
     warning = describe_chance(evaluation, detector.view.size)
-    return ReportFacts(title, dataset.root / "test", facts, commands, calibration, warning)
+    return ReportFacts(title, dataset.test_folder, facts, commands, calibration, warning)
 
 
 def _metric_facts(evaluation: Evaluation) -> list[tuple[str, str]]:
@@ -193,7 +194,7 @@ def _test_fact(dataset: Dataset, evaluation: Evaluation) -> str:
     count, kinds = evaluation.overall.count, sum(row.name != GOOD for row in evaluation.classes)
     classes = f"{kinds} {'class' if kinds == 1 else 'classes'}"
     distinct = f" ({evaluation.distinct.count} distinct ones)" if evaluation.distinct else ""
-    return f"{count}{distinct}: {good} good, {count - good} defective in {classes}, from {dataset.root / 'test'}"
+    return f"{count}{distinct}: {good} good, {count - good} defective in {classes}, from {dataset.test_folder}"
 
 
 def _page_data(
@@ -206,6 +207,7 @@ def _page_data(
     """The data of the page's script: numbers, strings and lists only."""
     classes = sorted(evaluation.classes, key=lambda row: row.name != GOOD)  # good first
     numbers = {row.name: number for number, row in enumerate(classes)}
+    folders = {item.sample.class_name: _class_folder(item.sample, facts.test_folder) for item in scored}
     illustrated = _within_budget(scored, evaluation.threshold)
     images = []
     for index, item in enumerate(scored):
@@ -214,7 +216,7 @@ def _page_data(
             numbers[sample.class_name],
             visible(sample.image_name),
             item.score,
-            _link(f"{sample.class_name}/{sample.image_name}"),
+            _link(f"{folders[sample.class_name]}/{sample.image_name}"),
             _link(maps[sample]) if sample in maps else "",
         ]
         if index in illustrated:
@@ -226,7 +228,7 @@ def _page_data(
     return {
         "key": hashlib.sha256("".join(item.digest for item in scored).encode()).hexdigest()[:16],
         "threshold": evaluation.threshold,
-        "classes": [[visible(row.name), _number(row.auroc)] for row in classes],
+        "classes": [[visible(row.name), _number(row.auroc), visible(folders[row.name])] for row in classes],
         "good": numbers.get(GOOD),
         "auroc": _number(evaluation.overall.auroc),
         "images": images,
@@ -238,6 +240,12 @@ def _page_data(
         "map_floor": MAP_FLOOR,
         "is_chance": bool(facts.warning),
     }
+
+
+def _class_folder(sample: Sample, test_folder: Path) -> str:
+    """The folder of a sample's class, below that of the test images; it may have another name than the class."""
+    inside = sample.path.relative_to(test_folder).parts
+    return PurePosixPath(*inside[: len(inside) - len(PurePosixPath(sample.image_name).parts)]).as_posix()
 
 
 def _within_budget(scored: Sequence[ScoredSample], threshold: float) -> set[int]:

@@ -22,14 +22,14 @@ from efficientad.data.images import (
 from efficientad.detector import calibration
 from efficientad.evaluation import report
 from efficientad.evaluation.localization import Localization
-from efficientad.evaluation.masks import GROUND_TRUTH, MaskSet, find_masks
+from efficientad.evaluation.masks import MaskSet, find_masks
 from efficientad.evaluation.report import Evaluation, ScoredSample
 from efficientad.evaluation.report_page import REPORT_FILE, describe_run, write_report
 from efficientad.evaluation.scoring import ScoringWork, score_samples
 from efficientad.evaluation.thumbnails import plan_pictures
 from efficientad.inference.detectors import Detector, load_detector
 from efficientad.system.distributed import gather_objects, rank, ranks, wait_for_ranks
-from efficientad.system.errors import UserError, count_of
+from efficientad.system.errors import UserError, count_of, printable
 from efficientad.system.files import claim_files, release_files
 from efficientad.system.progress_bars import progress_bar
 from efficientad.system.runs import lock_folder
@@ -67,6 +67,7 @@ class EvaluationRun:
     threshold: float
     threshold_origin: str
     masks: MaskSet | None
+    notes: Sequence[str]  # about images and masks
     maps: Mapping[Sample, str]  # files below the folder; empty with map_format none
 
 
@@ -121,7 +122,8 @@ def open_run(dataset: Dataset, weights_dir: Path, folder: Path, options: Evaluat
     Raises:
         UserError: see evaluate_detector.
     """
-    samples = find_test_samples(dataset)
+    found = find_test_samples(dataset)
+    samples = found.samples
     detector = load_detector(weights_dir, options.device, options.precision)
     if options.model_size not in (None, detector.model_size):
         raise UserError(
@@ -131,10 +133,13 @@ def open_run(dataset: Dataset, weights_dir: Path, folder: Path, options: Evaluat
     if options.on_error == "stop":
         paths = [sample.path for sample in samples]
         raise_if_unreadable(find_unreadable(paths, check_file, options.num_workers, quiet=rank() > 0))
-    masks = find_masks(dataset, samples)
+    masks, about_masks = find_masks(dataset, samples)
+    notes = [*found.notes, *about_masks]
     suffix = _MAP_SUFFIXES[options.map_format]
     maps = dict(zip(samples, map_names(samples, suffix), strict=True)) if suffix else {}
-    return EvaluationRun(dataset, weights_dir, folder, options, samples, detector, threshold, origin, masks, maps)
+    return EvaluationRun(
+        dataset, weights_dir, folder, options, samples, detector, threshold, origin, masks, notes, maps
+    )
 
 
 def name_files(run: EvaluationRun) -> list[str]:
@@ -173,6 +178,8 @@ def score_all(run: EvaluationRun) -> Scores:
     if work.localization:
         for other in gather_objects(work.localization)[1:]:
             work.localization.merge(other)
+    for notes in gather_objects(run.detector.view.notes):
+        run.detector.view.notes.merge(notes)
     if not everywhere:
         raise UserError(f"none of the {len(run.samples)} test images can be read, for example {skipped[0]}")
     scored = [everywhere[sample] for sample in run.samples if sample in everywhere]
@@ -213,9 +220,8 @@ def print_start(run: EvaluationRun) -> None:
     print(f"Model {run.weights_dir} ({run.detector.model_size}), {run.detector.description}", flush=True)
     if described := run.detector.view.describe():
         print(f"Input {described}", flush=True)
-    ground_truth = run.dataset.root / GROUND_TRUTH
-    if not run.masks and ground_truth.is_dir():
-        print(f"Note: no file in {ground_truth} is the mask of a test image; see dataset/README.md")
+    for note in run.notes:
+        print(f"Note: {printable(note)}", flush=True)
 
 
 def print_results(run: EvaluationRun, scores: Scores, evaluation: Evaluation) -> None:
@@ -230,6 +236,8 @@ def print_results(run: EvaluationRun, scores: Scores, evaluation: Evaluation) ->
     order = "" if evaluation.is_chance or mismatches < 2 else ", most suspicious first"
     where = run.folder / report.MISMATCH_FILE
     print(f"Label and score disagree on {count_of(mismatches, 'image')}{order}: {where}")
+    for line in run.detector.view.notes.lines():
+        print(line)
     if run.options.on_error == "skip":
         print(describe_skipped(run.folder, scores.skipped))
     print(f"{'Maps, scores' if run.maps else 'Scores'} and metrics are in {run.folder}")

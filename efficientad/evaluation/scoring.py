@@ -12,7 +12,7 @@ import numpy as np
 from efficientad.data.datasets import Sample
 from efficientad.data.images import UnreadableImageError
 from efficientad.evaluation.localization import Localization, LocatedSample
-from efficientad.evaluation.masks import MaskSet, read_mask
+from efficientad.evaluation.masks import MaskSet
 from efficientad.evaluation.report import ScoredSample
 from efficientad.evaluation.thumbnails import Picture, PictureSizes, encode_map, encode_mask, encode_thumbnail
 from efficientad.inference.detectors import Detector
@@ -82,11 +82,11 @@ def _picture(
     prediction: Prediction, anomaly_map: np.ndarray, sizes: PictureSizes, masks: MaskSet | None
 ) -> Picture:
     """The pictures of an image; its map, of any size, shows the whole image."""
-    files = masks.files(prediction.sample) if masks else ()
+    defects = masks.values(prediction.sample) if masks else []
     return Picture(
         prediction.image_size,
         prediction.thumbnail,
         encode_map(anomaly_map, sizes.map_side),
-        encode_mask([read_mask(file) for file in files], sizes.thumbnail_side // 2),
+        encode_mask(defects, sizes.thumbnail_side // 2),
         float(prediction.anomaly_map.max()),
     )

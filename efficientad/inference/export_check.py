@@ -79,7 +79,7 @@ def read_images(
 
     def read(image: StoredImage) -> SeenImage | str:
         try:
-            decoded = image.read()
+            decoded = image.read(view.decode_whole)
             return SeenImage(view.pixels(decoded, str(image.path)), view.inspected(decoded.size))
         except UnreadableImageError as error:
             return str(error)

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 import efficientad
+from efficientad.data.ignored import decode_ignored
 from efficientad.data.images import UnreadableImageError
 from efficientad.data.views import FIT, View
 from efficientad.detector.model import EfficientAD, anomaly_score
@@ -111,10 +111,8 @@ def _inspected_always(view: View) -> Tensor:
     Raises:
         UserError: the mask is smaller than the images that it was made for, so that the region is not within it.
     """
-    with Image.open(io.BytesIO(view.ignored)) as mask:
-        size = mask.size
     try:
-        return view.inspected(size)
+        return view.inspected(decode_ignored(view.ignored).size)
     except UnreadableImageError as error:
         raise UserError(f"cannot export this model: {error}; give train.py a mask of the images' size") from None
 

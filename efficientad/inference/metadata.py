@@ -23,7 +23,7 @@ INPUT_NAME = "images"  # uint8 RGB, N x H x W x 3
 INSPECTED_NAME = "inspected"  # uint8, N x H x W, not 0 where a pixel counts; see Metadata.takes_inspected
 OUTPUT_NAMES = ("anomaly_map", "score")  # float32, N x H x W and N
 METADATA_FILE = "metadata.json"  # within a .pt2
-_FORMAT_VERSION = 2  # 1 saw whole images, squares
+_FORMAT_VERSION = 3  # 2 knew no bit depth; 1 saw whole images, squares
 _MODEL_SIZES, _PRECISIONS = ("small", "medium"), ("fp32", "fp16", "bf16", "int8")
 _LONGEST_VERSION = 100  # letters
 # Of an input: a file computes an image in one pass, and from here on that takes more than 17 GB.

@@ -16,10 +16,8 @@ from torch import Tensor
 from efficientad.data.datasets import Sample
 from efficientad.data.images import (
     UnreadableImageError,
-    decode_image,
     raise_if_unreadable,
     read_bytes,
-    read_image,
     to_upright_rgb,
 )
 from efficientad.data.views import View
@@ -53,12 +51,19 @@ def inspect(detector: Detector, image: str | Path | Image.Image, threshold: floa
         UnreadableImageError: the file cannot be read, or the detector's view does not fit the image.
     """
     name = "the image" if isinstance(image, Image.Image) else str(image)
-    rgb = to_upright_rgb(image) if isinstance(image, Image.Image) else read_image(Path(image))
     view = detector.view
-    pixels, inspected = view.pixels(rgb, name), view.inspected(rgb.size)
+    if isinstance(image, Image.Image):
+        try:
+            rgb = to_upright_rgb(image, view.depth)
+        except ValueError as error:
+            raise UnreadableImageError(name, str(error)) from None
+        size = rgb.size
+    else:
+        rgb, size = view.decode(read_bytes(Path(image)), name)
+    pixels, inspected = view.pixels(rgb, name, size), view.inspected(size)
     maps = detector(pixels[None], None if inspected is None else inspected[None]).cpu()
     score, (threshold, _) = anomaly_score(maps).item(), choose_threshold(threshold, detector.calibration)
-    return Inspection(score, score > threshold, threshold, view.to_image(maps[0, 0].numpy(), rgb.size))
+    return Inspection(score, score > threshold, threshold, view.to_image(maps[0, 0].numpy(), size))
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Prediction:
 
         Decoded again, since dozens of decoded photographs waiting for their turn would fill the memory.
         """
-        return None if self.data is None else decode_image(self.data, str(self.sample.path))
+        return None if self.data is None else self.view.decode_whole(self.data, str(self.sample.path))
 
     def full_map(self) -> np.ndarray:
         """The map at the image's own size, 0 where it is not inspected: float32."""
@@ -130,7 +135,7 @@ def predict(
         keep_data: keep each file's bytes for Prediction.decode.
         on_unreadable: called for each image that is unreadable, or that the detector's view does not fit, which
             has no prediction; None: they are an error.
-        make_thumbnail: makes a thumbnail of each image; called in the threads that read.
+        make_thumbnail: makes a thumbnail of each image, which may be reduced; called in the threads that read.
 
     Raises:
         UserError: images are unreadable, and on_unreadable is None. After the first one nothing more is predicted,
@@ -141,15 +146,15 @@ def predict(
         start = time.perf_counter()
         try:
             data = read_bytes(sample.path)
-            image = decode_image(data, str(sample.path))
-            pixels = view.pixels(image, str(sample.path))
+            image, size = view.decode(data, str(sample.path))
+            pixels = view.pixels(image, str(sample.path), size)
         except UnreadableImageError as error:
             return error
-        inspected = view.inspected(image.size)
+        inspected = view.inspected(size)
         thumbnail = make_thumbnail(image) if make_thumbnail else None
         kept, digest = data if keep_data else None, hashlib.sha256(data).hexdigest()
         seconds = time.perf_counter() - start
-        return _Loaded(sample, digest, image.size, kept, thumbnail, pixels, inspected, seconds)
+        return _Loaded(sample, digest, size, kept, thumbnail, pixels, inspected, seconds)
 
     view, pending = detector.view, None
     loaded = parallel_map(load, samples, limit_workers(workers, view))

@@ -103,6 +103,8 @@ def score_inputs(words: Sequence[str], options: PredictOptions) -> int:
         print(
             f"{anomalous} of {count_of(len(done), 'image')} {verb} anomalous; results are in {options.output_dir}"
         )
+    for line in detector.view.notes.lines():
+        print(line)
     if unreadable:
         raise UserError(
             f"cannot read {len(unreadable)} of {len(samples)} images:{list_files([*map(str, unreadable)])}"
@@ -166,6 +168,8 @@ def _watch(
                     _print_result(result)
                 if asked_to_stop():
                     break
+            for line in detector.view.notes.new_lines():
+                print(line, flush=True)
     latencies.report()
     return count
 

@@ -1,31 +1,25 @@
-"""Reads COCO annotations, checks every entry, and draws masks. Imports no torch."""
+"""Reads COCO annotations and checks every entry. Imports no torch."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import math
+import re
 import reprlib
-from collections.abc import Iterable
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
-
-from efficientad.system.errors import UserError, printable
+from efficientad.preparation.annotation_files import read_annotation_file
+from efficientad.system.errors import UserError, count_of, printable
 
 _LARGEST_IMAGE = 178_956_970  # pixels; Pillow refuses to decode more
-_FARTHEST = 1e9  # coordinates beyond it are as broken as nan and inf
-Annotation = dict[str, Any]  # with at least category_id; box and outline by annotation_box and annotation_rle
+_NO_ID = "has no valid id; correct the annotations"
+Annotation = dict[str, Any]  # with a category_id of CocoSet.categories; shapes.py reads boxes and outlines
 
 
 @dataclass(frozen=True)
 class CocoImage:
-    """An image entry: its name below the image folder, the size that its annotations refer to, and those."""
+    """An image entry: its name below the image folder, the size that the file states for it, its annotations."""
 
     file_name: str
     size: tuple[int, int] | None  # width and height, if the file has them
@@ -38,67 +32,182 @@ class CocoSet:
 
     images: list[CocoImage]
     categories: dict[int, str]
+    roots: frozenset[int] = frozenset()  # ids of categories that only group others and that nothing is annotated as
     notes: list[str] = field(default_factory=list)
 
 
 def read_coco(path: Path) -> CocoSet:
     """Read a COCO annotation file (object detection or segmentation).
 
+    Ids that are text or decimal numbers are taken as the whole number that they mean where that is one entry.
+
     Raises:
         UserError: not readable, not JSON, no categories or images, two entries with one id, an incomplete entry,
-            or an annotation of an unknown category: any of these could hide a defect.
+            or an annotation of an unknown category or image: any of these could hide a defect.
     """
-    contents = _read_json(path)
-    categories = _unique(path, "categories", contents, int)
-    images = _unique(path, "images", contents, (int, str))
+    contents = read_annotation_file(path)
+    categories, odd_ids = _read_categories(path, contents)
+    images = _by_id(path, "images", contents)
     for entry in images.values():
         if not isinstance(entry.get("file_name"), str) or not entry["file_name"].strip("/\\ "):
             raise UserError(f"{path}: image {entry['id']} has no file_name")
         if (size := _size(entry)) and size[0] * size[1] > _LARGEST_IMAGE:
-            raise UserError(f"{path}: image {entry['id']} has {size[0]} x {size[1]} pixels; correct its size")
+            sides = " x ".join(map(reprlib.repr, size))
+            raise UserError(f"{path}: image {entry['id']} has {sides} pixels; correct its size")
     annotations = _entries(path, "annotations", contents) if "annotations" in contents else []
     for number, annotation in enumerate(annotations):
-        annotation.setdefault("id", number + 1)  # only pycocotools' index needs one
-        category, image = annotation.get("category_id"), annotation.get("image_id")
-        name = f"annotation {reprlib.repr(annotation['id'])}"
-        if not (_is_integer(category) and category in categories):
+        identity = annotation.setdefault("id", number + 1)
+        if not isinstance(identity, (int, float, str)):
+            raise UserError(f"{path}: an annotation's id is neither a number nor a string")
+        key, is_odd = _find_category(annotation.get("category_id"), categories)
+        if key is None:
             raise UserError(
-                f"{path}: {name} has the category_id {reprlib.repr(category)}, which is not among the file's "
-                "categories; correct the annotations"
+                f"{path}: {name_annotation(annotation)} has the category_id "
+                f"{reprlib.repr(annotation.get('category_id'))}, which is not among the file's categories; "
+                "correct the annotations"
             )
-        if not isinstance(image, (int, str)):
-            raise UserError(f"{path}: {name} has no valid image_id; correct the annotations")
-    coco = COCO()
-    coco.dataset = {**contents, "annotations": annotations}
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-            coco.createIndex()
-    except TypeError:
-        raise UserError(f"{path}: an annotation's id is neither a number nor a string") from None
-    notes = []
-    strays = sum(annotation["image_id"] not in images for annotation in annotations)
-    if strays and strays == len(annotations):
-        raise UserError(f"{path}: no annotation has the image_id of an image in the file; correct them")
-    if strays:
-        notes.append(f"{strays} annotations belong to no image of {path} and are ignored")
+        odd_ids += [annotation["category_id"]] if is_odd else []
+        annotation["category_id"] = key
+    notes = (
+        [_describe_odd("Category ids that are text or decimal are taken as the whole", odd_ids)] if odd_ids else []
+    )
+    by_image = _assign(path, images, annotations, notes)
+    names = {key: printable(str(entry.get("name") or key)) for key, entry in categories.items()}
     return CocoSet(
-        [CocoImage(entry["file_name"], _size(entry), coco.imgToAnns.get(key, [])) for key, entry in images.items()],
-        {key: printable(str(entry.get("name") or key)) for key, entry in categories.items()},
+        [CocoImage(entry["file_name"], _size(entry), by_image[key]) for key, entry in images.items()],
+        names,
+        _find_roots(categories, {annotation["category_id"] for annotation in annotations}),
         notes,
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        problem = "is not a file" if path.exists() else "does not exist"
-        raise UserError(f"{path} {problem}; name the COCO file with --annotations, or use --annotations none")
-    try:
-        contents = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # broken JSON or not UTF-8; nested without end
-        raise UserError(f"{path} is not a JSON file: {error}") from None
-    if not isinstance(contents, dict):
-        raise UserError(f"{path} is not a COCO file: it has no images, annotations and categories")
-    return contents
+def name_annotation(annotation: Annotation) -> str:
+    """The annotation in messages: "annotation 5"."""
+    return f"annotation {reprlib.repr(annotation['id'])}"
+
+
+def whole_number(value: Any) -> int | None:
+    """The whole number that 2, 2.0, "2" and "2.0" mean; None for anything else."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, str):
+        return int(value.split(".")[0]) if re.fullmatch(r"\s*[+-]?[0-9]{1,18}(\.0+)?\s*", value) else None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) < 1e15 else None
+    return value if isinstance(value, int) else None
+
+
+def _read_categories(path: Path, contents: dict[str, Any]) -> tuple[dict[int, dict[str, Any]], list[Any]]:
+    """The categories by id, and the ids that had to be converted."""
+    categories: dict[int, dict[str, Any]] = {}
+    odd_ids = []
+    for entry in _filled(path, "categories", contents):
+        if "id" not in entry:
+            raise UserError(f"{path}: one of its categories {_NO_ID}")
+        key = whole_number(entry["id"])
+        if key is None:
+            raise UserError(
+                f"{path}: category ids must be whole numbers, here {reprlib.repr(entry['id'])}; correct them, and "
+                "the category_id of the annotations"
+            )
+        if key in categories:
+            raise _same_id(path, "categories", categories[key]["id"], entry["id"])
+        categories[key] = entry
+        odd_ids += [] if type(entry["id"]) is int else [entry["id"]]
+    return categories, odd_ids
+
+
+def _find_category(value: Any, categories: dict[int, Any]) -> tuple[int | None, bool]:
+    """The category that an annotation names, None if there is none, and whether its id had to be converted."""
+    key = whole_number(value)
+    return (key if key in categories else None), type(value) is not int
+
+
+def _find_roots(categories: dict[int, dict[str, Any]], used: set[int]) -> frozenset[int]:
+    """Categories that others have as their supercategory and that nothing is annotated as."""
+    groups = Counter(str(entry.get("supercategory")) for entry in categories.values())
+    roots = set()
+    for key, entry in categories.items():
+        name = str(entry.get("name"))
+        others = groups[name] - (str(entry.get("supercategory")) == name)
+        if others and key not in used:
+            roots.add(key)
+    return frozenset(roots)
+
+
+def _by_id(path: Path, key: str, contents: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    """The entries by id, a whole number or text; there must be some, and none that mean the same number."""
+    by_id: dict[int | str, dict[str, Any]] = {}
+    numbers: dict[int, int | str] = {}
+    for entry in _filled(path, key, contents):
+        value = entry.get("id")
+        identity = value if isinstance(value, str) else whole_number(value)
+        if identity is None:
+            raise UserError(f"{path}: one of its {key} {_NO_ID}")
+        if identity in by_id:
+            raise _same_id(path, key, by_id[identity]["id"], value)
+        number = whole_number(identity)
+        if number is not None and type(numbers.setdefault(number, identity)) is not type(identity):
+            raise _same_id(path, key, numbers[number], value)
+        by_id[identity] = entry
+    return by_id
+
+
+def _same_id(path: Path, key: str, one: Any, other: Any) -> UserError:
+    if one == other:
+        return UserError(f"{path}: two of its {key} have the id {one}; correct the annotations")
+    return UserError(
+        f"{path}: two of its {key} have the ids {reprlib.repr(one)} and {reprlib.repr(other)}, which mean the "
+        "same; correct the annotations"
+    )
+
+
+def _assign(
+    path: Path, images: dict[int | str, Any], annotations: list[Annotation], notes: list[str]
+) -> dict[int | str, list[Annotation]]:
+    """The annotations of each image. An id of another type is taken where it means exactly one image."""
+    by_number: dict[int, list[int | str]] = defaultdict(list)
+    for key in images:
+        if (number := whole_number(key)) is not None:
+            by_number[number].append(key)
+    by_image: dict[int | str, list[Annotation]] = defaultdict(list)
+    odd_ids, strays = [], []
+    for annotation in annotations:
+        value = annotation.get("image_id")
+        if isinstance(value, bool) or not isinstance(value, (int, str, float)):
+            raise UserError(f"{path}: {name_annotation(annotation)} has no valid image_id; correct the annotations")
+        key = value
+        if isinstance(value, float) or value not in images:
+            meant = by_number.get(whole_number(value), [])
+            if len(meant) != 1:
+                strays.append(annotation)
+                continue
+            key = meant[0]
+            odd_ids.append(value)
+        by_image[key].append(annotation)
+    if strays and len(strays) == len(annotations):
+        raise UserError(f"{path}: no annotation has the image_id of an image in the file; correct them")
+    if strays:
+        first = f"{name_annotation(strays[0])} has the image_id {reprlib.repr(strays[0]['image_id'])}"
+        belong = "belongs" if len(strays) == 1 else "belong"
+        raise UserError(
+            f"{path}: {count_of(len(strays), 'annotation')} {belong} to no image of the file (first: {first}); "
+            "correct or remove what could hide a defect"
+        )
+    if odd_ids:
+        notes.append(_describe_odd("Image ids of another type in annotations are taken as the", odd_ids))
+    return by_image
+
+
+def _describe_odd(what: str, values: list[Any]) -> str:
+    return f"{what} numbers that they mean: {len(values)} (first: {reprlib.repr(values[0])})"
+
+
+def _filled(path: Path, key: str, contents: dict[str, Any]) -> list[dict[str, Any]]:
+    entries = _entries(path, key, contents) if key in contents else []
+    if not entries:
+        raise UserError(f"{path} has no {key}; is it a COCO file of object annotations?")
+    return entries
 
 
 def _entries(path: Path, key: str, contents: dict[str, Any]) -> list[dict[str, Any]]:
@@ -108,119 +217,6 @@ def _entries(path: Path, key: str, contents: dict[str, Any]) -> list[dict[str, A
     return entries
 
 
-def _unique(path: Path, key: str, contents: dict[str, Any], id_type: type | tuple) -> dict[Any, dict[str, Any]]:
-    """The entries by id; there must be some, with unique ids."""
-    entries = _entries(path, key, contents) if key in contents else []
-    if not entries:
-        raise UserError(f"{path} has no {key}; is it a COCO file of object annotations?")
-    by_id: dict[Any, dict[str, Any]] = {}
-    for entry in entries:
-        if not isinstance(entry.get("id"), id_type) or isinstance(entry["id"], bool):
-            raise UserError(f"{path}: one of its {key} has no valid id; correct the annotations")
-        if by_id.setdefault(entry["id"], entry) is not entry:
-            raise UserError(f"{path}: two of its {key} have the id {entry['id']}; correct the annotations")
-    return by_id
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
-    size = (entry.get("width"), entry.get("height"))
-    return size if all(_is_integer(side) and side > 0 for side in size) else None
-
-
-def annotation_box(annotation: Annotation, width: int, height: int) -> tuple[float, float, float, float] | None:
-    """The bounding box (left, top, right, bottom) within the image, or None without one that has an area."""
-    box = annotation.get("bbox")
-    if not isinstance(box, (list, tuple)) or len(box) != 4 or not _are_finite(box):
-        return None
-    left, top = max(box[0], 0), max(box[1], 0)
-    right, bottom = min(box[0] + box[2], width), min(box[1] + box[3], height)
-    return (left, top, right, bottom) if left < right and top < bottom else None
-
-
-def annotation_polygons(annotation: Annotation) -> list[list[float]]:
-    """The outlines x, y, x, y, ... of an annotation; none for a run-length mask or a box."""
-    outlines = annotation.get("segmentation")
-    if not isinstance(outlines, list):
-        return []
-    return [points for points in outlines if _is_polygon(points)]
-
-
-def draw_mask(annotations: Iterable[Annotation], width: int, height: int) -> np.ndarray:
-    """The union of the annotations, uint8 H x W, 0 or 255.
-
-    Each is drawn from its segmentation (polygons or run lengths, crowds too) or, failing that, from its box.
-    """
-    mask = np.zeros((height, width), dtype=np.uint8)
-    outlines = []
-    for annotation in annotations:
-        outline = _run_lengths(annotation, width, height)
-        if outline is not None:
-            outlines.append(outline)
-        elif (box := annotation_box(annotation, width, height)) is not None:
-            left, top, right, bottom = box
-            mask[math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right)] = 255
-    if outlines:
-        mask[coco_mask.decode(coco_mask.merge(outlines)).astype(bool)] = 255
-    return mask
-
-
-def _run_lengths(annotation: Annotation, width: int, height: int) -> dict[str, Any] | None:
-    """The segmentation as pycocotools' run lengths, or None without a valid one that has an area."""
-    segmentation = annotation.get("segmentation")
-    if isinstance(segmentation, dict):
-        counts = segmentation.get("counts")
-        if isinstance(counts, str):
-            counts = _expand_counts(counts)
-        # pycocotools trusts the counts, and writes beyond its memory if they exceed the image
-        sound = segmentation.get("size") == [height, width] and isinstance(counts, list)
-        if not sound or not all(_is_integer(run) and run >= 0 for run in counts) or sum(counts) != width * height:
-            return None
-        merged = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-    else:
-        # Far-away points would take memory in proportion to their distance.
-        limits = np.array([width, height], dtype=np.float64)
-        polygons = [
-            np.clip(np.reshape(points, (-1, 2)), -limits, 2 * limits).ravel().tolist()
-            for points in annotation_polygons(annotation)
-        ]
-        if not polygons:
-            return None
-        merged = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-    return merged if coco_mask.area(merged) else None
-
-
-def _expand_counts(text: str) -> list[int] | None:
-    """The numbers in COCO's compressed run lengths, or None if the text is invalid.
-
-    Six bits a character: five of the number, and whether it continues. From the third run on, each is the
-    difference from the run two before.
-    """
-    counts: list[int] = []
-    value = shift = 0
-    for character in text:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64 or shift > 60:
-            return None
-        value |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:
-            if bits & 16:
-                value -= 1 << shift
-            counts.append(value + counts[-2] if len(counts) > 2 else value)
-            value = shift = 0
-    return counts if shift == 0 else None
-
-
-def _is_polygon(points: Any) -> bool:
-    return isinstance(points, list) and len(points) >= 6 and len(points) % 2 == 0 and _are_finite(points)
-
-
-def _are_finite(numbers: Iterable[Any]) -> bool:
-    return all(
-        isinstance(number, (int, float)) and not isinstance(number, bool) and abs(number) < _FARTHEST
-        for number in numbers
-    )
+    width, height = whole_number(entry.get("width")), whole_number(entry.get("height"))
+    return (width, height) if width and height and min(width, height) > 0 else None

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 
 from PIL import ExifTags, Image
 
-from efficientad.data.images import UnreadableImageError, failure_reason
+from efficientad.data.formats import failure_reason, open_image
+from efficientad.data.images import UnreadableImageError
 
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257  # tags
 _TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE,
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
@@ -29,9 +33,13 @@ class ImageHeader:
     def upright_size(self) -> tuple[int, int]:
         return self.stored_size[::-1] if self.orientation > 4 else self.stored_size
 
-    def is_sideways(self, size: tuple[int, int]) -> bool:
-        """Whether this size is that of the stored image, but not of the upright one."""
-        return size == self.stored_size != self.upright_size
+
+@dataclass(frozen=True)
+class Frame:
+    """What the coordinates of an image's annotations refer to: a picture of this width and height."""
+
+    size: tuple[int, int]
+    is_stored: bool  # before EXIF rotation
 
 
 def read_header(data: bytes, name: str) -> ImageHeader:
@@ -41,7 +49,7 @@ def read_header(data: bytes, name: str) -> ImageHeader:
         UnreadableImageError: not an image.
     """
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with open_image(io.BytesIO(data), name) as opened:
             # Pillow decodes a whole PNG to look for EXIF data behind the pixels
             may_have_exif = opened.format != "PNG" or b"eXIf" in data or b"exif" in data
             orientation = opened.getexif().get(ExifTags.Base.Orientation, 1) if may_have_exif else 1
@@ -54,12 +62,13 @@ def read_header(data: bytes, name: str) -> ImageHeader:
 
 
 def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
-    """The image turned upright, for EXIF orientations 5 to 8, which exchange width and height."""
-    return image.transpose(_TURNS[orientation])
+    """The stored image turned upright, for an EXIF orientation of 1 to 8."""
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
 def turn_point_upright(x: float, y: float, header: ImageHeader) -> tuple[float, float]:
     """Where turn_upright takes a point of the stored image, both from the upper left corner."""
     width, height = header.stored_size
-    turned = {5: (y, x), 6: (height - y, x), 7: (height - y, width - x), 8: (y, width - x)}
+    turned = {1: (x, y), 2: (width - x, y), 3: (width - x, height - y), 4: (x, height - y)}
+    turned |= {5: (y, x), 6: (height - y, x), 7: (height - y, width - x), 8: (y, width - x)}
     return turned[header.orientation]

@@ -19,8 +19,9 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from efficientad.data.images import UnreadableImageError, check_image, raise_if_unreadable, read_bytes
-from efficientad.preparation.coco import draw_mask
-from efficientad.preparation.orientation import ImageHeader, read_header, turn_upright
+from efficientad.preparation.mask_files import read_mask_file
+from efficientad.preparation.orientation import Frame, ImageHeader, read_header, turn_upright
+from efficientad.preparation.shapes import draw_mask, has_shape
 from efficientad.preparation.sources import SourceImage
 from efficientad.preparation.staging import COUNTS_FILE, ManifestRow, mask_name, write_manifest
 from efficientad.system.errors import UserError, list_some
@@ -198,31 +199,36 @@ def distinct_names(names: Sequence[str]) -> list[str]:
     return result
 
 
-def write_plan(plan: Plan, folder: Path, link: bool, workers: int) -> None:
+def write_plan(plan: Plan, folder: Path, link: bool, workers: int) -> list[Path]:
     """Fill the empty `folder` with the images, masks, manifest.csv and image_counts.csv.
 
     Args:
         link: hard-link the images instead of copying them.
 
+    Returns:
+        The defective images whose mask file, boxes or segmentations mark nothing; they get no mask.
+
     Raises:
-        UserError: hard links are not possible in that folder.
+        UserError: hard links are not possible in that folder, or a mask file is damaged.
     """
-    images = [name for item in plan.placements for name in item.destinations]
-    masks = [mask_name(name) for item in plan.placements if item.source.defects for name in item.destinations]
-    for parent in {PurePosixPath(name).parent for name in (*images, *masks)}:
+    for parent in {PurePosixPath(name).parent for item in plan.placements for name in item.destinations}:
         (folder / parent).mkdir(parents=True, exist_ok=True)
 
-    def write(item: Placement) -> None:
+    def write(item: Placement) -> bool:
+        """False if the image should have a mask and has none."""
         for name in item.destinations:
             (_link if link else _copy)(item.source.path, folder / name)
-        if item.source.defects:
-            mask = _encode_mask(item.source, item.facts.header)
-            for name in item.destinations:
-                (folder / mask_name(name)).write_bytes(mask)
+        if not (item.source.defects or item.source.mask):
+            return True
+        mask = _encode_mask(item.source, item.facts.header)
+        for path in (folder / mask_name(name) for name in item.destinations if mask):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(mask)
+        return bool(mask or not (item.source.mask or any(map(has_shape, item.source.defects))))
 
     done = parallel_map(write, plan.placements, workers)
-    for _ in progress_bar(done, desc="Linking" if link else "Copying", total=len(plan.placements), unit="image"):
-        pass
+    bar = progress_bar(done, desc="Linking" if link else "Copying", total=len(plan.placements), unit="image")
+    without = [item.source.path for item, is_complete in zip(plan.placements, bar, strict=True) if not is_complete]
     rows = [
         ManifestRow(item.source.path.absolute(), name, item.facts.sha256)
         for item in plan.placements
@@ -230,6 +236,16 @@ def write_plan(plan: Plan, folder: Path, link: bool, workers: int) -> None:
     ]
     write_manifest(folder, rows)
     write_csv(folder / COUNTS_FILE, ["directory", "count"], plan.counts().items())
+    return without
+
+
+def describe_unmarked(images: Sequence[Path]) -> list[str]:
+    """A line about the defective images that write_plan gave no mask, if there are any."""
+    if not images:
+        return []
+    what = "image gets" if len(images) == 1 else "images get"
+    names = list_some([*map(str, images)])
+    return [f"{len(images)} defective {what} no mask, since nothing is marked, and no pixel metrics:{names}"]
 
 
 def _copy(source: Path, destination: Path) -> None:
@@ -248,14 +264,19 @@ def _link(source: Path, destination: Path) -> None:
         raise UserError(f"cannot hard-link {source} ({error.strerror}); leave out --link to copy") from error
 
 
-def _encode_mask(source: SourceImage, header: ImageHeader) -> bytes:
-    """The PNG of the source's defects, at the size of its upright image."""
-    annotated_size = source.annotated_size or header.upright_size
-    mask = Image.fromarray(draw_mask(source.defects, *annotated_size))
-    if header.is_sideways(mask.size):  # annotated before EXIF rotation
-        mask = turn_upright(mask, header.orientation)
-    elif mask.size != header.upright_size:  # annotated on a copy of another size
-        mask = mask.resize(header.upright_size, Image.Resampling.NEAREST)
+def _encode_mask(source: SourceImage, header: ImageHeader) -> bytes | None:
+    """The PNG of the source's defects, at the size of its upright image; None if nothing is marked."""
+    if source.mask:
+        mask = Image.fromarray(read_mask_file(source.mask, source.path, header))
+    else:
+        frame = source.frame or Frame(header.upright_size, is_stored=False)
+        mask = Image.fromarray(draw_mask(source.defects, *frame.size))
+        if frame.is_stored:
+            mask = turn_upright(mask, header.orientation)
+        if mask.size != header.upright_size:  # annotated on a copy of another size
+            mask = mask.resize(header.upright_size, Image.Resampling.NEAREST)
+    if not mask.getbbox():
+        return None
     buffer = io.BytesIO()
     mask.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

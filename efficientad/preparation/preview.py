@@ -9,10 +9,18 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image, ImageDraw, ImageFont
 
-from efficientad.data.images import UnreadableImageError, decode_image, fit_jpg, raise_if_unreadable, read_bytes
-from efficientad.preparation.coco import annotation_box, annotation_polygons
-from efficientad.preparation.orientation import read_header, turn_point_upright
+from efficientad.data.depth import Depth, Scale
+from efficientad.data.images import (
+    UnreadableImageError,
+    decode_image,
+    fit_jpg,
+    raise_if_unreadable,
+    read_bytes,
+    read_deep,
+)
+from efficientad.preparation.orientation import Frame, read_header, turn_point_upright
 from efficientad.preparation.plan import distinct_names
+from efficientad.preparation.shapes import annotation_box, annotation_polygons
 from efficientad.preparation.sources import SourceImage
 from efficientad.preparation.staging import ManifestRow, write_manifest
 from efficientad.system.parallel import parallel_map
@@ -30,6 +38,16 @@ def category_colours(categories: dict[int, str]) -> dict[int, tuple[int, int, in
     }
 
 
+def _own_depth(source: SourceImage) -> Depth:
+    """What is white in a file of more than 8 bits, by its values alone: enough to look at it."""
+    deep = read_deep(source.path)
+    try:
+        scale = None if deep is None else Scale(deep.own_white()[1])
+    except ValueError as error:
+        raise UnreadableImageError(str(source.path), str(error)) from error
+    return Depth(scale, scale)
+
+
 def draw_annotations(source: SourceImage, categories: dict[int, str]) -> Image.Image:
     """The source's upright RGB image with box, outline and category name of each of its annotations.
 
@@ -37,15 +55,14 @@ def draw_annotations(source: SourceImage, categories: dict[int, str]) -> Image.I
         UnreadableImageError
     """
     data = read_bytes(source.path)
-    image, header = decode_image(data, str(source.path)), read_header(data, str(source.path))
-    annotated_size = source.annotated_size or image.size
-    sideways = header.is_sideways(annotated_size)  # annotated before EXIF rotation
-    full_size = header.stored_size if sideways else image.size
-    scale = (full_size[0] / annotated_size[0], full_size[1] / annotated_size[1])
+    image, header = decode_image(data, str(source.path), _own_depth(source)), read_header(data, str(source.path))
+    frame = source.frame or Frame(image.size, is_stored=False)
+    full_size = header.stored_size if frame.is_stored else image.size
+    scale = (full_size[0] / frame.size[0], full_size[1] / frame.size[1])
 
     def place(x: float, y: float) -> tuple[float, float]:
         point = (x * scale[0], y * scale[1])
-        return turn_point_upright(*point, header) if sideways else point
+        return turn_point_upright(*point, header) if frame.is_stored else point
 
     pen = ImageDraw.Draw(image)
     line_width = max(1, round(min(image.size) / 300))
@@ -56,7 +73,7 @@ def draw_annotations(source: SourceImage, categories: dict[int, str]) -> Image.I
         for points in annotation_polygons(annotation):
             outline = [place(x, y) for x, y in zip(points[::2], points[1::2], strict=True)]
             pen.line([*outline, outline[0]], fill=colours[key], width=line_width)
-        if box := annotation_box(annotation, *annotated_size):
+        if box := annotation_box(annotation, *frame.size):
             (left, right), (top, bottom) = map(sorted, zip(place(*box[:2]), place(*box[2:]), strict=True))
             pen.rectangle((left, top, right, bottom), outline=colours[key], width=line_width)
             _write_name(pen, left, top, categories[key], font, colours[key])

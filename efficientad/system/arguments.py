@@ -12,8 +12,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+BIT_DEPTHS = ("auto", "8", "10", "12", "14", "16", "float255", "float1")  # as in data.depth
 DATASETS = ("mvtec_ad", "mvtec_loco", "visa", "custom")
 MODEL_SIZES = ("small", "medium")
+_CATEGORY = "bottle"  # of --subdataset, unless another is given
 _Options = TypeVar("_Options")
 
 
@@ -44,7 +46,7 @@ _threshold = _number(float, "a number or auto", lambda value: True)
 
 
 def threshold(text: str) -> float | None:
-    """A number, or None for "auto". Scores are >= 0, so with a negative threshold every image is anomalous."""
+    """A number, or None for "auto"."""
     return None if text == "auto" else _threshold(text)
 
 
@@ -74,7 +76,7 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "-s",
         "--subdataset",
-        default="bottle",
+        default=_CATEGORY,
         metavar="NAME",
         help="category of mvtec_ad, mvtec_loco or visa; all: each of them; a custom set has none "
         "(default: %(default)s)",
@@ -83,7 +85,11 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
         (["-c", "--custom_dataset_path"], "custom_dataset", "folder with train/good and test/<class>"),
         (["--mvtec_ad_path"], "dataset/original/mvtec_anomaly_detection", "folder of the MVTec AD categories"),
         (["--mvtec_loco_path"], "mvtec_loco_anomaly_detection", "folder of the MVTec LOCO categories"),
-        (["--visa_path"], "VisA_pytorch/1cls", "folder of the VisA categories, prepared in its one-class layout"),
+        (
+            ["--visa_path"],
+            "VisA_pytorch/1cls",
+            "folder of the VisA categories, as downloaded or prepared (1cls)",
+        ),
     ):
         group.add_argument(
             *flags, type=Path, default=Path(default), metavar="DIR", help=f"{help} (default: ./%(default)s)"
@@ -105,6 +111,13 @@ def path_argument(layout: str) -> str:
 def dataset_path(args: argparse.Namespace) -> Path:
     """The path given for the chosen layout."""
     return getattr(args, path_argument(args.dataset))
+
+
+def describe_unused_category(args: argparse.Namespace) -> list[str]:
+    """A line for the user if --subdataset is given for a custom set."""
+    if args.dataset != "custom" or args.subdataset == _CATEGORY:
+        return []
+    return [f"Note: --subdataset {args.subdataset} is not used: a custom set has no categories"]
 
 
 def command_line(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
@@ -213,6 +226,18 @@ def add_workers_argument(group: argparse._ArgumentGroup) -> None:
         default=min(8, usable_cores()),
         metavar="N",
         help="threads that read images; 0: none beside the main one (default: %(default)s here)",
+    )
+
+
+def add_max_megapixels_argument(group: argparse._ArgumentGroup) -> None:
+    """--max_megapixels."""
+    group.add_argument(
+        "--max_megapixels",
+        type=positive_float,
+        default=200.0,
+        metavar="X",
+        help="largest image that is decoded, in millions of pixels; larger ones count as unreadable, as a file "
+        "of a few kB can claim to be one that fills the memory (default: %(default)g)",
     )
 
 

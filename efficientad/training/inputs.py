@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from efficientad.data.datasets import Dataset, Sample, TrainingSplit, find_training_images
+from efficientad.data.datasets import (
+    Dataset,
+    FoundSamples,
+    Sample,
+    TrainingSplit,
+    find_training_images,
+    list_good_images,
+)
 from efficientad.data.images import UnreadableImageError, find_unreadable
 from efficientad.data.views import SIDE, SIDE_STEP, View
 from efficientad.detector.model import EfficientAD
 from efficientad.system.distributed import rank, ranks, say
 from efficientad.system.errors import UserError
 from efficientad.training.cache import ImageSet
+from efficientad.training.depths import choose_depth
 from efficientad.training.options import TrainingOptions, TrainingPlan
 from efficientad.training.penalty_images import PenaltyImages, penalty_batches
 from efficientad.training.progress import Progress, find_labelled_samples
@@ -28,6 +36,9 @@ class FoundImages:
     split: TrainingSplit
     test_samples: list[Sample]  # for --evaluate_every; empty without it
     skipped: list[UnreadableImageError]
+    view: View  # with the depth
+    about_depth: list[str]
+    notes: list[str]  # for the user
 
 
 @dataclass(frozen=True)
@@ -47,26 +58,28 @@ def find_images(dataset: Dataset, options: TrainingOptions, view: View) -> Found
     """Find the good images and, for --evaluate_every, the test images; with --on_error skip only readable ones.
 
     Args:
-        view: which the images must suit, whatever its size.
+        view: which the images must suit, whatever its size; not yet with its depth.
 
     Raises:
         UserError: too few images, or none where they should be.
     """
-    split, skipped = find_training_images(dataset, options.seed), []
+    good, skipped = list_good_images(dataset), []
+    paths = [*good.train, *(good.validation or [])]
+    depth, about_depth = choose_depth(options.bit_depth, paths, options.num_workers)
+    view = replace(view, depth=depth)
     if options.on_error == "skip":
-        paths = [*split.train, *split.validation]
         skipped = find_unreadable(paths, view.read, options.num_workers, quiet=rank() > 0)
-        if len(skipped) == len(paths):
+        if skipped and len(skipped) == len(paths):
             raise UserError(f"none of the {len(paths)} training images can be used, for example {skipped[0]}")
-        split = find_training_images(dataset, options.seed, leave_out={bad.name for bad in skipped})
-    samples = []
+    split = find_training_images(dataset, options.seed, leave_out={bad.name for bad in skipped})
+    tested = FoundSamples([], [])
     if options.evaluate_every is not None:
         check = view.read if options.on_error == "skip" else None
-        samples, unreadable = find_labelled_samples(dataset, check, options.num_workers)
+        tested, unreadable = find_labelled_samples(dataset, check, options.num_workers)
         skipped += unreadable
     if len(split.train) < ranks():
         raise UserError(f"{len(split.train)} training images are too few for {ranks()} processes; start fewer")
-    return FoundImages(split, samples, skipped)
+    return FoundImages(split, tested.samples, skipped, view, about_depth, [*split.notes, *tested.notes])
 
 
 def load_images(

@@ -74,6 +74,7 @@ class TrainingOptions:
     resize: str  # views.STRETCH or FIT
     roi: list[float] | None
     ignore: Path | None  # a mask
+    bit_depth: str  # one of arguments.BIT_DEPTHS
     border: str | None  # NO_BORDER or MIRROR; None: the recipe's
     window: int | str | None  # pixels, or FULL
     recipe: str  # AUTO, or one of RECIPES

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from efficientad.data.datasets import Dataset, Sample, find_test_samples
+from efficientad.data.datasets import Dataset, FoundSamples, Sample, find_test_samples
 from efficientad.data.images import UnreadableImageError, find_unreadable
 from efficientad.detector.model import EfficientAD
 from efficientad.system.distributed import rank
@@ -82,7 +82,7 @@ def _unchanged(model: EfficientAD) -> Iterator[None]:
 
 def find_labelled_samples(
     dataset: Dataset, check: Callable[[Path], object] | None, workers: int
-) -> tuple[list[Sample], list[UnreadableImageError]]:
+) -> tuple[FoundSamples, list[UnreadableImageError]]:
     """The test images, good and defective ones, and the unreadable ones that are skipped.
 
     Args:
@@ -93,9 +93,10 @@ def find_labelled_samples(
         UserError: there are none, or only good or only defective ones.
     """
     try:
-        samples, unreadable = find_test_samples(dataset), []
+        found, unreadable = find_test_samples(dataset), []
     except UserError as error:
         raise UserError(f"--evaluate_every needs test images: {error}") from None
+    samples = found.samples
     if check:
         paths = [sample.path for sample in samples]
         unreadable = find_unreadable(paths, check, workers, quiet=rank() > 0)
@@ -106,10 +107,10 @@ def find_labelled_samples(
     if missing:
         readable = "readable " if unreadable else ""
         raise UserError(
-            f"--evaluate_every needs good and defective test images, but {dataset.root / 'test'} holds no "
+            f"--evaluate_every needs good and defective test images, but {dataset.test_folder} holds no "
             f"{readable}{' and no '.join(missing)} ones; add some, or leave the flag out"
         )
-    return samples, unreadable
+    return FoundSamples(samples, found.notes), unreadable
 
 
 def describe_use(every: int | None, samples: Sequence[Sample]) -> list[str]:

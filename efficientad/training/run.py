@@ -33,7 +33,7 @@ from efficientad.system.devices import (
     resolve_precision,
 )
 from efficientad.system.distributed import rank, ranks, say, wait_for_ranks
-from efficientad.system.errors import UserError
+from efficientad.system.errors import UserError, printable
 from efficientad.system.files import write_text_atomically
 from efficientad.system.random_streams import seed_torch
 from efficientad.system.runs import lock_folder
@@ -108,21 +108,24 @@ def train_in_folder(dataset: Dataset, folder: Path, asked: TrainingOptions) -> T
     found = find_images(dataset, asked, view)
     options = settle(asked, len(found.split.train), ranks())
     plan = make_plan(options, device, precision)
-    view, about_view = choose_size(view, options, found.split.train)
+    view, about_view = choose_size(found.view, options, found.split.train)
     model, teacher = start_model(options, view)
     penalty = find_penalty_images(options.imagenet_train_path)
     facts = collect_facts(found.split, penalty, teacher, view, options, plan)
     notes = [
         *describe_unused(asked, options.recipe, device.type),
         *describe_use(options.evaluate_every, found.test_samples),
+        *(f"Note: {printable(note)}" for note in found.notes),
     ]
-    say("\n".join([*describe_start(dataset.name, options, facts), *about_view, *notes]))
+    say("\n".join([*describe_start(dataset.name, options, facts), *about_view, *found.about_depth, *notes]))
 
     settings = json.loads(json.dumps({**asdict(asked), **facts}, default=str))
     state_file = folder / STATE_FILE
     state = read_training_state(state_file, settings, model, penalty) if asked.resume else None
     settings = state["settings"] if state else settings
     images = load_images(dataset, found, penalty, model, options, plan, state["step"] if state else 0)
+    if reading_notes := view.notes.lines():
+        say("\n".join(reading_notes))
     if state:
         compare_images(state["images"], images.digests, state_file)
     about = {"settings": settings, "images": images.digests, "penalty": penalty.digest}
@@ -163,6 +166,7 @@ def collect_facts(
         "steps": plan.steps,
         "image_size": list(view.size),
         "ignored": None if view.ignored is None else hashlib.sha256(view.ignored).hexdigest()[:16],
+        "depth": view.depth.as_dict(),
         "border": options.border,
         "window": options.window,
         "recipe": options.recipe,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from efficientad.data.ignored import read_ignored
 from efficientad.data.images import UnreadableImageError, upright_size
 from efficientad.data.views import (
     FIT,
@@ -18,7 +19,6 @@ from efficientad.data.views import (
     View,
     describe_bad_size,
     parse_roi,
-    read_ignored,
 )
 from efficientad.system.errors import UserError
 from efficientad.system.parallel import parallel_map

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientad.data.folders import describe_others, find_images, is_image_name, leave_out_written
+from efficientad.data.folders import describe_others, find_images, is_image_name, leave_out_below, leave_out_written
 from efficientad.data.images import UnreadableImageError, check_image, decode_image, read_image
 from efficientad.preparation.orientation import read_header, turn_point_upright, turn_upright
 from efficientad.system.files import write_file_list
@@ -169,6 +169,14 @@ def test_what_a_command_wrote_is_no_input(tmp_path):
     assert find_images(tmp_path / "out" / "maps") == [tmp_path / "out/maps/a.png.jpg"]  # asked for
 
 
+def test_images_below_a_folder_are_left_out_whatever_leads_there(tmp_path):
+    (tmp_path / "real" / "maps" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    inside = [tmp_path / "link" / "maps" / "a.png", tmp_path / "real" / "x" / ".." / "maps" / "deep" / "b.png"]
+    outside = [tmp_path / "link" / "c.png", tmp_path / "real" / "maps2" / "d.png"]
+    assert leave_out_below(tmp_path / "real" / "maps", [*inside, *outside]) == outside
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_header_tells_the_upright_size(file_format, orientation):
@@ -204,7 +212,7 @@ def test_header_of_a_damaged_file():
             read_header(data, "test")
 
 
-@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+@pytest.mark.parametrize("orientation", range(1, 9))
 def test_turning_images_and_points_upright(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -213,7 +221,7 @@ def test_turning_images_and_points_upright(orientation):
     stored.save(buffer, "PNG", exif=exif)
     upright, header = decode_image(buffer.getvalue(), "test"), read_header(buffer.getvalue(), "test")
     assert turn_upright(stored, orientation).tobytes() == upright.tobytes()
-    assert header.is_sideways((4, 6)) and not header.is_sideways((6, 4)) and not header.is_sideways((8, 12))
+    assert header.stored_size == (4, 6) and header.upright_size == upright.size
     for x in range(4):
         for y in range(6):
             left, top = turn_point_upright(x + 0.5, y + 0.5, header)  # the middle of a pixel

@@ -11,7 +11,8 @@ from PIL import Image
 
 from bad_inputs import png_bomb
 from conftest import draw_part, mask_of
-from efficientad.data.views import FIT, View, describe_bad_size, parse_roi, read_ignored
+from efficientad.data.ignored import read_ignored
+from efficientad.data.views import FIT, View, describe_bad_size, parse_roi
 from efficientad.system.errors import UserError
 
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from conftest import write_six_files
 from efficientad.benchmarking import reference
-from efficientad.data.views import FIT, View, read_ignored
+from efficientad.data.ignored import read_ignored
+from efficientad.data.views import FIT, View
 from efficientad.detector import checkpoint
 from efficientad.detector.calibration import Calibration
 from efficientad.detector.checkpoint import load_model, load_teacher_weights, save_model
@@ -47,7 +48,7 @@ def test_saved_and_loaded_model_is_equal(fitted, tmp_path):
 def test_model_file_describes_itself_and_is_on_the_cpu(fitted, tmp_path):
     save_model(fitted, tmp_path / "model.pt", {"steps": 7})
     contents = torch.load(tmp_path / "model.pt", weights_only=True)
-    view = {"size": [256, 256], "resize": "stretch", "roi": None, "ignored": None}
+    view = {"size": [256, 256], "resize": "stretch", "roi": None, "ignored": None, "depth": None}
     config = {"model_size": "small", "view": view, "border": "none", "has_student": True, "memory_patches": 0}
     assert contents["config"] == config
     assert contents["training"] == {"steps": 7}

@@ -196,7 +196,7 @@ def test_masks_that_do_not_belong_are_reported(output, dataset_folder, monkeypat
     (dataset_folder / "ground_truth").rename(dataset_folder / "masks")
     fill_folder(dataset_folder / "ground_truth" / "other_class", 1)
     evaluate(*words)
-    assert "Note: no file in" in capsys.readouterr().out
+    assert "Note: 1 file in" in capsys.readouterr().out
 
 
 def test_wrong_evaluation_commands(output, dataset_folder, monkeypatch, capsys):

@@ -42,10 +42,10 @@ class Parts:
         save(self.root / "ground_truth" / name, array)
 
     def samples(self):
-        return {f"{s.class_name}/{s.image_name}": s for s in find_test_samples(self.dataset)}
+        return {f"{s.class_name}/{s.image_name}": s for s in find_test_samples(self.dataset).samples}
 
     def masks(self):
-        return find_masks(self.dataset, list(self.samples().values()))
+        return find_masks(self.dataset, list(self.samples().values()))[0]
 
 
 @pytest.fixture
@@ -294,7 +294,7 @@ def test_saturated_rows(parts):
 def test_samples_that_vanish_are_left_to_the_evaluation(parts):
     parts.mask("dent/a_mask.png", box(0, 0, 3, 2))
     samples = [*parts.samples().values(), Sample(parts.root / "test/dent/gone.png", "dent", "gone.png")]
-    assert len(find_masks(parts.dataset, samples).samples) == 4
+    assert len(find_masks(parts.dataset, samples)[0].samples) == 4
 
 
 def test_what_is_not_inspected_counts_nowhere(parts):

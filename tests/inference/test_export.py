@@ -224,7 +224,7 @@ def test_an_export_of_a_newer_version_is_called_newer(weights, tmp_path, monkeyp
     skip_without(name)
 
     def as_text(metadata):
-        texts = as_text_now(metadata) | {"efficientad_format": "3", "calibration": '{"thresholds": [1, 2]}'}
+        texts = as_text_now(metadata) | {"efficientad_format": "4", "calibration": '{"thresholds": [1, 2]}'}
         return {key: text for key, text in texts.items() if key != "view"}
 
     as_text_now = Metadata.as_text

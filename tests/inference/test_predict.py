@@ -219,7 +219,8 @@ def test_regions_of_a_map():
 
 def test_regions_can_be_prepared_as_annotations(weights, tmp_path):
     """The file is what prepare_dataset.py takes, too."""
-    from efficientad.preparation.coco import draw_mask, read_coco
+    from efficientad.preparation.coco import read_coco
+    from efficientad.preparation.shapes import draw_mask
 
     draw_part(3, defective=True).save(tmp_path / "part.png")
     run("-w", weights, "-i", tmp_path / "part.png", "-o", tmp_path / "out", "--save_regions", "-T", 5)

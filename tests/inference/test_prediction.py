@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def samples(tmp_path):
     root = make_dataset(tmp_path / "set", train=2, test={"good": 4, "dent": 3})
-    return find_test_samples(open_dataset("custom", root, ""))
+    return find_test_samples(open_dataset("custom", root, "")).samples
 
 
 def predict_all(model, samples, batch_size, workers=2, precision="fp32", **options):

@@ -168,3 +168,15 @@ def test_watched_and_given_images_have_a_folder_each(folder, capsys, monkeypatch
     message = fail(monkeypatch, capsys, predict, "-w", folder, "-i", folder / "in", "-o", folder / "out")
     assert "out holds the results of --watch; choose another --output_dir for --input" in message
     assert watch.scores_file.read_bytes() == written
+
+
+def test_what_is_odd_about_images_is_said_once(folder):
+    clear = draw_part(1).copy()
+    clear.putalpha(0)
+    watch = Watch(folder)
+    watch.wait_for(lambda: len(watch.names()) == 1)
+    for number in range(2):
+        clear.save(folder / "in" / f"clear_{number}.png")
+        watch.wait_for(lambda number=number: len(watch.names()) == number + 2)
+        watch.wait_for(lambda: "Note: 1 image with transparent parts" in watch.log.read_text())
+    assert watch.stop().count("transparent") == 1

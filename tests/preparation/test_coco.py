@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from efficientad.preparation.coco import annotation_box, draw_mask, read_coco
+from efficientad.preparation.coco import read_coco
+from efficientad.preparation.shapes import annotation_box, draw_mask
 from efficientad.system.errors import UserError
 
 SQUARE = [2, 3, 8, 3, 8, 9, 2, 9]
@@ -75,7 +76,7 @@ IMAGE = {"id": 1, "file_name": "a.png"}
         ({"annotations": [{"image_id": [1], "category_id": 7}]}, "annotation 1 has no valid image_id"),
         ({"annotations": [{"id": [1], "image_id": 1, "category_id": 7}]}, "an annotation's id is neither"),
         (
-            {"annotations": [{"id": 1, "image_id": "1", "category_id": 7}]},
+            {"annotations": [{"id": 1, "image_id": "2", "category_id": 7}]},
             "no annotation has the image_id",
         ),
     ],
@@ -102,11 +103,10 @@ def test_missing_file_names_the_flag(tmp_path):
         read_coco(tmp_path)
 
 
-def test_annotations_of_no_image_are_counted(tmp_path):
+def test_annotations_of_no_image_could_hide_a_defect(tmp_path):
     annotations = [{"image_id": 1, "category_id": 7}, {"image_id": 99, "category_id": 7}]
-    coco = read_coco(coco_file(tmp_path / "coco.json", annotations=annotations))
-    assert len(coco.images[0].annotations) == 1
-    assert "1 annotations belong to no image" in coco.notes[0]
+    with pytest.raises(UserError, match="1 annotation belongs to no image.*annotation 2 has the image_id 99"):
+        read_coco(coco_file(tmp_path / "coco.json", annotations=annotations))
 
 
 def test_two_annotations_of_one_id_both_count(tmp_path):

@@ -44,7 +44,7 @@ def test_images_go_to_a_folder_for_each_kind_of_defect(originals, capsys):
     assert counts == {"train/good": 9, "test/good": 2, "test/defect_type_3": 2, "test/defect_type_12": 1}
     dataset = open_dataset("custom", output, "")
     assert len(find_training_images(dataset, 0).train) == 8
-    assert len(find_test_samples(dataset)) == 5
+    assert len(find_test_samples(dataset).samples) == 5
 
 
 def test_manifest_says_where_everything_comes_from(originals):

@@ -38,3 +38,13 @@ def test_preview_of_a_turned_image(tmp_path, size, box):
     left, top, right, bottom = box
     assert (pixels[top : bottom + 1, [left, right]] < 128).all()
     assert (pixels[[top, bottom], left : right + 1] < 128).all()
+
+
+def test_preview_of_twelve_bits_is_not_black(tmp_path):
+    made = Originals(tmp_path / "original")
+    made.good("1.png", "2.png")
+    made.annotated("deep.png", 3, bbox=BOX)
+    Image.fromarray(np.full((40, 60), 3900, dtype=np.uint16)).save(made.root / "images" / "deep.png")
+    prepare(*made.flags(), "--preview", made.root / "preview")
+    with Image.open(made.root / "preview" / "deep.jpg") as drawn:
+        assert drawn.getpixel((1, 38))[0] == pytest.approx(255 * 3900 / 4095, abs=6)

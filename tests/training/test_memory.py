@@ -214,7 +214,7 @@ def test_a_saved_memory_is_half_as_large_and_comes_back_equal(detector, tmp_path
         (tmp_path / name).mkdir()
     save_model(detector, tmp_path / "first" / "model.pt", {})
     stored = torch.load(tmp_path / "first" / "model.pt", weights_only=True)
-    assert stored["version"] == 4 and stored["state_dict"]["memory"].dtype == torch.float16
+    assert stored["version"] == 5 and stored["state_dict"]["memory"].dtype == torch.float16
     assert stored["config"]["memory_patches"] == 1100
     assert stored["config"]["has_student"] == (detector.student is not None)
     loaded = load_model(tmp_path / "first", CPU)

@@ -10,6 +10,7 @@ from PIL import Image
 import train as train_script
 from commands import train
 from conftest import draw_part, fail
+from efficientad.data.depth import Depth
 from efficientad.data.views import View, describe_bad_size
 from efficientad.detector.checkpoint import load_model
 from efficientad.system.errors import Interrupted, UserError
@@ -36,7 +37,7 @@ def trained(words, tmp_path, *more):
 def test_the_model_knows_its_size(words, tmp_path, given, expected, capsys):
     flags = ["--image_size", *given] if given else []
     model = trained(words, tmp_path, *flags)
-    assert model.view == View(*expected) and model.border == "mirror"
+    assert model.view == View(*expected, depth=Depth()) and model.border == "mirror"
     settings = json.loads((folder_of(tmp_path / "out") / "args.json").read_text())
     assert settings["image_size"] == list(expected)
     said = f"The networks see {expected[0]} x {expected[1]} pixels (height x width)\n"

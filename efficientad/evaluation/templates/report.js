@@ -8,10 +8,10 @@ const LARGE_PICTURE = 900;
 
 const byId = (id) => document.getElementById(id);
 const data = JSON.parse(byId("data").textContent);
-const classes = data.classes.map(([name, auroc], number) => ({ name, auroc, good: number === data.good, scores: [] }));
+const classes = data.classes.map(([name, auroc, folder], number) => ({ name, auroc, folder, good: number === data.good, scores: [] }));
 const images = data.images.map(([number, name, score, file, mapFile, width, height, thumbnail, map, mask, peak], index) => {
   classes[number].scores.push(score);
-  return { index, number, name, score, file, mapFile, width, height, thumbnail, map, mask, peak, good: classes[number].good, kind: classes[number].name };
+  return { index, number, name, score, file, mapFile, width, height, thumbnail, map, mask, peak, good: classes[number].good, kind: classes[number].name, folder: classes[number].folder };
 });
 for (const each of classes) each.scores.sort((a, b) => a - b);
 const goodScores = images.filter((image) => image.good).map((image) => image.score).sort((a, b) => a - b);
@@ -285,7 +285,7 @@ function csvCell(value) {
 function exportTicked() {
   const chosen = images.filter((image) => ticked.has(image.index)).sort((a, b) => suspicion(b) - suspicion(a));
   const rows = [["defect_class", "image_name", "y_score", "path", "threshold", "margin", "rank"],
-    ...chosen.map((image) => [image.kind, image.name, image.score, `${data.test_folder}/${image.kind}/${image.name}`, threshold, margin(image), image.rank])];
+    ...chosen.map((image) => [image.kind, image.name, image.score, `${data.test_folder}/${image.folder}/${image.name}`, threshold, margin(image), image.rank])];
   const text = rows.map((row) => `${row.map(csvCell).join(",")}\r\n`).join("");
   const link = element("a", { download: "mislabelled.csv", href: URL.createObjectURL(new Blob(["\ufeff", text], { type: "text/csv" })) });
   link.click();
