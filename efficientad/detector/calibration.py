@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Context, Decimal
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +16,7 @@ RATE_INTERVAL = 0.9  # probability that the true rate lies within Calibration.ra
 _LEFT_OUT = 0.1  # of the scores, the highest: a defect among the good images must not set the threshold
 _TRIALS = 20_000
 _ROUND_UP = Context(prec=6, rounding=ROUND_CEILING)  # to the six digits that :g prints
+_LARGEST = float(np.finfo(np.float32).max)  # scores are float32
 _WIDE = 20  # with a larger ratio of its ends, only the upper end of an interval is printed
 
 
@@ -26,6 +29,27 @@ class Calibration:
     threshold: float
     rate_interval: tuple[float, float]  # holds the true false-positive rate with the probability RATE_INTERVAL
     extrapolated: bool  # there are too few scores to show the target, so a tail was fitted
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Calibration:
+        """The calibration of which dataclasses.asdict made `values`; lists will do for tuples.
+
+        Raises:
+            TypeError, ValueError: it made them not; nothing of an untrusted file is believed, since a threshold
+                that no score can exceed would call every part good.
+        """
+        if not isinstance(values, dict):
+            raise TypeError("the calibration is no dict")
+        found = cls(**values)
+        if not isinstance(found.extrapolated, bool):
+            raise TypeError("the calibration does not say whether it is extrapolated")
+        scores, interval = (_finite_numbers(numbers) for numbers in (found.scores, found.rate_interval))
+        target_fpr, threshold = _finite_numbers([found.target_fpr, found.threshold])
+        if len(scores) < FEWEST_SCORES or any(low > high for low, high in itertools.pairwise(scores)):
+            raise ValueError(f"the calibration has fewer than {FEWEST_SCORES} scores, or they do not ascend")
+        if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1 or not 0 < target_fpr < 1:
+            raise ValueError("the rates of the calibration are not between 0 and 1")
+        return cls(scores, target_fpr, threshold, interval, found.extrapolated)
 
 
 def calibrate(scores: Sequence[float], target_fpr: float) -> Calibration:
@@ -62,6 +86,15 @@ def calibrate(scores: Sequence[float], target_fpr: float) -> Calibration:
     # taken from is not above it.
     threshold = float(_ROUND_UP.create_decimal(Decimal(threshold)))
     return Calibration(tuple(ordered.tolist()), target_fpr, threshold, interval, extrapolated)
+
+
+def _finite_numbers(values: Any) -> tuple[float, ...]:
+    """The values, if they are floats that a score can have, too; raises TypeError or ValueError otherwise."""
+    if not isinstance(values, list | tuple) or any(type(value) is not float for value in values):
+        raise TypeError("the calibration is not one of finite numbers")
+    if not all(abs(value) <= _LARGEST for value in values):  # nor is NaN
+        raise ValueError("the calibration is not one of finite numbers")
+    return tuple(values)
 
 
 def choose_threshold(given: float | None, calibration: Calibration | None) -> tuple[float, str]:

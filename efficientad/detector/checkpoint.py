@@ -5,12 +5,11 @@ Nothing here ever unpickles code: every file is read by torch_files.
 
 from __future__ import annotations
 
-import math
 import re
 import reprlib
 import textwrap
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ FORMAT = "efficientad-detector"
 # nor a calibration
 FORMAT_VERSION = 5
 _PLAIN = {"view": View().as_dict(), "border": NO_BORDER}  # of the versions before 4
+_PLAIN_VALUES = (str, int, float, bool, type(None))
 MOST_MEMORY_PATCHES = 200_000  # 154 MB in model.pt
 _SHIPPED_WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 _NETWORK_FILES = {name: f"{name}_final.pth" for name in ("teacher", "student", "autoencoder")}
@@ -94,7 +94,9 @@ def read_training(folder: Path) -> dict[str, Any]:
     """The facts of the training in model.pt of `folder`; empty for the six files of other scripts."""
     if not (folder / MODEL_FILE).is_file():
         return {}
-    return dict(read_torch_file(folder / MODEL_FILE).get("training", {}))
+    contents = read_torch_file(folder / MODEL_FILE)
+    training = contents.get("training") if isinstance(contents, dict) else None
+    return dict(training) if isinstance(training, dict) else {}
 
 
 def load_teacher_weights(model: EfficientAD, path: Path | None) -> Path:
@@ -148,8 +150,8 @@ def _load_own(path: Path) -> EfficientAD:
         config = contents["config"] if version >= 4 else _upgraded_config(**contents["config"])
         model = _build(**config)
         if contents.get("calibration") is not None:
-            model.calibration = _read_calibration(**contents["calibration"])
-        model.provenance = {**(contents.get("training") or {}), "versions": dict(contents.get("versions") or {})}
+            model.calibration = Calibration.from_dict(contents["calibration"])
+        model.provenance = _read_provenance(contents)
     except (KeyError, TypeError, ValueError) as error:
         reason = textwrap.shorten(str(error), 200)
         raise UserError(f"{path} is damaged: no complete description of a detector ({reason})") from None
@@ -194,14 +196,27 @@ def _upgrade(state: dict[str, Tensor]) -> None:
             state[key] = torch.cat([state[key], row])
 
 
-def _read_calibration(**values: Any) -> Calibration:
-    calibration = Calibration(**values)
-    scores, interval = tuple(calibration.scores), tuple(calibration.rate_interval)
-    numbers = [*scores, *interval, calibration.target_fpr, calibration.threshold]
-    finite = all(isinstance(number, float) and math.isfinite(number) for number in numbers)
-    if not finite or len(interval) != 2 or not isinstance(calibration.extrapolated, bool):
-        raise ValueError("the calibration is not one of finite numbers")
-    return replace(calibration, scores=scores, rate_interval=interval)
+def _read_provenance(contents: Mapping[str, Any]) -> dict[str, Any]:
+    """How the detector was trained, and with which versions; see EfficientAD.provenance.
+
+    Raises:
+        ValueError: that is not plain values by name.
+    """
+    training, versions = ({} if contents.get(key) is None else contents[key] for key in ("training", "versions"))
+    if not (_is_plain(training) and isinstance(training, dict) and isinstance(training.get("dataset", ""), str)):
+        raise ValueError("it does not say how it was trained, or not in plain values")
+    if not (
+        isinstance(versions, dict) and all(isinstance(text, str) for pair in versions.items() for text in pair)
+    ):
+        raise ValueError("its versions are not texts")
+    return {**training, "versions": versions}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a number, text, None, or a list or dict of these; read_torch_file bounds how deep they are."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) for key in value) and all(map(_is_plain, value.values()))
+    return all(map(_is_plain, value)) if isinstance(value, list | tuple) else isinstance(value, _PLAIN_VALUES)
 
 
 def _load_six_files(folder: Path) -> EfficientAD:

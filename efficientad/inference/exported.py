@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import json
-import zipfile
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -15,8 +14,13 @@ import torch
 from torch import Tensor
 
 from efficientad.detector.model import PIXELS_PER_PASS
-from efficientad.inference.metadata import METADATA_FILE, OUTPUT_NAMES, SUFFIXES, TEXT_KEYS, Metadata
-from efficientad.system.errors import UserError
+from efficientad.inference.graph_checks import check_onnx, check_openvino, check_openvino_file
+from efficientad.inference.metadata import OUTPUT_NAMES, SUFFIXES, TEXT_KEYS, Metadata
+from efficientad.inference.program_checks import check_program_file, check_result_sizes
+from efficientad.system.errors import UserError, is_out_of_memory
+from efficientad.system.torch_files import refuse_unusual_file
+
+_MOST_BYTES = 2**31  # of a file; the largest exports have a third of it
 
 
 class MissingPackageError(UserError):
@@ -30,9 +34,10 @@ RunExport = Callable[[dict[str, np.ndarray]], Answers]
 class ExportedDetector:
     """A Detector that an exported file computes."""
 
-    def __init__(self, metadata: Metadata, run: RunExport, runtime: str) -> None:
+    def __init__(self, path: Path, metadata: Metadata, run: RunExport, runtime: str) -> None:
         """
         Args:
+            path: of the file, for messages.
             run: inputs by name (see Metadata.inputs) -> maps and scores.
             runtime: its name, version and device, for the description.
         """
@@ -40,14 +45,27 @@ class ExportedDetector:
         self.calibration, self.metadata = metadata.calibration, metadata
         self.provenance = {"versions": metadata.versions}  # the file does not say how it was trained
         self.description = f"{runtime}, precision {metadata.precision}"
-        self._run = run
+        self._path, self._run = path, run
 
     def images_per_pass(self, most: int) -> int:
         return max(1, min(most, PIXELS_PER_PASS // (self.view.height * self.view.width)))
 
     def answer(self, pixels: Tensor, inspected: Tensor | None = None) -> Answers:
-        """The maps and the scores of the file itself."""
-        return self._run(self.metadata.inputs(pixels, inspected))
+        """The maps and the scores of the file itself.
+
+        Raises:
+            UserError: the file cannot compute them, or they are not of the shapes that it promises.
+        """
+        try:
+            maps, scores = self._run(self.metadata.inputs(pixels, inspected))
+        except Exception as error:  # of the runtime's own types
+            if is_out_of_memory(error):
+                raise
+            raise UserError(f"{self._path} cannot compute an answer: {_reason(error)}") from None
+        for values, shape in zip((maps, scores), self.metadata.output_shapes().values(), strict=True):
+            if (values.dtype, values.shape) != (np.float32, (len(pixels), *shape[1:])):
+                raise UserError(f"{self._path} is damaged: its answer has the shape {values.shape}")
+        return maps, scores
 
     def __call__(self, pixels: Tensor, inspected: Tensor | None = None) -> Tensor:
         maps, _ = self.answer(pixels, inspected)
@@ -64,8 +82,9 @@ def load_exported(path: Path, device_name: str, precision_name: str) -> Exported
     Raises:
         UserError: no such file, no export, no runtime installed, or a device or precision it does not support.
     """
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path} does not exist; name an exported file or a training's folder")
+    refuse_unusual_file(path, _MOST_BYTES)
     if device_name == "cuda" and path.suffix != SUFFIXES["onnx"]:
         raise UserError(f"--device cuda: {path} runs on the CPU only; use model.pt, or export to ONNX")
     if path.suffix == SUFFIXES["onnx"]:
@@ -106,65 +125,86 @@ def _load_onnx(path: Path, device_name: str) -> ExportedDetector:
         providers.insert(0, "CUDAExecutionProvider")
     elif device_name == "cuda":
         raise UserError("--device cuda: this ONNX Runtime has no CUDA; pip install onnxruntime-gpu instead of it")
+    onnx = import_package("onnx", "onnx", "onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4  # it would print what the file says as it is; errors are raised anyway
+    data = path.read_bytes()
     try:
-        session = onnxruntime.InferenceSession(path, options, providers)
-    except Exception as error:  # its exceptions have no common base
+        model = onnx.load_model_from_string(data)
+        metadata = Metadata.from_text({item.key: item.value for item in model.metadata_props}, path)
+        check_onnx(onnx, model, metadata, len(data))
+        del model
+        session = onnxruntime.InferenceSession(data, options, providers)
+    except UserError:
+        raise
+    except Exception as error:  # the packages' exceptions have no common base
         raise _damaged(path, error) from None
-    metadata = Metadata.from_text(session.get_modelmeta().custom_metadata_map, path)
 
     def run(inputs: dict[str, np.ndarray]) -> Answers:
         return session.run(OUTPUT_NAMES, inputs)
 
     where = "cuda" if session.get_providers()[0].startswith("CUDA") else "cpu"
     threads = options.intra_op_num_threads
-    return ExportedDetector(metadata, run, f"ONNX Runtime {onnxruntime.__version__} on {where}, {threads} threads")
+    return ExportedDetector(
+        path, metadata, run, f"ONNX Runtime {onnxruntime.__version__} on {where}, {threads} threads"
+    )
 
 
 def _load_openvino(path: Path) -> ExportedDetector:
     openvino = import_package("openvino", "openvino")
-    core = openvino.Core()
+    weights = path.with_suffix(".bin")
+    if weights.exists():
+        refuse_unusual_file(weights, _MOST_BYTES)
     try:
+        weight_bytes = weights.stat().st_size if weights.exists() else 0
+        check_openvino_file(path, weight_bytes)
+        core = openvino.Core()
         model = core.read_model(path)
         places = [["efficientad", key] for key in TEXT_KEYS]
         texts = {place[1]: model.get_rt_info(place).astype(str) for place in places if model.has_rt_info(place)}
-    except RuntimeError as error:
+        metadata = Metadata.from_text(texts, path)
+        check_openvino(model, metadata, path.stat().st_size + weight_bytes)
+        settings: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            # Without it a processor with bf16 arithmetic would round an fp32 model. One without ignores "bf16".
+            "INFERENCE_PRECISION_HINT": "bf16" if metadata.precision == "bf16" else "f32",
+        }
+        compiled = core.compile_model(model, "CPU", settings)
+    except (RuntimeError, TypeError, ValueError) as error:
         raise _damaged(path, error) from None
-    metadata = Metadata.from_text(texts, path)
-    settings: dict[str, Any] = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        # Without it a processor with bf16 arithmetic would round an fp32 model. One without ignores "bf16".
-        "INFERENCE_PRECISION_HINT": "bf16" if metadata.precision == "bf16" else "f32",
-    }
-    compiled = core.compile_model(model, "CPU", settings)
 
     def run(inputs: dict[str, np.ndarray]) -> Answers:
         answers = compiled(inputs)
         return tuple(answers[name] for name in OUTPUT_NAMES)
 
     version = openvino.get_version().split("-")[0]
-    return ExportedDetector(metadata, run, f"OpenVINO {version} on cpu, {torch.get_num_threads()} threads")
+    return ExportedDetector(path, metadata, run, f"OpenVINO {version} on cpu, {torch.get_num_threads()} threads")
 
 
 def _load_program(path: Path) -> ExportedDetector:
-    texts = {METADATA_FILE: ""}
-    if not zipfile.is_zipfile(path):  # torch would print a traceback
-        raise _damaged(path, "not a zip file")
     try:
-        program = torch.export.load(path, extra_files=texts).module()
+        metadata = check_program_file(path)
+        program = torch.export.load(path).module()
+        check_result_sizes(program, metadata, path.stat().st_size)
+    except UserError:
+        raise
     except Exception as error:  # almost any type on a damaged file
         raise _damaged(path, error) from None
-    metadata = Metadata.from_text(json.loads(texts[METADATA_FILE] or "{}"), path)
 
     @torch.inference_mode()
     def run(inputs: dict[str, np.ndarray]) -> Answers:
         return tuple(output.numpy() for output in program(*map(torch.from_numpy, inputs.values())))
 
-    return ExportedDetector(metadata, run, f"torch program on cpu, {torch.get_num_threads()} threads")
+    return ExportedDetector(path, metadata, run, f"torch program on cpu, {torch.get_num_threads()} threads")
 
 
 def _damaged(path: Path, error: Exception | str) -> UserError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-    return UserError(f"{path} is no detector that efficientad.export wrote, or damaged: {reason}")
+    return UserError(f"{path} is no detector that efficientad.export wrote, or damaged: {_reason(error)}")
+
+
+def _reason(error: Exception | str) -> str:
+    """The last line of a message, since runtimes begin with lines of their own; of bounded length."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return textwrap.shorten(lines[-1], 200)

@@ -22,7 +22,14 @@ from efficientad.data.images import UnreadableImageError
 from efficientad.data.views import FIT, View
 from efficientad.detector.model import EfficientAD, anomaly_score
 from efficientad.inference.exported import import_package
-from efficientad.inference.metadata import INPUT_NAME, INSPECTED_NAME, METADATA_FILE, OUTPUT_NAMES, Metadata
+from efficientad.inference.metadata import (
+    INPUT_NAME,
+    INSPECTED_NAME,
+    METADATA_FILE,
+    MOST_EXPORTED_PIXELS,
+    OUTPUT_NAMES,
+    Metadata,
+)
 from efficientad.system.errors import UserError
 from efficientad.system.runs import lock_output, unfinished_folder
 
@@ -162,7 +169,16 @@ def unfinished_file(output: Path, suffix: str, overwrite: bool) -> Iterator[Path
 
 
 def describe(model: EfficientAD, precision: str) -> Metadata:
-    """The metadata of an export."""
+    """The metadata of an export.
+
+    Raises:
+        UserError: the model's images are too large for a file.
+    """
+    if model.view.height * model.view.width > MOST_EXPORTED_PIXELS:
+        raise UserError(
+            f"cannot export this model: a file computes its {model.view.height} x {model.view.width} pixels in one "
+            f"pass and takes at most {MOST_EXPORTED_PIXELS:,}; use model.pt, which computes one tile after another"
+        )
     versions = {"efficientad": efficientad.__version__, "torch": str(torch.__version__)}
     return Metadata(model.model_size, model.view, precision, model.calibration, versions)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from efficientad.system.errors import UserError
-from efficientad.system.torch_files import read_torch_file, require_weights
+from efficientad.system.torch_files import read_torch_file, refuse_unusual_file, require_weights
 
 _WRAPPERS = ("state_dict", "model")  # keys under which training scripts save the weights
 _PARALLEL = "module."  # prefix of every key of a network in DataParallel
@@ -77,7 +77,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of the file's content, hexadecimal."""
+    """SHA-256 of the file's content, hexadecimal.
+
+    Raises:
+        UserError: it is no regular file.
+    """
+    refuse_unusual_file(path)
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -90,8 +95,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
     except ImportError as error:
         raise UserError(f"{path} needs the package safetensors; install it: pip install safetensors") from error
-    if not path.exists():
-        raise UserError(f"{path} does not exist")
+    refuse_unusual_file(path)
     try:
         return load_file(path)
     except Exception as error:  # the reader raises its own types and Python's on a damaged file

@@ -3,56 +3,129 @@
 from __future__ import annotations
 
 import io
-import pickle
+import stat
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from efficientad.system.errors import UserError
+from efficientad.system.errors import UserError, printable
 from efficientad.system.files import atomic_file
+from efficientad.system.pickles import ForeignNameError, PickleError, PickleScan
 from efficientad.system.random_streams import VERSION
+
+MOST_BYTES = 2**32  # of a file: the largest backbones' weights and states of trainings are smaller
+_MOST_PICKLE_BYTES = 2**28  # of the part without tensors
+_ZIP_START = b"PK\x03\x04"
 
 
 def read_torch_file(path: Path) -> Any:
     """torch.load on the CPU, without running code from the file, with a one-line message for each way to fail.
 
+    Before anything is loaded, PickleScan counts what the file would become. It may hold tensors, numbers and text
+    in lists, tuples and dicts, and all of these no more than its size allows.
+
     Raises:
-        UserError: no such file, no torch file, damaged, compressed, or with pickled code.
+        UserError: no such file, no torch file, damaged, compressed, too large, or with pickled code.
     """
+    refuse_unusual_file(path)
     try:
-        _refuse_inflated(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
+        with path.open("rb") as file:
+            scan_torch_file(file, path)
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except Exception as error:  # the readers behind torch.load raise almost any type on a damaged file
         if isinstance(error, OSError) and error.filename:  # not readable at all
             raise
-        if isinstance(error, pickle.UnpicklingError) and _looks_pickled(path):
-            raise UserError(
-                f"{path} holds pickled Python objects and is not opened, since that could run any code; "
-                "save it again as a state_dict: torch.save(model.state_dict(), path)"
-            ) from None
         raise UserError(f"{path} is not a torch file, or damaged") from None
 
 
-def _refuse_inflated(path: Path) -> None:
-    """torch never compresses: a file that claims to hold more than its size would only fill the memory."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            claimed = sum(entry.file_size for entry in archive.infolist())
-        if claimed > path.stat().st_size:
+def refuse_unusual_file(path: Path, most_bytes: int = MOST_BYTES) -> None:
+    """Raise a UserError unless `path` is a regular file, or a link to one, of at most so many bytes."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except ValueError:  # a NUL in its name
+        raise UserError(f"{printable(str(path))} is no name of a file") from None
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
+        raise UserError(f"{path} is {kind}; name a file")
+    if status.st_size > most_bytes:
+        raise UserError(
+            f"{path} has {status.st_size:,} bytes and is not opened; no model or teacher has more than "
+            f"{most_bytes:,}"
+        )
+
+
+def scan_torch_file(file: BinaryIO, path: Path) -> None:
+    """Raise a UserError unless torch.load can make of the file what it holds, and nothing more; see PickleScan.
+
+    Args:
+        file: at its beginning.
+        path: to name.
+    """
+    try:
+        if file.read(len(_ZIP_START)) == _ZIP_START:
+            _scan_zip(file, path)
+        else:
+            file.seek(0)
+            _scan_plain(file)
+    except ForeignNameError as error:
+        module, _, name = error.name.partition(" ")
+        if module in ("torch", "torch._utils", "torch.storage"):
+            raise UserError(
+                f"{path} holds tensors of a kind that no detector or teacher has ({module}.{name}); save it again "
+                "with plain float32 tensors"
+            ) from None
+        raise UserError(
+            f"{path} holds pickled Python objects and is not opened, since that could run any code; "
+            "save it again as a state_dict: torch.save(model.state_dict(), path)"
+        ) from None
+    except PickleError as error:
+        reason = f": {error}" if str(error) else ""
+        raise UserError(f"{path} is not a torch file, or damaged{reason}") from None
+
+
+def _scan_zip(file: BinaryIO, path: Path) -> None:
+    """A file as torch.save writes it: a zip file, not compressed, with one pickle and a part for each storage."""
+    size = file.seek(0, io.SEEK_END)
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        # torch never compresses: a file that claims to hold more than its size would only fill the memory
+        if sum(entry.file_size for entry in entries) > size:
             raise UserError(f"{path} is not a torch file, or damaged: it claims to hold more than its size")
+        names = {entry.filename: entry.file_size for entry in entries}
+        pickles = [name for name in names if name.endswith("/data.pkl")]
+        # so that torch, which reads the zip file in its own way, cannot find another pickle than this one
+        plain = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+        plain &= len(names) == len(entries) and len(pickles) == 1 and not archive.comment
+        if not plain or min(entry.header_offset for entry in entries) != 0:
+            raise PickleError("it is not a zip file as torch.save writes it")
+        if names[pickles[0]] > _MOST_PICKLE_BYTES:
+            raise PickleError(f"it holds more than {_MOST_PICKLE_BYTES:,} bytes besides tensors")
+        if wrong := archive.testzip():  # reads it all; torch itself does not compare
+            raise PickleError(f"the checksum of {wrong[:100]} is wrong")
+        pickle_bytes = io.BytesIO(archive.read(pickles[0]))
+    folder = pickles[0].removesuffix("data.pkl") + "data/"
+    storages = {name.removeprefix(folder): count for name, count in names.items() if name.startswith(folder)}
+    PickleScan(size, storages).read(pickle_bytes)
 
 
-def _looks_pickled(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) in (b"PK", b"\x80\x02")
+def _scan_plain(file: BinaryIO) -> None:
+    """A file as torch.save wrote it before version 1.6: five pickles, then the storages."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    scan = PickleScan(size, None)
+    if scan.read(file) != torch.serialization.MAGIC_NUMBER:
+        raise PickleError("it does not begin like one")
+    for _ in range(4):
+        scan.read(file)
 
 
 def require_weights(state: object, path: Path) -> dict[str, Tensor]:
