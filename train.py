@@ -72,7 +72,8 @@ def get_parser() -> argparse.ArgumentParser:
         "--resume",
         action="store_true",
         help="continue an interrupted training with the same flags and images, at most --checkpoint_minutes back; "
-        "folders may move, and flags that do not change the result may differ; a finished training is left alone",
+        "folders may move, and flags that do not change the result may differ; a finished training is left alone, "
+        "and an error if it was another one",
     )
     existing.add_argument(
         "--overwrite", action="store_true", help="replace a finished model there (default: refuse)"
@@ -171,6 +172,13 @@ def add_training_arguments(group: argparse._ArgumentGroup) -> None:
         metavar="FILE",
         help="pretrained teacher, a state_dict; teachers of other EfficientAD tools fit, too (default: the one of "
         "that size in efficientad/weights)",
+    )
+    group.add_argument(
+        "--init_from",
+        type=Path,
+        metavar="MODEL",
+        help="begin with the networks of this model.pt of --recipe paper, for more steps or after new good images; "
+        "statistics, quantiles and threshold are fitted anew (default: new networks)",
     )
     group.add_argument(
         "-i",

@@ -184,8 +184,8 @@ def _describe_training(known: Mapping[str, Any]) -> str:
             f"learning rate {known.get('lr')}",
         ]
         parts += [f"penalty {known.get('penalty', 'unknown')}"]
-    if known.get("memory"):
-        parts += [f"a memory of {known['memory']} patches"]
+    if patches := known.get("memory_patches", known.get("memory")):
+        parts += [f"a memory of {patches} patches"]
     return ", ".join(parts)
 
 

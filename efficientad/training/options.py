@@ -36,6 +36,7 @@ MAY_DIFFER = {
     "epochs",
     "evaluate_every",
     "ignore",
+    "image_files",
     "imagenet_train_path",
     "machine",
     "max_pixels",
@@ -68,6 +69,7 @@ class TrainingOptions:
     batch_size: int | None
     model_size: str
     weights: Path | None  # of the teacher; None: the shipped one
+    init_from: Path | None  # a trained model whose networks are trained further; None: new ones
     imagenet_train_path: list[Path] | None  # None: no penalty; or one of the words NONE and DRAWN
     image_size: list[str]  # as given; see sizes.choose_size
     max_pixels: int | None  # of the word NATIVE
@@ -113,11 +115,15 @@ class TrainingPlan:
     cuda_graph: bool = False  # where one can be used
 
 
-def choose_recipe(name: str, steps: int | None) -> str:
-    """FAST or PAPER: the one that `name` gives, or for AUTO the one that suits the steps asked for, if any."""
+def choose_recipe(name: str, steps: int | None, has_networks: bool = False) -> str:
+    """FAST or PAPER: the one that `name` gives, or for AUTO the one that suits the steps asked for, if any.
+
+    Args:
+        has_networks: student and autoencoder are there and are to be trained further.
+    """
     if name != AUTO:
         return name
-    return FAST if steps is None or steps < FAST_BELOW else PAPER
+    return PAPER if has_networks or (steps is not None and steps >= FAST_BELOW) else FAST
 
 
 def choose_memory(patches: int | None, recipe: str) -> int:
@@ -144,10 +150,17 @@ def settle(options: TrainingOptions, images: int, processes: int) -> TrainingOpt
     steps = options.train_steps
     if options.epochs is not None:
         steps = options.epochs * math.ceil(images / (batch_size * processes))
-    recipe = choose_recipe(options.recipe, steps)
+    recipe = choose_recipe(options.recipe, steps, options.init_from is not None)
     memory = choose_memory(options.memory, recipe)
     sources = options.imagenet_train_path or [Path(NONE)]
+    if options.init_from is not None and options.weights is not None:
+        raise UserError("--init_from and --weights: a model brings its teacher along; leave out one of them")
     if recipe == FAST:
+        if options.init_from is not None:
+            raise UserError(
+                "--init_from: --recipe fast has no networks to train further, and collects its memory anew in "
+                "seconds; leave it out, or take --recipe paper"
+            )
         if steps is not None and options.recipe == FAST:
             raise UserError(
                 "--recipe fast takes no steps: leave out --epochs and --train_steps, or take --recipe paper"

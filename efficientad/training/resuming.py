@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from efficientad.detector.checkpoint import MODEL_FILE, read_training
+from efficientad.detector.checkpoint import MODEL_FILE, load_model, read_training
 from efficientad.detector.model import EfficientAD
 from efficientad.system.distributed import say
 from efficientad.system.errors import UserError
@@ -19,11 +20,12 @@ from efficientad.training.options import MAY_DIFFER, TrainingOptions
 from efficientad.training.penalty_images import PenaltyImages
 
 STATE_FILE = "checkpoint.pt"
+IMAGE_FILES = "image_files"  # a setting: digest_files of the training images
 SETTINGS_FILE = "args.json"
 
 
-def may_begin(folder: Path, options: TrainingOptions) -> bool:
-    """Whether there is anything to do in the folder, which this run has locked.
+def is_finished(folder: Path, options: TrainingOptions) -> bool:
+    """Whether --resume finds a finished training in the folder, which this run has locked; see compare_finished.
 
     Raises:
         UserError: a model or an interrupted training is in the way.
@@ -31,8 +33,7 @@ def may_begin(folder: Path, options: TrainingOptions) -> bool:
     model_file, state_file = folder / MODEL_FILE, folder / STATE_FILE
     if options.resume and not state_file.exists():
         if model_file.exists() and _is_of_the_last_run(folder):
-            say(f"{folder} already holds a trained model: nothing to resume")
-            return False
+            return True
         older = ", only a model that an interrupted training was to replace" if model_file.exists() else ""
         say(f"{folder} holds no {STATE_FILE}{older}: nothing to resume, beginning anew")
     elif not options.resume and not options.overwrite:
@@ -45,7 +46,7 @@ def may_begin(folder: Path, options: TrainingOptions) -> bool:
             raise UserError(
                 f"{folder} already holds a trained model; add --overwrite, or choose another --output_dir"
             )
-    return True
+    return False
 
 
 def _is_of_the_last_run(folder: Path) -> bool:
@@ -54,8 +55,46 @@ def _is_of_the_last_run(folder: Path) -> bool:
         begun = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return True
-    made = read_training(folder)
-    return {**begun, "memory": None} == {**made, "memory": None}  # its size is found on the way
+    return _without_found(begun) == _without_found(read_training(folder))
+
+
+def _without_found(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings but for the size of the memory, which is found on the way; models of old say it as "memory"."""
+    return {key: value for key, value in settings.items() if key not in ("memory", "memory_patches")}
+
+
+def compare_finished(folder: Path, settings: Mapping[str, Any], model: EfficientAD) -> None:
+    """Make sure that the finished training in the folder is the one that is asked for.
+
+    Args:
+        settings: those asked for.
+        model: with the teacher asked for.
+
+    Raises:
+        UserError: it was made with other settings, images or another teacher.
+    """
+    advice = f"to go on from it use --init_from {folder / MODEL_FILE} and another --output_dir, or --overwrite"
+    then = read_training(folder)
+    known = settings.keys() & then.keys()  # fewer than all for models of earlier versions
+    known -= MAY_DIFFER if "memory_patches" in then else {*MAY_DIFFER, "memory"}
+    differing = [
+        f"{key} {then[key]}, now {value}"
+        for key, value in settings.items()
+        if key in known and str(then[key]) != str(value)
+    ]
+    if differing:
+        raise UserError(f"{folder} holds a model that is trained otherwise ({'; '.join(differing)}); {advice}")
+    if then.get(IMAGE_FILES, settings[IMAGE_FILES]) != settings[IMAGE_FILES]:
+        raise UserError(f"{folder} holds a model that is trained on other images; {advice}")
+    kept = load_model(folder, torch.device("cpu")).teacher.state_dict()
+    if any(not torch.equal(tensor, kept[name]) for name, tensor in model.teacher.state_dict().items()):
+        raise UserError(f"{folder} holds a model with another teacher than {settings['teacher']}; {advice}")
+
+
+def digest_files(root: Path, paths: Iterable[Path]) -> str:
+    """A short digest of the names below `root` and the sizes of files, to tell data sets apart."""
+    files = sorted((path.relative_to(root).as_posix(), path.stat().st_size) for path in paths)
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
 
 
 def read_training_state(

@@ -20,6 +20,7 @@ from efficientad.detector.calibration import describe_calibration
 from efficientad.detector.checkpoint import (
     MODEL_FILE,
     MOST_MEMORY_PATCHES,
+    load_model,
     load_teacher_weights,
     save_model,
 )
@@ -56,9 +57,12 @@ from efficientad.training.options import (
 from efficientad.training.penalty_images import PenaltyImages, find_penalty_images
 from efficientad.training.progress import describe_use
 from efficientad.training.resuming import (
+    IMAGE_FILES,
     SETTINGS_FILE,
     STATE_FILE,
-    may_begin,
+    compare_finished,
+    digest_files,
+    is_finished,
     naming_the_state,
     read_training_state,
 )
@@ -96,13 +100,15 @@ def train_detector(dataset: Dataset, options: TrainingOptions) -> TrainedDetecto
     require_no_links(options.output_dir, [f"{below}/{name}" for name in _FILES])
     with lock_folder(folder) if rank() == 0 else nullcontext():
         wait_for_ranks()  # the first one has the lock, or has failed alone
-        begins = may_begin(folder, options)
+        finished = is_finished(folder, options)
         wait_for_ranks()  # nothing changes in the folder before all have looked
-        return train_in_folder(dataset, folder, options) if begins else None
+        return train_in_folder(dataset, folder, options, finished)
 
 
-def train_in_folder(dataset: Dataset, folder: Path, asked: TrainingOptions) -> TrainedDetector:
-    """Find, check and load everything, fit, and save; see train_detector."""
+def train_in_folder(
+    dataset: Dataset, folder: Path, asked: TrainingOptions, finished: bool
+) -> TrainedDetector | None:
+    """Find, check and load everything, fit, and save; or only check it, if it is finished. See train_detector."""
     device = resolve_device(asked.device)
     if asked.deterministic:
         compute_deterministically()
@@ -114,7 +120,12 @@ def train_in_folder(dataset: Dataset, folder: Path, asked: TrainingOptions) -> T
     view, about_view = choose_size(found.view, options, found.split.train)
     model, teacher = start_model(options, view)
     penalty = find_penalty_images(options.imagenet_train_path)
-    facts = collect_facts(found.split, penalty, teacher, view, options, plan)
+    facts = collect_facts(dataset, found.split, penalty, teacher, view, options, plan)
+    settings = json.loads(json.dumps({**asdict(asked), **facts}, default=str))
+    if finished:
+        compare_finished(folder, settings, model)
+        say(f"{folder} already holds this trained model: nothing to resume")
+        return None
     notes = [
         *describe_unused(asked, options.recipe, device.type),
         *describe_use(options.evaluate_every, found.test_samples),
@@ -122,7 +133,6 @@ def train_in_folder(dataset: Dataset, folder: Path, asked: TrainingOptions) -> T
     ]
     say("\n".join([*describe_start(dataset.name, options, facts), *about_view, *found.about_depth, *notes]))
 
-    settings = json.loads(json.dumps({**asdict(asked), **facts}, default=str))
     state_file = folder / STATE_FILE
     state = read_training_state(state_file, settings, model, penalty) if asked.resume else None
     settings = state["settings"] if state else settings
@@ -138,7 +148,7 @@ def train_in_folder(dataset: Dataset, folder: Path, asked: TrainingOptions) -> T
             write_text_atomically(folder / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
         fit_detector(model, images, options, plan, folder, state, about)
         if rank() == 0:
-            save_training(model, folder, {**settings, "memory": len(model.memory)}, options, found.skipped)
+            save_training(model, folder, {**settings, "memory_patches": len(model.memory)}, options, found.skipped)
     wait_for_ranks()
     return TrainedDetector(folder / MODEL_FILE, settings["train_images"], settings["steps"])
 
@@ -150,10 +160,37 @@ def start_model(options: TrainingOptions, view: View) -> tuple[EfficientAD, Path
     seed_torch(options.seed, "weights")
     model = EfficientAD(options.model_size, view, options.border, has_student=options.train_steps > 0)
     seed_torch(options.seed, "dropout", rank())
-    return model, load_teacher_weights(model, options.weights)
+    if options.init_from is None:
+        return model, load_teacher_weights(model, options.weights)
+    return model, take_networks(model, options.init_from)
+
+
+def take_networks(model: EfficientAD, path: Path) -> Path:
+    """Give the model the teacher, student and autoencoder of a trained one; returns its file.
+
+    Args:
+        path: of the file, or of the training's folder.
+
+    Raises:
+        UserError: it has no student, or is of another size.
+    """
+    file = path / MODEL_FILE if path.is_dir() else path
+    if file.name != MODEL_FILE or not file.is_file():
+        raise UserError(f"--init_from {path}: there is no {MODEL_FILE}; give one, or the folder of a training")
+    trained = load_model(file.parent, torch.device("cpu"))
+    if trained.student is None:
+        raise UserError(
+            f"--init_from {path}: that model is a memory alone (--recipe fast), without networks to train further"
+        )
+    if trained.model_size != model.model_size:
+        raise UserError(f"--init_from {path}: that is a {trained.model_size} model; add --model_size")
+    for name in ("teacher", "student", "autoencoder"):
+        model.get_submodule(name).load_state_dict(trained.get_submodule(name).state_dict())
+    return file
 
 
 def collect_facts(
+    dataset: Dataset,
     split: TrainingSplit,
     penalty: PenaltyImages,
     teacher: Path,
@@ -165,6 +202,7 @@ def collect_facts(
     return {
         "train_images": len(split.train),
         "validation_images": len(split.validation),
+        IMAGE_FILES: digest_files(dataset.root, [*split.train, *split.validation]),
         "penalty": str(penalty),
         "steps": plan.steps,
         "image_size": list(view.size),

@@ -45,7 +45,7 @@ def test_it_takes_no_step_and_says_so(words, tmp_path, capsys):
     model = load_model(folder_of(tmp_path / "out"), CPU)
     assert model.student is None and model.autoencoder is None
     assert 1000 < len(model.memory) <= 9 * 256 and model.memory.shape[1] == 384  # nine images have no more
-    assert model.provenance["memory"] == len(model.memory)
+    assert model.provenance["memory_patches"] == len(model.memory)
     assert f"the memory holds {len(model.memory)} patches" in printed.out
     assert model.map_weights.tolist() == [0, 0, 1]
     assert model.provenance["steps"] == 0
@@ -195,7 +195,7 @@ def test_there_is_nothing_to_resume(words, tmp_path, capsys):
     assert "holds no checkpoint.pt: nothing to resume, beginning anew" in capsys.readouterr().out
     before = (folder_of(tmp_path / "out") / "model.pt").stat().st_mtime_ns
     train(*words, "--resume")
-    assert "already holds a trained model: nothing to resume" in capsys.readouterr().out
+    assert "already holds this trained model: nothing to resume" in capsys.readouterr().out
     assert (folder_of(tmp_path / "out") / "model.pt").stat().st_mtime_ns == before
 
 
@@ -228,7 +228,7 @@ def test_an_interrupted_replacement_is_not_taken_for_done(words, tmp_path, capsy
     assert "only a model that an interrupted training was to replace" in capsys.readouterr().out
     assert len(load_model(folder_of(tmp_path / "out"), CPU).memory) == 30
     train(*words, "--memory", 30, "--seed", 7, "--resume")
-    assert "already holds a trained model: nothing to resume" in capsys.readouterr().out
+    assert "already holds this trained model: nothing to resume" in capsys.readouterr().out
 
 
 def test_copies_on_both_sides_are_reported_if_only_their_pixels_are_the_same(words, dataset_folder, capsys):

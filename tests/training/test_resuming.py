@@ -97,7 +97,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tiny_training, tmp_path, monkeypat
     assert_same_model(tmp_path / "whole", tmp_path / "out")
     assert read_log(tmp_path / "whole") == read_log(tmp_path / "out")
     train([*tiny_training, "--resume"])
-    assert "already holds a trained model: nothing to resume" in capsys.readouterr().out
+    assert "already holds this trained model: nothing to resume" in capsys.readouterr().out
 
 
 def test_below_torchrun_the_echo_of_a_signal_is_no_second_one(monkeypatch):
@@ -149,6 +149,66 @@ def test_what_is_resumed_must_be_the_same(tiny_training, dataset_folder, tmp_pat
     shutil.move(dataset_folder, tmp_path / "moved")  # the same images elsewhere are the same
     train([*tiny_training, "-c", tmp_path / "moved", "--resume"])
     assert "Resuming after 4 of 12 steps" in capsys.readouterr().out
+
+
+def test_a_finished_training_must_be_the_one_that_is_resumed(
+    tiny_training, dataset_folder, tmp_path, monkeypatch, capsys
+):
+    train(tiny_training)
+    before = (folder_of(tmp_path / "out") / "model.pt").read_bytes()
+
+    def error(*more):
+        return fail(monkeypatch, capsys, train_script, *tiny_training, "--resume", *more)
+
+    message = error("--train_steps", 15)
+    assert "holds a model that is trained otherwise (steps 12, now 15); to go on from it use --init_from" in message
+    assert "(lr 0.0001, now 0.001; seed 42, now 7)" in error("--lr", 1e-3, "--seed", 7)
+    torch.save(EfficientAD().teacher.state_dict(), tmp_path / "other.pth")
+    assert "holds a model with another teacher than" in error("-w", tmp_path / "other.pth")
+    image = dataset_folder / "train" / "good" / "004.png"
+    kept = image.read_bytes()
+    draw_part(99).save(image)
+    assert "is trained on other images" in error()
+    image.rename(image.with_name("new.png"))
+    assert "is trained on other images" in error()
+    image.with_name("new.png").unlink()
+    image.write_bytes(kept)
+    shutil.move(dataset_folder, tmp_path / "moved")
+    train([*tiny_training, "-c", tmp_path / "moved", "--resume"])
+    assert "already holds this trained model: nothing to resume" in capsys.readouterr().out
+    assert (folder_of(tmp_path / "out") / "model.pt").read_bytes() == before
+
+
+def test_a_finished_model_is_trained_further(tiny_training, dataset_folder, tmp_path, monkeypatch, capsys):
+    train(tiny_training)
+    first = folder_of(tmp_path / "out") / "model.pt"
+    for number in range(3):
+        draw_part(50 + number).save(dataset_folder / "train" / "good" / f"new{number}.png")
+    place = tiny_training.index("-w")
+    words = [*tiny_training[:place], *tiny_training[place + 2 :], "--lr", 1e-12, "--train_steps", 1]
+    words.remove("paper"), words.remove("--recipe")
+    train([*words, "--init_from", first, "-o", tmp_path / "more"])
+    then, now = (torch.load(each, weights_only=True) for each in (first, folder_of(tmp_path / "more") / "model.pt"))
+    networks = [key for key in then["state_dict"] if key.split(".")[0] in ("teacher", "student", "autoencoder")]
+    for key in networks:
+        assert torch.allclose(now["state_dict"][key], then["state_dict"][key], atol=1e-6), key
+    assert not torch.equal(now["state_dict"]["teacher_mean"], then["state_dict"]["teacher_mean"])
+    assert (
+        now["training"]["recipe"] == "paper" and now["training"]["train_images"] > then["training"]["train_images"]
+    )
+    train([*words, "--init_from", first.parent, "-o", tmp_path / "folder"])  # the same
+    assert_same_model(tmp_path / "more", tmp_path / "folder")
+
+    def error(*more):
+        return fail(monkeypatch, capsys, train_script, *words, "-o", tmp_path / "not", *more)
+
+    assert "there is no model.pt" in error("--init_from", tmp_path)
+    assert "a model brings its teacher along" in error("--init_from", first, "-w", tiny_training[place + 1])
+    assert "add --model_size" in error("--init_from", first, "-m", "medium")
+    fast = [*words[: words.index("--train_steps")], "--recipe", "fast"]
+    message = fail(monkeypatch, capsys, train_script, *fast, "-o", tmp_path / "not", "--init_from", first)
+    assert "has no networks to train further" in message
+    assert not (tmp_path / "not").exists() or not list((tmp_path / "not").rglob("model.pt"))
 
 
 def test_the_folder_of_penalty_images_may_move_but_not_change(tiny_training, tmp_path, monkeypatch, capsys):

@@ -40,7 +40,7 @@ def test_training_leaves_its_settings_and_log(output):
     assert sorted(path.name for path in folder.iterdir()) == ["args.json", "log.csv", "model.pt", "training.png"]
     settings = json.loads((folder / "args.json").read_text())
     assert (settings["steps"], settings["batch_size"], settings["seed"], settings["lr"]) == (2, 5, 42, 1e-4)
-    assert torch.load(folder / "model.pt", weights_only=True)["training"] == settings
+    assert torch.load(folder / "model.pt", weights_only=True)["training"] == {**settings, "memory_patches": 0}
 
 
 def test_train_steps_and_penalty(tmp_path, dataset_folder, tiny_teacher, capsys):
