@@ -175,7 +175,7 @@ def add_training_arguments(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--init_from",
-        type=Path,
+        type=arguments.named_path,
         metavar="MODEL",
         help="begin with the networks of this model.pt of --recipe paper, for more steps or after new good images; "
         "statistics, quantiles and threshold are fitted anew (default: new networks)",
