@@ -66,6 +66,7 @@ class _Findings:
     in_part: _Kind = field(default_factory=_Kind)
     outside: _Kind = field(default_factory=_Kind)
     apart: _Kind = field(default_factory=_Kind)
+    rotated: _Kind = field(default_factory=_Kind)
     readings: dict[str, _Kind] = field(default_factory=lambda: defaultdict(_Kind))
 
 
@@ -112,6 +113,9 @@ def check_annotations(file: Path, sources: Sequence[SourceImage]) -> list[str]:
             "segmentation does not touch the box of its annotation",
             "segmentations do not touch the box of their annotation",
         ),
+        *found.rotated.line(
+            "box has a rotation and is drawn without it", "boxes have a rotation and are drawn without it"
+        ),
         *found.relative.line("annotation lies within 0..1", "annotations lie within 0..1"),
         *(
             f"{reading}: {count_of(kind.count, 'annotation')} (first: {kind.first})"
@@ -134,6 +138,8 @@ def _look_at(annotation: Annotation, source: SourceImage, found: _Findings) -> N
         if not box_fits((box[0], box[1], box[0] + box[2], box[1] + box[3]), size, _CLEARLY):
             found.boxes_outside.add(annotation, source, f"{box} in {size[0]} x {size[1]}")
         found.boxes_of_corners += box[0] < box[2] and box[1] < box[3] and box_fits(tuple(box), size)
+    if drawn.box is not None and _is_rotated(annotation):
+        found.rotated.add(annotation, source)
     if drawn.runs is not None and _is_apart(drawn.runs, read_box(annotation), size):
         found.apart.add(annotation, source)
     _sort_in(annotation, source, drawn, found)
@@ -161,6 +167,13 @@ def _sides_of_drawn(annotation: Annotation, drawn: Drawn) -> Box | None:
     if drawn.runs is not None:
         return extent(annotation) if annotation_polygons(annotation) else None
     return extent({"bbox": annotation["bbox"]}) if drawn.box else None
+
+
+def _is_rotated(annotation: Annotation) -> bool:
+    """Whether the box is turned, as CVAT writes it."""
+    attributes = annotation.get("attributes")
+    rotation = attributes.get("rotation") if isinstance(attributes, dict) else None
+    return isinstance(rotation, (int, float)) and rotation % 360 != 0
 
 
 def _is_apart(runs: dict[str, Any], box: list[float] | None, size: tuple[int, int]) -> bool:

@@ -76,3 +76,10 @@ def test_a_stated_size_of_another_scale_is_told(made, capsys):
     prepare(*made.flags())
     printed = capsys.readouterr().out
     assert "The stated size of 2 images is another one than the file's (first: a.png: 120 x 80, the file" in printed
+
+
+def test_rotated_boxes_are_told(made, capsys):
+    made.coco["annotations"][0]["attributes"] = {"rotation": 0.0}
+    made.coco["annotations"][1]["attributes"] = {"rotation": 45.0}
+    prepare(*made.flags())
+    assert "1 box has a rotation and is drawn without it (first: annotation 2 of b.png)" in capsys.readouterr().out
