@@ -65,7 +65,7 @@ def test_the_report_has_scores_pictures_facts_and_commands(output, dataset_folde
     with (folder / "scores.csv").open() as file:
         expected = {(row["defect_class"], row["image_name"]): float(row["y_score"]) for row in csv.DictReader(file)}
     rows = page.data["images"]
-    kinds = [name for name, _ in page.data["classes"]]
+    kinds = [name for name, *_ in page.data["classes"]]
     assert {(kinds[row[0]], row[1]): row[2] for row in rows} == pytest.approx(expected)
     for row in rows:
         assert (folder / page.data["test_link"] / row[3]).is_file() and (folder / row[4]).is_file()
