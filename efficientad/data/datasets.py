@@ -28,6 +28,7 @@ from efficientad.system.errors import UserError, count_of, require_folder
 
 ALL_CATEGORIES = "all"  # instead of a category's name: every category in turn
 VALIDATION_SHARE = 0.1  # of the training images, in a set without a validation folder
+_LIKE_VALIDATION = ("validation", "valid", "val")  # folders that might be meant as validation
 COPIES_SHARE = 0.1  # of the good images; with more copies than that the user is told
 
 
@@ -239,6 +240,11 @@ def list_good_images(dataset: Dataset) -> GoodImages:
         unused = len(find_images(validation_folder)) - len(validation)
         if validation and unused:
             notes.append(f"{count_of(unused, 'image')} in {validation_folder} outside {good.name} left out")
+    notes += [
+        f"{inside} is not used; images to hold out belong into {validation_folder / GOOD}"
+        for inside in class_folders(dataset.root)
+        if inside.name.casefold() in _LIKE_VALIDATION and inside != validation_folder and folder != dataset.root
+    ]
     return GoodImages(folder, train, validation, [*notes, *describe_others(others)])
 
 

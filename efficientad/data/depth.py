@@ -173,7 +173,9 @@ def deep_pixels(opened: Image.Image, data: bytes) -> DeepPixels | None:
         return None
     # Of deep gray Pillow leaves it to us, of 8-bit gray not; should that change, the raw mode ends with I
     tags = getattr(opened, "tag_v2", {})
-    is_inverted = tags.get(_PHOTOMETRIC) == 0 and opened.mode != "F" and not _raw_mode(opened).endswith(";I")
+    is_inverted = tags.get(_PHOTOMETRIC) == 0 and not _raw_mode(opened).endswith(";I")
+    if is_inverted and opened.mode == "F":
+        raise ValueError("floats with 0 for white; save it with 0 for black")
     return DeepPixels(np.asarray(ImageOps.exif_transpose(opened)), None, is_inverted)
 
 
@@ -194,12 +196,16 @@ def _raw_mode(opened: Image.Image) -> str:
 def _has_deep_colours(opened: Image.Image) -> bool:
     if opened.mode not in ("RGB", "RGBA", "CMYK"):
         return False
+    if opened.format == "PPM":
+        return _ppm_maximum(opened) > 255
     bits = getattr(opened, "tag_v2", {}).get(_BITS_PER_SAMPLE, ())
     return ";16" in _raw_mode(opened) or max(bits if isinstance(bits, Sequence) else (bits,), default=8) > 8
 
 
 def _deep_colours(opened: Image.Image, data: bytes) -> DeepPixels:
     """Pillow has no mode for them and gives the high bytes; read with the bytes exchanged it gives the low ones."""
+    if opened.format == "PPM":
+        return DeepPixels(_ppm_values(opened, data), None, False)
     raw = _raw_mode(opened)
     planes = getattr(opened, "tag_v2", {}).get(_PLANES)
     if opened.mode == "CMYK" or ";16" not in raw or planes == _SEPARATE:
@@ -217,6 +223,26 @@ def _deep_colours(opened: Image.Image, data: bytes) -> DeepPixels:
     high = np.asarray(ImageOps.exif_transpose(opened))
     alpha = Image.fromarray(high[..., 3].copy()) if high.shape[2] == 4 else None
     return DeepPixels(high[..., :3].astype(np.uint16) << 8 | low[..., :3], alpha, False)
+
+
+def _ppm_maximum(opened: Image.Image) -> int:
+    """What is white in a PPM file, as its header says; 255 for bytes."""
+    words = opened.tile[0][3] if opened.tile else ()
+    return int(words[1]) if isinstance(words, tuple) and len(words) > 1 and isinstance(words[1], int) else 255
+
+
+def _ppm_values(opened: Image.Image, data: bytes) -> np.ndarray:
+    """The colours of a PPM file, with 65535 for its white, as Pillow reads gray ones."""
+    if not data.startswith(b"P6"):
+        raise ValueError("more than 8 bits a colour in an unusual kind of PPM file; save it as PNG")
+    width, height = opened.size
+    start, count, white = opened.tile[0][2], width * height * 3, _ppm_maximum(opened)
+    if len(data) < start + 2 * count:
+        raise ValueError("image file is truncated")
+    stored = np.frombuffer(data, ">u2", count, start).reshape(height, width, 3)
+    if white == 65535:
+        return stored.astype(np.uint16)
+    return np.rint(np.minimum(stored, white) * (65535 / white)).astype(np.uint16)
 
 
 def _with_raw_mode(tiles: list, raw: str) -> list:

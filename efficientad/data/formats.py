@@ -16,6 +16,8 @@ _RECOGNIZED = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000", "
 _NAMED = ("TGA", "DIB")  # almost any bytes may begin such a file, so that its name has to say so
 _NEEDS = {"PNG": "zlib", "JPEG": "jpg", "WEBP": "webp", "JPEG2000": "jpg_2000", "AVIF": "avif"}  # Pillow's features
 DESCRIPTION = "PNG, JPEG, TIFF, BMP, WebP and others, see dataset/README.md"  # for messages
+_UNUSUAL_TIFF = "a TIFF of a kind that is not read, or damaged; save it as PNG, or as TIFF of 8 or 16 bits"
+_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257  # tags
 _PLAUSIBLE = 10_000  # megapixels
 
 
@@ -48,7 +50,27 @@ def open_image(file: BinaryIO | Path, name: str) -> Image.Image:
         almost anything on damaged files; see failure_reason.
     """
     kind = _KINDS.get(Path(name).suffix.lower())
-    return Image.open(file, formats=[*_FORMATS, *([kind] if kind in _NAMED else [])])
+    try:
+        return Image.open(file, formats=[*_FORMATS, *([kind] if kind in _NAMED else [])])
+    except UnidentifiedImageError as error:
+        if _starts_like_tiff(file):
+            raise UnidentifiedImageError(_UNUSUAL_TIFF) from error
+        raise
+
+
+def _starts_like_tiff(file: BinaryIO | Path) -> bool:
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            return _starts_like_tiff(opened)
+    file.seek(0)
+    return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def stored_size(opened: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened file before EXIF rotation."""
+    if opened.format == "TIFF":  # newer Pillow versions give the upright size
+        return opened.tag_v2[_TIFF_WIDTH], opened.tag_v2[_TIFF_HEIGHT]
+    return opened.size
 
 
 def failure_reason(error: Exception, empty: bool) -> str:
@@ -60,7 +82,7 @@ def failure_reason(error: Exception, empty: bool) -> str:
     if empty:
         return "empty file"
     if isinstance(error, UnidentifiedImageError):
-        return "not an image, or damaged"
+        return _UNUSUAL_TIFF if str(error) == _UNUSUAL_TIFF else "not an image, or damaged"
     if isinstance(error, Image.DecompressionBombError) and (found := re.search(r"\((\d+) pixels\)", str(error))):
         megapixels = math.ceil(int(found[1]) / 1e6)
         advice = f"allow it with --max_megapixels {megapixels}" if megapixels <= _PLAUSIBLE else "probably damaged"

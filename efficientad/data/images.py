@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from efficientad.data.depth import DeepPixels, Depth, deep_pixels, gray_pixels, is_deep
-from efficientad.data.formats import DEEP_FORMATS, failure_reason, open_image
+from efficientad.data.formats import DEEP_FORMATS, failure_reason, open_image, stored_size
 from efficientad.data.reading_notes import ALPHA, CONSTANT_ALPHA, PAGES, SHALLOW, ReadingNotes
 from efficientad.system.errors import UserError, list_some
 from efficientad.system.files import csv_cell, write_csv
@@ -243,7 +243,7 @@ def upright_size(path: Path) -> tuple[int, int]:
     with _open(path) as file:
         try:
             with open_image(file, str(path)) as opened:
-                size, is_turned = opened.size, _is_turned(opened)
+                size, is_turned = stored_size(opened), _is_turned(opened)
         except Exception as error:  # Pillow's plugins raise almost any type on damaged files
             raise UnreadableImageError(str(path), failure_reason(error, empty=False)) from error
     return size[::-1] if is_turned else size

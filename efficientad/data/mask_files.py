@@ -20,8 +20,8 @@ def is_lossy(path: Path) -> bool:
 def read_mask_values(path: Path) -> tuple[np.ndarray, bool]:
     """The values of a mask, H x W as it is stored, and whether they are those of its alpha channel.
 
-    Palette images give their indices, and lossy files 0 up to 127. Of an image whose colour is the same everywhere
-    and whose transparency is not, the transparency counts.
+    Palette images give their indices, and lossy files 0 up to 127. What is transparent marks nothing. Where all
+    that is visible has one colour and the transparency varies, the transparency counts.
 
     Raises:
         UserError: it cannot be read.
@@ -35,7 +35,10 @@ def read_mask_values(path: Path) -> tuple[np.ndarray, bool]:
     in_alpha = False
     if has_alpha:
         colours, alpha = values[..., :3], values[..., 3]
-        in_alpha = bool((colours == colours[:1, :1]).all() and (alpha != alpha[0, 0]).any())
+        visible = colours[alpha > 0]
+        is_plain = not len(visible) or (visible == visible[0]).all()  # what cannot be seen may have any colour
+        in_alpha = bool(is_plain and (alpha != alpha[0, 0]).any())
+        colours = colours * (alpha > 0)[..., None] if len(visible) else colours
         values = alpha if in_alpha else colours
     values = values.max(axis=2) if values.ndim == 3 else values
     return np.where(values > 127, values, 0) if is_lossy(path) else values, in_alpha

@@ -53,8 +53,8 @@ def read_split(split_file: Path, category: str) -> list[SplitImage]:
         split_file: PATH/split_csv/1cls.csv; its paths are relative to PATH.
 
     Raises:
-        UserError: the table is damaged, names files outside the category or files that are not there, names an
-            image twice, or has no row for the category.
+        UserError: the table is damaged, names files outside the category or files that are not there, names a
+            file twice or a mask for a good image, or has no row for the category.
     """
     rows = [row for row in _read_rows(split_file) if row["object"] == category]
     if not rows:
@@ -118,6 +118,12 @@ def _check_files(images: list[SplitImage], split_file: Path) -> None:
             f"{count_of(len(missing), 'file')} that {split_file} lists {'is' if len(missing) == 1 else 'are'} not "
             f"there; download VisA again:{list_some(list(map(str, missing)))}"
         )
-    twice = [str(path) for path, count in Counter(paths).items() if count > 1]
+    listed = Counter([*paths, *(image.mask for image in images if image.mask)])
+    twice = [str(path) for path, count in listed.items() if count > 1]
     if twice:
-        raise UserError(f"{split_file} lists {count_of(len(twice), 'image')} more than once:{list_some(twice)}")
+        raise UserError(f"{split_file} lists {count_of(len(twice), 'file')} more than once:{list_some(twice)}")
+    odd = [str(image.path) for image in images if image.is_good and image.mask]
+    if odd:
+        raise UserError(
+            f"{split_file} has masks of defects for {count_of(len(odd), 'good image')}; correct it:{list_some(odd)}"
+        )

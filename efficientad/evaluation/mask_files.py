@@ -10,7 +10,7 @@ Other names are taken where only one image can be meant, and what cannot be take
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -58,6 +58,7 @@ def find_mask_files(dataset: Dataset, samples: Sequence[Sample]) -> tuple[dict[S
     found |= taken
     if taken:
         notes.append(f"{count_of(len(taken), 'mask')} in no class folder of {folder} taken by name")
+    notes += _describe_shared(found)
     notes += _describe_unused([*files, *loose], found.values(), of_good, folder)
     return found, [*notes, *describe_others(others)]
 
@@ -132,6 +133,21 @@ def _match_loose(folder: Path, paths: Sequence[Path], samples: Sequence[Sample])
         for sample, masks in _match(folder, paths, own).items():
             claims[masks].append(sample)
     return {same[0]: masks for masks, same in claims.items() if len(same) == 1}
+
+
+def _describe_shared(found: Mapping[Sample, MaskFiles]) -> list[str]:
+    """A line about masks that are those of several images by their names, as if the masks were among the images."""
+    users: dict[Path, list[Path]] = defaultdict(list)
+    for sample, masks in found.items():
+        users[masks.paths[0]].append(sample.path)
+    shared = [(mask, images) for mask, images in users.items() if len(images) > 1]
+    if not shared:
+        return []
+    mask, images = shared[0]
+    return [
+        f"{count_of(len(shared), 'mask')} taken for several images each, for example {mask} for {images[0]} and "
+        f"{images[1]}; masks belong into {GROUND_TRUTH} only"
+    ]
 
 
 def _describe_unused(

@@ -41,7 +41,7 @@ class _Look(NamedTuple):
 def read_mask(path: Path, inverted: bool = False) -> np.ndarray:
     """The mask, H x W; 0 where there is no defect. Palette images give their indices.
 
-    Of an image whose colour is the same everywhere and whose transparency is not, the transparency counts.
+    Where all that is visible has one colour and the transparency varies, the transparency counts.
 
     Args:
         inverted: the mask is 0 where a defect is, and has its highest value elsewhere; the answer then is bools.
@@ -75,8 +75,11 @@ def describe_values(paths: Sequence[Path], may_be_inverted: bool) -> tuple[bool,
     if alpha:
         count = f"{alpha} of {count_of(len(looks), 'mask')} looked at"
         notes.append(f"{count} {'is' if alpha == 1 else 'are'} drawn in the alpha channel, which is taken")
-    if not may_be_inverted or not _most_are_large(looks):
+    if not may_be_inverted:
         return False, notes
+    notes += _describe_whole(looks)
+    if not _most_are_large(looks):
+        return False, [*notes, *_describe_odd(paths[::step], looks)]
     if step > 1 and _most_seem_inverted(looks):
         looks = list(parallel_map(_look, paths, _THREADS))
     large = sum(look.is_large for look in looks)
@@ -84,6 +87,26 @@ def describe_values(paths: Sequence[Path], may_be_inverted: bool) -> tuple[bool,
     if _most_seem_inverted(looks):
         return True, [*notes, f"{about} and its border: all masks are taken as inverted, defects black on white"]
     return False, [*notes, f"{about}; if they are inverted, defects black on white, invert them all"]
+
+
+def _describe_whole(looks: Sequence[_Look]) -> list[str]:
+    """A line if all masks mark everything, as those with a background that is not quite 0 do."""
+    if not all(look.marked == 1 for look in looks):
+        return []
+    start = f"all {len(looks)} masks looked at mark" if len(looks) > 1 else "the only mask marks"
+    return [f"{start} the whole image; what is not 0 counts as defective, so make the background 0"]
+
+
+def _describe_odd(paths: Sequence[Path], looks: Sequence[_Look]) -> list[str]:
+    """A line if some masks seem inverted among others that do not."""
+    odd = [path for path, look in zip(paths, looks, strict=True) if look.seems_inverted]
+    if not odd:
+        return []
+    verb = "marks more than half of its image" if len(odd) == 1 else "mark more than half of their image"
+    return [
+        f"{len(odd)} of {count_of(len(looks), 'mask')} looked at {verb} and the whole border, for example "
+        f"{odd[0]}; inverted? Taken as they are"
+    ]
 
 
 def _most_are_large(looks: Sequence[_Look]) -> bool:

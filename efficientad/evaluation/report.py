@@ -235,8 +235,9 @@ def _format_pixels(metrics: PixelMetrics) -> str:
     ]
     lines = ["Pixels of defects against all other pixels:", format_table(headers, rows, "lrrrrrrr")]
     if metrics.left_out:
+        have = "has" if metrics.left_out == 1 else "have"
         lines.append(
-            f"{metrics.left_out} of the {metrics.defective} defective images have no mask, or an empty one;\nthe "
+            f"{metrics.left_out} of the {metrics.defective} defective images {have} no mask, or an empty one;\nthe "
             "pixel metrics leave them out"
         )
     if metrics.hidden:

@@ -9,7 +9,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from efficientad.data.datasets import Dataset, Sample, find_test_samples
+from efficientad.data.copies import group_copies
+from efficientad.data.datasets import Dataset, Sample, find_test_samples, list_good_images
 from efficientad.data.images import (
     SKIPPED_FILE,
     UnreadableImageError,
@@ -134,12 +135,35 @@ def open_run(dataset: Dataset, weights_dir: Path, folder: Path, options: Evaluat
         paths = [sample.path for sample in samples]
         raise_if_unreadable(find_unreadable(paths, check_file, options.num_workers, quiet=rank() > 0))
     masks, about_masks = find_masks(dataset, samples)
-    notes = [*found.notes, *about_masks]
+    notes = [*found.notes, *_describe_seen(dataset, found.samples), *about_masks]
     suffix = _MAP_SUFFIXES[options.map_format]
     maps = dict(zip(samples, map_names(samples, suffix), strict=True)) if suffix else {}
     return EvaluationRun(
         dataset, weights_dir, folder, options, samples, detector, threshold, origin, masks, notes, maps
     )
+
+
+def _describe_seen(dataset: Dataset, samples: Sequence[Sample]) -> list[str]:
+    """A line about test images that are copies of those to train on, if there are any."""
+    try:
+        good = list_good_images(dataset)
+    except UserError:  # there is nothing to train on, or that is for train.py to say
+        return []
+    training = [*good.train, *(good.validation or [])]
+    paths = [*training, *(sample.path for sample in samples)]
+    seen = [
+        (paths[index], paths[group[0]])
+        for group in group_copies(paths)
+        for index in group
+        if group[0] < len(training) <= index
+    ]
+    if not seen:
+        return []
+    verb = "is a copy of a good training image" if len(seen) == 1 else "are copies of good training images"
+    return [
+        f"{count_of(len(seen), 'test image')} {verb}, for example {seen[0][0]} of {seen[0][1]}; the detector may "
+        "have learned from it"
+    ]
 
 
 def name_files(run: EvaluationRun) -> list[str]:

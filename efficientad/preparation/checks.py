@@ -9,6 +9,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from pycocotools import mask as coco_mask
 
 from efficientad.preparation.coco import Annotation, name_annotation
 from efficientad.preparation.shapes import (
@@ -27,6 +30,7 @@ from efficientad.system.errors import UserError, count_of, printable
 
 _NEARLY_ALL = 0.9  # share of the annotations from which it is the exporter that is wrong
 _CLEARLY = 0.05  # of a side: boxes that leave their image by more are more than inexact
+_APART = 0.01  # of a side: a gap between box and outline that is no rounding error
 _MANY_OUTSIDE = 0.2  # share of boxes that leave their image, from which they may be [x1, y1, x2, y2]
 
 
@@ -61,6 +65,8 @@ class _Findings:
     as_box: _Kind = field(default_factory=_Kind)
     in_part: _Kind = field(default_factory=_Kind)
     outside: _Kind = field(default_factory=_Kind)
+    apart: _Kind = field(default_factory=_Kind)
+    rotated: _Kind = field(default_factory=_Kind)
     readings: dict[str, _Kind] = field(default_factory=lambda: defaultdict(_Kind))
 
 
@@ -103,6 +109,13 @@ def check_annotations(file: Path, sources: Sequence[SourceImage]) -> list[str]:
         ),
         *found.in_part.line("segmentation is read only in part", "segmentations are read only in part"),
         *found.outside.line("annotation leaves its image", "annotations leave their image"),
+        *found.apart.line(
+            "segmentation does not touch the box of its annotation",
+            "segmentations do not touch the box of their annotation",
+        ),
+        *found.rotated.line(
+            "box has a rotation and is drawn without it", "boxes have a rotation and are drawn without it"
+        ),
         *found.relative.line("annotation lies within 0..1", "annotations lie within 0..1"),
         *(
             f"{reading}: {count_of(kind.count, 'annotation')} (first: {kind.first})"
@@ -125,6 +138,10 @@ def _look_at(annotation: Annotation, source: SourceImage, found: _Findings) -> N
         if not box_fits((box[0], box[1], box[0] + box[2], box[1] + box[3]), size, _CLEARLY):
             found.boxes_outside.add(annotation, source, f"{box} in {size[0]} x {size[1]}")
         found.boxes_of_corners += box[0] < box[2] and box[1] < box[3] and box_fits(tuple(box), size)
+    if drawn.box is not None and _is_rotated(annotation):
+        found.rotated.add(annotation, source)
+    if drawn.runs is not None and _is_apart(drawn.runs, read_box(annotation), size):
+        found.apart.add(annotation, source)
     _sort_in(annotation, source, drawn, found)
 
 
@@ -150,6 +167,25 @@ def _sides_of_drawn(annotation: Annotation, drawn: Drawn) -> Box | None:
     if drawn.runs is not None:
         return extent(annotation) if annotation_polygons(annotation) else None
     return extent({"bbox": annotation["bbox"]}) if drawn.box else None
+
+
+def _is_rotated(annotation: Annotation) -> bool:
+    """Whether the box is turned, as CVAT writes it."""
+    attributes = annotation.get("attributes")
+    rotation = attributes.get("rotation") if isinstance(attributes, dict) else None
+    return isinstance(rotation, (int, float)) and rotation % 360 != 0
+
+
+def _is_apart(runs: dict[str, Any], box: list[float] | None, size: tuple[int, int]) -> bool:
+    """Whether a box that has an area is somewhere else than the run lengths, by more than a rounding error."""
+    if box is None or min(box[2:]) <= 0:
+        return False
+    left, top, width, height = coco_mask.toBbox(runs).tolist()
+    gaps = (
+        max(left - box[0] - box[2], box[0] - left - width) / size[0],
+        max(top - box[1] - box[3], box[1] - top - height) / size[1],
+    )
+    return max(gaps) > _APART
 
 
 def _is_relative(annotation: Annotation) -> bool:

@@ -55,6 +55,8 @@ def read_coco(path: Path) -> CocoSet:
             sides = " x ".join(map(reprlib.repr, size))
             raise UserError(f"{path}: image {entry['id']} has {sides} pixels; correct its size")
     annotations = _entries(path, "annotations", contents) if "annotations" in contents else []
+    if not annotations:
+        _refuse_elsewhere(path, contents)
     for number, annotation in enumerate(annotations):
         identity = annotation.setdefault("id", number + 1)
         if not isinstance(identity, (int, float, str)):
@@ -197,6 +199,19 @@ def _assign(
     if odd_ids:
         notes.append(_describe_odd("Image ids of another type in annotations are taken as the", odd_ids))
     return by_image
+
+
+def _refuse_elsewhere(path: Path, contents: dict[str, Any]) -> None:
+    """Raise a UserError if a file has annotations in another place, without which its images would pass as good."""
+    lists = {key: value for key, value in contents.items() if key not in ("images", "categories")}
+    lists |= {f"{key} of an image": value for entry in contents["images"] for key, value in entry.items()}
+    for key, value in lists.items():
+        first = value[0] if isinstance(value, list) and value else None
+        if isinstance(first, dict) and {"bbox", "segmentation", "category_id"} & set(first):
+            raise UserError(
+                f"{path} has no annotations where COCO has them, but in {printable(key)!r}; move them to a list "
+                "annotations beside images, each with the image_id of its image"
+            )
 
 
 def _describe_odd(what: str, values: list[Any]) -> str:

@@ -46,6 +46,7 @@ def settle_frames(
             odd.append(_Choice(index, Frame(source.stated_size, False), Frame(header.upright_size, False)))
         else:
             frames[index] = Frame(source.stated_size or header.upright_size, is_stored=False)
+    scaled = [index for index, frame in frames.items() if frame.size != headers[index].upright_size]
     takes_own = _settle_odd(odd, sources, frames)
     for index, frame in list(frames.items()):  # turned, but of the same width and height
         if headers[index].orientation != 1:
@@ -55,6 +56,7 @@ def settle_frames(
     own = [choice.index for choice in odd if takes_own] + odd_turned
     for indices, means in ((own, "taken as pixels of the file"), (stretched, "stretched to the file's size")):
         notes += _describe_odd(indices, means, sources, headers)
+    notes += _describe_scaled(scaled, sources, headers)
     return [replace(source, frame=frames.get(index)) for index, source in enumerate(sources)], notes
 
 
@@ -151,6 +153,20 @@ def _describe_odd(
         f"The stated width and height of {count_of(len(indices), 'image')} do not go with the file (first: "
         f"{printable(first.name)}: {width} x {height}, the file has {own_width} x {own_height}); the "
         f"annotations are {means}"
+    ]
+
+
+def _describe_scaled(
+    indices: Sequence[int], sources: Sequence[SourceImage], headers: Sequence[ImageHeader]
+) -> list[str]:
+    """A line about images annotated in a larger or smaller copy, as their entries say."""
+    if not indices:
+        return []
+    first, own = sources[indices[0]], headers[indices[0]].upright_size
+    return [
+        f"The stated size of {count_of(len(indices), 'image')} is another one than the file's (first: "
+        f"{printable(first.name)}: {first.stated_size[0]} x {first.stated_size[1]}, the file has {own[0]} x "
+        f"{own[1]}); the annotations are scaled with it"
     ]
 
 

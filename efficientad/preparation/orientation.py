@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from PIL import ExifTags, Image
 
-from efficientad.data.formats import failure_reason, open_image
+from efficientad.data.formats import failure_reason, open_image, stored_size
 from efficientad.data.images import UnreadableImageError
 
-_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257  # tags
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -53,10 +52,7 @@ def read_header(data: bytes, name: str) -> ImageHeader:
             # Pillow decodes a whole PNG to look for EXIF data behind the pixels
             may_have_exif = opened.format != "PNG" or b"eXIf" in data or b"exif" in data
             orientation = opened.getexif().get(ExifTags.Base.Orientation, 1) if may_have_exif else 1
-            size = opened.size
-            if opened.format == "TIFF":  # newer Pillow versions give the upright size
-                size = opened.tag_v2[_TIFF_WIDTH], opened.tag_v2[_TIFF_HEIGHT]
-            return ImageHeader(size, orientation if orientation in range(1, 9) else 1)
+            return ImageHeader(stored_size(opened), orientation if orientation in range(1, 9) else 1)
     except Exception as error:  # Pillow's plugins raise almost any type on damaged files
         raise UnreadableImageError(name, failure_reason(error, empty=not data)) from error
 

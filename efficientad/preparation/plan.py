@@ -156,7 +156,8 @@ def _usable_good(sources: Sequence[SourceImage], facts: Sequence[FileFacts], not
         raise UserError("there are no good images, which training needs; give their folder with --unlabeled_dir")
     copies = len(good) - len({facts[index].sha256 for index in good.values()})
     if copies:
-        notes.append(f"{copies} good images are byte-identical copies; copies stay on one side of the split")
+        are = "image is a byte-identical copy" if copies == 1 else "images are byte-identical copies"
+        notes.append(f"{copies} good {are}; copies stay on one side of the split")
     return list(good.values())
 
 

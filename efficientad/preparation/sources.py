@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -12,9 +13,9 @@ from efficientad.data.folders import describe_others, find_images, is_data_folde
 from efficientad.data.formats import DESCRIPTION
 from efficientad.data.labels import is_good_name
 from efficientad.preparation.coco import Annotation, CocoImage, CocoSet
-from efficientad.preparation.file_names import locate_images
+from efficientad.preparation.file_names import Located, locate_images
 from efficientad.preparation.orientation import Frame
-from efficientad.system.errors import UserError, list_some, require_folder
+from efficientad.system.errors import UserError, count_of, list_some, require_folder
 
 PART_NAMES = ("led", "marked")  # categories that label the part, not a defect, besides those of good parts
 NEARLY_EVERY = 0.9  # share of annotated images from which a category may well label the part
@@ -85,12 +86,9 @@ def find_annotated(
     if use_names:
         notes += _describe_renamed({key: coco.categories[key] for key in defects}, folders)
 
-    by_path: dict[Path, tuple[str, list[CocoImage]]] = {}  # a file may have several entries
     located, missing = locate_images(coco, folder, good_folder, skip_missing, match_names, notes)
-    for item in located:
-        by_path.setdefault(item.path, (item.name, []))[1].append(item.image)
     images, unannotated = [], 0
-    for path, (name, entries) in by_path.items():
+    for item, entries in _join_entries(located):
         annotations = [annotation for entry in entries for annotation in entry.annotations]
         if not annotations:
             unannotated += 1
@@ -99,12 +97,33 @@ def find_annotated(
         found = [annotation for annotation in annotations if annotation["category_id"] not in normal]
         classes = sorted({annotation["category_id"] for annotation in found})
         class_folders = tuple(folders[key] for key in classes)
-        images.append(SourceImage(path, name, class_folders, annotations, found, entries[0].size))
+        size = next((entry.size for entry in entries if entry.size), None)
+        images.append(SourceImage(item.path, item.name, class_folders, annotations, found, size))
     if unannotated:
         what = "taken as good" if take_unannotated else "left out; --unannotated good takes them as good"
-        notes.append(f"{unannotated} images have no annotations: {what}")
+        notes.append(
+            f"{count_of(unannotated, 'image')} {'has' if unannotated == 1 else 'have'} no annotations: {what}"
+        )
     images.sort(key=lambda image: image.name)
     return AnnotatedImages(images, {folders[key]: coco.categories[key] for key in defects}, missing, notes)
+
+
+def _join_entries(located: Sequence[Located]) -> list[tuple[Located, list[CocoImage]]]:
+    """The images with their entries, of which a file may have several.
+
+    Raises:
+        UserError: they state different sizes, so that their annotations do not refer to one picture.
+    """
+    by_path: dict[Path, tuple[Located, list[CocoImage]]] = {}
+    for item in located:
+        path = Path(os.path.realpath(item.path.parent), item.path.name)  # a/../b.png is b.png
+        by_path.setdefault(path, (item, []))[1].append(item.image)
+    joined = list(by_path.values())
+    odd = [str(item.path) for item, entries in joined if len({entry.size for entry in entries if entry.size}) > 1]
+    if odd:
+        count = count_of(len(odd), "image")
+        raise UserError(f"{count} with several entries of different sizes; correct them:{list_some(odd)}")
+    return joined
 
 
 def find_normal_categories(categories: dict[int, str], wanted: Sequence[str] | None) -> set[int]:

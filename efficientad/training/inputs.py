@@ -109,8 +109,9 @@ def load_images(
     learnt = set(images.digests[: len(train)])
     copies = sum(digest in learnt for digest in images.digests[len(train) :])
     if copies:
+        are = "is a copy" if copies == 1 else "are copies"
         say(
-            f"Note: {copies} of the {len(held_out)} images held out are copies of others, so the threshold will be "
+            f"Note: {copies} of the {len(held_out)} images held out {are} of others, so the threshold will be "
             "too low; leave the copies out, or put other images into validation/good"
         )
     budget -= images.kept_bytes

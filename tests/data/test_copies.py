@@ -26,12 +26,13 @@ def test_groups_of_copies(tmp_path):
     assert group_copies([]) == []
 
 
-def test_only_files_of_equal_size_are_read(tmp_path, monkeypatch):
+def test_only_files_of_equal_size_and_middle_are_read(tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr(copies, "read_bytes", lambda path: read.append(path) or path.read_bytes())
-    paths = write(tmp_path, b"a", b"bb", b"ccc", b"dd")
+    middle = bytes(10_000)
+    paths = write(tmp_path, b"a" + middle, b"bb" + middle, b"dd" + middle, b"e" + bytes(5000) + b"f" + bytes(5000))
     assert len(group_copies(paths)) == 4
-    assert sorted(read) == [paths[1], paths[3]]
+    assert sorted(read) == [paths[1], paths[2]]
 
 
 @pytest.mark.parametrize("count", [2, 7, 20, 55])

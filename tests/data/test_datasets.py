@@ -141,3 +141,12 @@ def test_magnetic_tiles(shared_data):
     assert (len(split.train), len(split.validation)) == (640, 71)
     classes = Counter(sample.class_name for sample in find_test_samples(dataset).samples)
     assert classes == {"good": 241, "blowhole": 115, "break": 85, "crack": 57, "fray": 32, "uneven": 103}
+
+
+@pytest.mark.parametrize("name", ["val", "Valid"])
+def test_a_folder_that_might_be_meant_as_validation_is_told(tmp_path, name):
+    fill_folder(tmp_path / "train" / "good", 4)
+    fill_folder(tmp_path / name / "good", 2, seed=10)
+    split = find_training_images(custom(tmp_path), 42)
+    expected = f"{tmp_path / name} is not used; images to hold out belong into {tmp_path / 'validation' / 'good'}"
+    assert split.notes == [expected] and len(split.train) == 3

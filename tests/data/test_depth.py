@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from conftest import draw_part
 from deep_files import deep_png, deep_tiff
@@ -117,6 +117,33 @@ def test_colours_in_an_unusual_order_are_refused():
     data = deep_tiff(COLOURS[..., :3], has_planes=True)
     with pytest.raises(UnreadableImageError, match="save it as 16-bit RGB or in 8 bits"):
         decode_image(data, "x", integers(4095))
+
+
+def ppm(values, white):
+    return b"P6\n%d %d\n%d\n" % (values.shape[1], values.shape[0], white) + values.astype(">u2").tobytes()
+
+
+def test_colours_of_ppm_files_keep_their_low_bytes(tmp_path):
+    colours = np.repeat(scaled(4095)[..., None], 3, axis=2)
+    path = tmp_path / "a.ppm"
+    path.write_bytes(ppm(colours, 65535))
+    assert read_deep(path).own_white() == (colours.max(), 4095)
+    seen = np.asarray(decode_image(path.read_bytes(), "x", integers(4095))).astype(int)
+    assert np.abs(seen - GRAY[..., None]).max() <= 1
+    seen = np.asarray(decode_image(ppm(colours, 4095), "x", integers(65535))).astype(int)
+    assert np.abs(seen - GRAY[..., None]).max() <= 1  # its header says what is white
+    with pytest.raises(UnreadableImageError, match="truncated"):
+        decode_image(path.read_bytes()[:-1], "x", integers(4095))
+    with pytest.raises(UnreadableImageError, match="unusual kind of PPM"):
+        decode_image(b"P3\n1 1\n65535\n1 2 3\n", "x", integers(4095))
+
+
+def test_floats_with_0_for_white_are_refused():
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    info[262] = 0
+    data = encode(Image.fromarray(np.array([[0, 1]], dtype=np.float32)), "TIFF", tiffinfo=info)
+    with pytest.raises(UnreadableImageError, match="0 for white"):
+        decode_image(data, "x", floats(1))
 
 
 def test_turned_deep_files_are_upright():

@@ -194,3 +194,14 @@ def test_several_pages_are_said_once_with_a_count():
     other = ReadingNotes()
     other.merge(notes)
     assert other.lines() == [line]
+
+
+def test_a_tiff_of_an_unusual_kind_is_not_called_damaged_only(tmp_path):
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"\x02\x01\x03\0\x01\0\0\0\x20\0", b"\x02\x01\x03\0\x01\0\0\0\x40\0"))  # 64 bits
+    assert path.read_bytes() != data
+    for read in (read_image, check_file, upright_size):
+        with pytest.raises(UnreadableImageError, match="a TIFF of a kind that is not read, or damaged; save it as"):
+            read(path)

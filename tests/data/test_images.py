@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from efficientad.data.folders import describe_others, find_images, is_image_name, leave_out_below, leave_out_written
-from efficientad.data.images import UnreadableImageError, check_image, decode_image, read_image
+from efficientad.data.images import UnreadableImageError, check_image, decode_image, read_image, upright_size
 from efficientad.preparation.orientation import read_header, turn_point_upright, turn_upright
 from efficientad.system.files import write_file_list
 
@@ -179,11 +179,13 @@ def test_images_below_a_folder_are_left_out_whatever_leads_there(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP"])
-def test_header_tells_the_upright_size(file_format, orientation):
+def test_header_tells_the_upright_size(file_format, orientation, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
     buffer = io.BytesIO()
     Image.new("RGB", (30, 20)).save(buffer, file_format, exif=exif)
+    (tmp_path / "test").write_bytes(buffer.getvalue())
+    assert upright_size(tmp_path / "test") == decode_image(buffer.getvalue(), "test").size
     header = read_header(buffer.getvalue(), "test")
     assert (header.stored_size, header.orientation) == ((30, 20), orientation)
     assert header.upright_size == decode_image(buffer.getvalue(), "test").size

@@ -136,7 +136,16 @@ def test_missing_and_repeated_files_are_named(visa):
     ):
         find_training_images(visa.open(), 42)
     visa.write([*visa.rows[5:9], visa.rows[5].replace("train", "test")])
-    with pytest.raises(UserError, match=r"(?s)lists 1 image more than once.*Normal/000.png"):
+    with pytest.raises(UserError, match=r"(?s)lists 1 file more than once.*Normal/000.png"):
+        find_test_samples(visa.open())
+
+
+def test_masks_of_two_images_or_of_a_good_one_are_refused(visa):
+    visa.write([*visa.rows[:-1], visa.rows[-1].replace("Masks/Anomaly/001", "Masks/Anomaly/000")])
+    with pytest.raises(UserError, match=r"(?s)lists 1 file more than once.*Masks/Anomaly/000.png"):
+        find_test_samples(visa.open())
+    visa.write([*visa.rows[:-1], visa.rows[-1].replace("anomaly", "normal")])
+    with pytest.raises(UserError, match=r"(?s)masks of defects for 1 good image.*Images/Anomaly/001.png"):
         find_test_samples(visa.open())
 
 

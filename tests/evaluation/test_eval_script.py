@@ -164,7 +164,7 @@ def test_masks_give_pixel_metrics_whatever_the_map_format(output, dataset_folder
         evaluate(*words, "-f", map_format)
         printed = capsys.readouterr().out
         assert "interval" in printed and "AU-PRO  AU-PRO" in printed
-        assert "1 of the 4 defective images have no mask, or an empty one" in printed
+        assert "1 of the 4 defective images has no mask, or an empty one" in printed
         found.append(json.loads((folder / "metrics.json").read_text()))
     assert found[0] == found[1] == found[2]
     metrics = found[0]["pixel_metrics"]

@@ -234,6 +234,29 @@ def test_masks_of_the_whole_image_say_nothing_about_the_others(root):
     assert notes == [] and all((values != 0).any() for sample in masks.samples for values in masks.values(sample))
 
 
+def test_masks_with_a_background_that_is_not_0_are_told(root):
+    write_masks(root, draw=lambda mask: np.maximum(mask, 10))
+    assert find(root)[1] == [
+        "all 3 masks looked at mark the whole image; what is not 0 counts as defective, so make the background 0"
+    ]
+
+
+def test_one_inverted_mask_among_others_is_named(root):
+    write_masks(root)
+    path = root / "ground_truth" / "dent" / "b_mask.png"
+    save(path, 255 - box(*UPRIGHT["dent/b"]))
+    (note,) = find(root)[1]
+    assert note.startswith("1 of 3 masks looked at marks more than half of its image and the whole border, for")
+    assert f"{path}; inverted?" in note
+
+
+def test_masks_among_the_images_are_told(root):
+    write_masks(root)
+    save(root / "test" / "dent" / "a_mask.png", box(*UPRIGHT["dent/a"]))
+    (note,) = find(root)[1]
+    assert note.startswith("1 mask taken for several images each, for example ") and "a.png and" in note
+
+
 def test_all_masks_are_looked_at_before_they_are_inverted(tmp_path):
     """An upright one among many inverted ones, which a sample would miss."""
     paths = [tmp_path / f"{number:03d}.png" for number in range(200)]
@@ -273,6 +296,16 @@ def test_colours_come_before_the_alpha_channel(tmp_path):
     save(tmp_path / "empty.png", np.dstack([0 * mask] * 3 + [np.full_like(mask, 255)]))
     assert (read_mask(tmp_path / "both.png") == mask).all() and (read_mask(tmp_path / "opaque.png") == mask).all()
     assert not read_mask(tmp_path / "empty.png").any()
+
+
+def test_what_is_transparent_marks_nothing_whatever_its_colour(root, usual):
+    """Red on a transparent background that happens to be white."""
+
+    def draw(mask):
+        return np.dstack([np.full_like(mask, 255), 255 - mask, 255 - mask, mask])
+
+    write_masks(root, draw=draw)
+    assert measure(root)[0] == usual
 
 
 def test_masks_that_the_data_set_names(tmp_path):

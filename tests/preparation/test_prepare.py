@@ -174,7 +174,7 @@ def test_images_without_annotations(originals, choice, good, capsys):
     originals.annotated("bare.png")
     prepare(*originals.flags(), "--unannotated", choice)
     assert len([name for name in tree(originals.root / "set") if "/good/" in name]) == good
-    assert "1 images have no annotations: " in capsys.readouterr().out
+    assert "1 image has no annotations: " in capsys.readouterr().out
 
 
 def test_folder_names():
