@@ -93,7 +93,14 @@ def compare_finished(folder: Path, settings: Mapping[str, Any], model: Efficient
 
 def digest_files(root: Path, paths: Iterable[Path]) -> str:
     """A short digest of the names below `root` and the sizes of files, to tell data sets apart."""
-    files = sorted((path.relative_to(root).as_posix(), path.stat().st_size) for path in paths)
+
+    def size(path: Path) -> int:
+        try:
+            return path.stat().st_size
+        except OSError:  # which is reported when it is read
+            return -1
+
+    files = sorted((path.relative_to(root).as_posix(), size(path)) for path in paths)
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
 
 

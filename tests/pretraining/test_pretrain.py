@@ -149,8 +149,8 @@ def test_bad_arguments_are_one_line(natural, tmp_path, monkeypatch, capsys):
         (["--images", tmp_path / "empty"], "empty: holds no images"),
         (["--images", natural, "--window", 134], "--window 134.*take 133"),
         (["--images", natural, "--backbone", "resnet1"], "resnet1: no such classification network"),
-        ([*weights, tmp_path / "no.pth"], "No such file or directory: .*no.pth"),
-        ([*weights, tmp_path / "empty"], "Is a directory: .*empty"),
+        ([*weights, tmp_path / "no.pth"], "no.pth does not exist"),
+        ([*weights, tmp_path / "empty"], "empty is a folder; name a file"),
         ([*weights, tmp_path / "other.pt"], "other.pt does not .* resnet18: .* 100 missing .*1 unexpected .layer9"),
         (["--images", natural, "--init_weights", tmp_path / "no.pth"], "no.pth does not exist"),
     ):
