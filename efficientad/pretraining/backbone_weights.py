@@ -91,11 +91,11 @@ def file_digest(path: Path) -> str:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    refuse_unusual_file(path)
     try:
         from safetensors.torch import load_file
     except ImportError as error:
         raise UserError(f"{path} needs the package safetensors; install it: pip install safetensors") from error
-    refuse_unusual_file(path)
     try:
         return load_file(path)
     except Exception as error:  # the reader raises its own types and Python's on a damaged file
