@@ -5,6 +5,7 @@ from pathlib import Path
 
 from efficientad.system import arguments
 from efficientad.system.errors import UserError, run_command
+from efficientad.system.startup import import_torch
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -56,6 +57,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     # Heavy imports after parsing, so that --help and flag errors are instant.
+    import_torch()
     from efficientad.data.datasets import ALL_CATEGORIES, find_categories
     from efficientad.data.formats import limit_megapixels
     from efficientad.system.distributed import each_category, process_group

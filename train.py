@@ -6,6 +6,7 @@ import time
 
 from efficientad.system import arguments
 from efficientad.system.errors import run_command
+from efficientad.system.startup import import_torch
 from efficientad.training.options import (
     AUTO,
     BATCH_SIZE,
@@ -237,6 +238,7 @@ def add_training_arguments(group: argparse._ArgumentGroup) -> None:
 
 def main(args: argparse.Namespace) -> None:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
+    import_torch()
     from efficientad.data.datasets import ALL_CATEGORIES, find_categories
     from efficientad.data.formats import limit_megapixels
     from efficientad.system.distributed import each_category, process_group, say

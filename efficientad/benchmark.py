@@ -4,6 +4,7 @@ import argparse
 
 from efficientad.system import arguments
 from efficientad.system.errors import UserError, run_command
+from efficientad.system.startup import import_torch
 
 PROFILE_LINES = 20
 
@@ -38,6 +39,7 @@ def main(args: argparse.Namespace) -> None:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
     import json
 
+    import_torch()
     import torch
 
     from efficientad.benchmarking import measuring

@@ -4,6 +4,7 @@ import argparse
 
 from efficientad.system import arguments
 from efficientad.system.errors import UserError, run_command
+from efficientad.system.startup import import_torch
 
 PRECISIONS = {"onnx": ("fp32", "fp16", "int8"), "openvino": ("fp32", "bf16", "int8"), "torch": ("fp32", "bf16")}
 PARITY_IMAGES = 32
@@ -60,6 +61,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
+    import_torch()
     import torch
 
     from efficientad.data.formats import limit_megapixels

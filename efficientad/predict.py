@@ -4,6 +4,7 @@ import argparse
 
 from efficientad.system import arguments
 from efficientad.system.errors import run_command
+from efficientad.system.startup import import_torch
 
 ANOMALOUS = 3  # the exit status; 1 is Python's own for a crash, 2 is that of an error
 
@@ -71,6 +72,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
+    import_torch()
     from efficientad.data.formats import limit_megapixels
     from efficientad.inference import run
 

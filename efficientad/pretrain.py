@@ -5,6 +5,7 @@ import argparse
 from efficientad.pretraining.options import PAPER_STEPS, STATISTICS_IMAGES, PretrainingOptions
 from efficientad.system import arguments
 from efficientad.system.errors import run_command
+from efficientad.system.startup import import_torch
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -160,6 +161,7 @@ def add_training_arguments(group: argparse._ArgumentGroup) -> None:
 
 def main(args: argparse.Namespace) -> None:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
+    import_torch()
     from efficientad.data.formats import limit_megapixels
     from efficientad.pretraining.run import pretrain_teacher
     from efficientad.system.distributed import process_group

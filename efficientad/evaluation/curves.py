@@ -17,6 +17,21 @@ import numpy as np
 ROUNDING = 1e-9  # 0.05 * 60 is not 3
 
 
+def rank(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct scores in descending order, the entries of a curve, and the place of each of N among them.
+
+    >>> [part.tolist() for part in rank(np.array([1.0, 3.0, 1.0]))]
+    [[3.0, 1.0], [1, 0, 1]]
+    """
+    ascending, index = np.unique(scores, return_inverse=True)
+    return ascending[::-1], len(ascending) - 1 - index.reshape(-1)
+
+
+def count(places: np.ndarray, length: int) -> np.ndarray:
+    """Cumulative counts of a curve of `length` entries, from the places of its anomalous or of its good items."""
+    return np.bincount(places, minlength=length).cumsum()
+
+
 def auroc(hits: np.ndarray, false_alarms: np.ndarray) -> np.ndarray:
     """Area under the ROC curve: the share of pairs of an anomalous and a good item that are in order.
 

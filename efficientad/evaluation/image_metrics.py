@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from efficientad.evaluation import curves
 
@@ -73,7 +72,10 @@ def image_auroc(y_true: np.ndarray, y_score: np.ndarray) -> float:
     >>> image_auroc(np.array([False, False, True]), np.array([1.0, 3.0, 2.0]))
     0.5
     """
-    return float(roc_auc_score(y_true, y_score)) if y_true.any() and not y_true.all() else float("nan")
+    if not y_true.any() or y_true.all():
+        return math.nan
+    scores, place = curves.rank(y_score)
+    return float(curves.auroc(*(curves.count(place[kind], len(scores)) for kind in (y_true, ~y_true))))
 
 
 def decision_row(name: str, y_true: np.ndarray, y_score: np.ndarray, threshold: float, auroc: float) -> Row:
@@ -195,8 +197,7 @@ def image_row(name: str, anomalous_scores: np.ndarray, good_scores: np.ndarray) 
     >>> row.auroc.value, row.average_precision.value, row.f1_max_threshold
     (0.625, 0.75, 2.5)
     """
-    values, index = np.unique(np.concatenate((anomalous_scores, good_scores)), return_inverse=True)
-    place = len(values) - 1 - index.reshape(-1)  # on the curve: the highest score first
+    values, place = curves.rank(np.concatenate((anomalous_scores, good_scores)))
     count = len(anomalous_scores)
     places = np.sort(place[:count]), np.sort(place[count:])  # the order of the images must not change the intervals
     metrics: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
@@ -210,8 +211,8 @@ def image_row(name: str, anomalous_scores: np.ndarray, good_scores: np.ndarray) 
         undefined = Estimate(np.nan, np.nan, np.nan)
         estimates, threshold = dict.fromkeys(metrics, undefined), np.nan
     else:
-        curve = [np.bincount(kind, minlength=len(values)).cumsum() for kind in places]
-        threshold = curves.threshold_below(values[::-1], int(curves.f1_max(*curve)[1]))
+        curve = [curves.count(kind, len(values)) for kind in places]
+        threshold = curves.threshold_below(values, int(curves.f1_max(*curve)[1]))
         resampled = _resample(places, metrics)
         estimates = {name: Estimate(float(metric(*curve)), *resampled[name]) for name, metric in metrics.items()}
     return ImageRow(name, len(anomalous_scores), len(good_scores), f1_max_threshold=float(threshold), **estimates)
@@ -276,11 +277,9 @@ def sweep_thresholds(y_true: np.ndarray, y_score: np.ndarray, threshold: float) 
     [(1.5, 1.0)]
     """
     y_score = y_score.astype(np.float64)
-    ascending, index = np.unique(y_score, return_inverse=True)
-    scores = ascending[::-1]
-    place = len(scores) - 1 - index
+    scores, place = curves.rank(y_score)
     hits, alarms = (  # as in curves.py, after a first entry at which nothing is called anomalous
-        np.append(0, np.bincount(place[kind], minlength=len(scores)).cumsum()) for kind in (y_true, ~y_true)
+        np.append(0, curves.count(place[kind], len(scores))) for kind in (y_true, ~y_true)
     )
     wanted: dict[int, list[str]] = {}  # notes by entry: how many of the highest scores are called anomalous
 
