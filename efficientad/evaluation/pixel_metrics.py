@@ -22,7 +22,7 @@ _OCTAVES = 20
 _ZERO = _OCTAVES << _BITS  # the bin of 0, and the number of bins on each side
 BINS = 2 * _ZERO + 1
 _BITS_OF_ONE = int(np.float32(1).view(np.int32))
-_BLOCK = 2**20  # pixels, sorted into bins at once: temporary arrays stay small
+_BLOCK = 2**16  # pixels, sorted into bins at once: temporary arrays stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,16 @@ def score_bins(scores: np.ndarray) -> np.ndarray:
     >>> (bins - bins[2]).tolist()
     [-81920, -12289, 0, 5, 12289, 12294]
     """
-    distance = ((np.abs(scores) + np.float32(1)).view(np.int32) - _BITS_OF_ONE) >> (_MANTISSA_BITS - _BITS)
-    return np.sign(scores).astype(np.int32) * (np.minimum(distance, _ZERO - 1) + 1) + np.int32(_ZERO)
+    distance = np.abs(scores)
+    distance += np.float32(1)
+    bins = distance.view(np.int32)  # all in place, as maps have many pixels
+    bins -= _BITS_OF_ONE
+    bins >>= _MANTISSA_BITS - _BITS
+    np.minimum(bins, _ZERO - 1, out=bins)
+    bins += 1
+    bins *= np.sign(scores).astype(np.int32)
+    bins += _ZERO
+    return bins
 
 
 def bin_edge(index: int) -> float:
@@ -110,10 +118,14 @@ def count_pixels(
         ignored: H x W bools, pixels that are neither normal nor, outside the regions, defective.
     """
     values = anomaly_map.ravel()
-    defective = np.zeros(values.size, dtype=bool)
-    for region in regions:
-        defective[region.pixels] = True
-    normal = ~defective if ignored is None else ~(defective | ignored.ravel())
+    defective = normal = None
+    if regions:
+        defective = np.zeros(values.size, dtype=bool)
+        for region in regions:
+            defective[region.pixels] = True
+        normal = ~defective if ignored is None else ~(defective | ignored.ravel())
+    elif ignored is not None:
+        normal = ~ignored.ravel()
     highest, weights = [], []
     for region in regions:
         inside = score_bins(values[region.pixels])
@@ -124,17 +136,17 @@ def count_pixels(
     return ImageCounts(
         len(regions),
         normal=_count(values, normal),
-        defective=_count(values, defective),
+        defective=_NO_PIXELS if defective is None else _count(values, defective),
         overlap=_weigh(np.concatenate(highest), np.concatenate(weights)) if regions else _NOTHING,
     )
 
 
-def _count(values: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The bins of the chosen values, ascending, and how many are in each."""
+def _count(values: np.ndarray, chosen: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The bins of the chosen values, ascending, and how many are in each; None: of all values."""
     total = np.zeros(BINS, dtype=np.int64)
     for start in range(0, values.size, _BLOCK):
         block = slice(start, start + _BLOCK)
-        bins = score_bins(values[block][chosen[block]])
+        bins = score_bins(values[block] if chosen is None else values[block][chosen[block]])
         if bins.size:
             lowest = bins.min()
             counts = np.bincount(bins - lowest)
@@ -151,7 +163,8 @@ def _weigh(bins: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return filled + lowest, sums[filled]
 
 
-_NOTHING = np.zeros(0, dtype=np.int64), np.zeros(0)
+_NO_BINS = np.zeros(0, dtype=np.int64)
+_NOTHING, _NO_PIXELS = (_NO_BINS, np.zeros(0)), (_NO_BINS, _NO_BINS)  # weights, and counts
 
 
 class PixelHistograms:
