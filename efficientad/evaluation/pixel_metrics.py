@@ -118,14 +118,11 @@ def count_pixels(
         ignored: H x W bools, pixels that are neither normal nor, outside the regions, defective.
     """
     values = anomaly_map.ravel()
-    defective = normal = None
-    if regions:
-        defective = np.zeros(values.size, dtype=bool)
-        for region in regions:
-            defective[region.pixels] = True
-        normal = ~defective if ignored is None else ~(defective | ignored.ravel())
-    elif ignored is not None:
-        normal = ~ignored.ravel()
+    defective = np.zeros(values.size, dtype=bool)
+    for region in regions:
+        defective[region.pixels] = True
+    in_regions = _histogram(values[defective])
+    others = in_regions if ignored is None else _histogram(values[defective | ignored.ravel()])
     highest, weights = [], []
     for region in regions:
         inside = score_bins(values[region.pixels])
@@ -135,24 +132,28 @@ def count_pixels(
         weights.append(np.full(len(inside), 1 / region.saturation))
     return ImageCounts(
         len(regions),
-        normal=_count(values, normal),
-        defective=_NO_PIXELS if defective is None else _count(values, defective),
+        normal=_filled(_histogram(values) - others),
+        defective=_filled(in_regions),
         overlap=_weigh(np.concatenate(highest), np.concatenate(weights)) if regions else _NOTHING,
     )
 
 
-def _count(values: np.ndarray, chosen: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """The bins of the chosen values, ascending, and how many are in each; None: of all values."""
+def _histogram(values: np.ndarray) -> np.ndarray:
+    """How many of the values are in each of the BINS."""
     total = np.zeros(BINS, dtype=np.int64)
     for start in range(0, values.size, _BLOCK):
-        block = slice(start, start + _BLOCK)
-        bins = score_bins(values[block] if chosen is None else values[block][chosen[block]])
-        if bins.size:
-            lowest = bins.min()
-            counts = np.bincount(bins - lowest)
-            total[lowest : lowest + len(counts)] += counts
-    filled = np.flatnonzero(total)
-    return filled, total[filled]
+        bins = score_bins(values[start : start + _BLOCK])
+        lowest = bins.min()
+        bins -= lowest
+        counts = np.bincount(bins)
+        total[lowest : lowest + len(counts)] += counts
+    return total
+
+
+def _filled(histogram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The bins that are not empty, ascending, and what is in each."""
+    filled = np.flatnonzero(histogram)
+    return filled, histogram[filled]
 
 
 def _weigh(bins: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -163,8 +164,7 @@ def _weigh(bins: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return filled + lowest, sums[filled]
 
 
-_NO_BINS = np.zeros(0, dtype=np.int64)
-_NOTHING, _NO_PIXELS = (_NO_BINS, np.zeros(0)), (_NO_BINS, _NO_BINS)  # weights, and counts
+_NOTHING = np.zeros(0, dtype=np.int64), np.zeros(0)
 
 
 class PixelHistograms:
