@@ -189,10 +189,11 @@ def measure_files(loads, batch_size: int, seconds: float, rate: float) -> list[d
     with tempfile.TemporaryDirectory() as folder:
         works = loads.file_works(Path(folder), count, PHOTO_SIZE, batch_size)
         for task, work in works.items():
-            (took,) = time_side_by_side([work], seconds, loads.device)
+            is_eval = task.startswith("eval")
+            took, *network = time_side_by_side([work, run] if is_eval else [work], seconds, loads.device)
             rows.append(make_row(f"{task}, {width}x{height}", "images/s", count, [took], None, None))
-            if task.startswith("eval"):
-                rows[-1]["task"] += f", {rows[-1]['value'] * network / batch_size:.0%} of the network's rate"
+            if is_eval:
+                rows[-1]["task"] += f", {rows[-1]['value'] * network[0] / batch_size:.0%} of the network's rate"
     return rows
 
 

@@ -20,6 +20,7 @@ from efficientad.data.views import View
 from efficientad.detector.model import EfficientAD, anomaly_score
 from efficientad.detector.networks import FEATURE_CHANNELS
 from efficientad.evaluation.scoring import ScoringWork, score_samples
+from efficientad.evaluation.thumbnails import PictureSizes, plan_pictures
 from efficientad.inference.detectors import TorchDetector
 from efficientad.inference.exported import MissingPackageError, load_exported
 from efficientad.inference.exporting import write_export
@@ -193,9 +194,11 @@ class Workloads:
             for _ in parallel_map(write_one, maps[suffix].values(), self.workers):
                 pass
 
-        def evaluate(suffix: str) -> None:
+        def evaluate(suffix: str, sizes: PictureSizes | None = None) -> None:
             detector = TorchDetector(self._alone.eval(), self.device, self.precision)
-            work = ScoringWork(detector, samples, _THRESHOLD, batch_size, self.workers, maps[suffix])
+            work = ScoringWork(
+                detector, samples, _THRESHOLD, batch_size, self.workers, maps[suffix], picture_sizes=sizes
+            )
             for _ in score_samples(work):
                 pass
 
@@ -205,6 +208,7 @@ class Workloads:
             "writing jpg": lambda: write(".jpg"),
             "eval with tiff": lambda: evaluate(".tiff"),
             "eval with jpg": lambda: evaluate(".jpg"),
+            "eval with jpg and report": lambda: evaluate(".jpg", plan_pictures(count)),
         }
 
     def profile(self, lines: int) -> str:

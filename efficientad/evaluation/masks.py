@@ -179,10 +179,10 @@ def read_defects(
 
 
 def _split_regions(values: np.ndarray, one_defect: bool) -> list[np.ndarray]:
+    if not one_defect:
+        return connected_regions(values != 0)
     inside = np.flatnonzero(values)
-    if one_defect:
-        return [inside] if inside.size else []
-    return connected_regions(values != 0)
+    return [inside] if inside.size else []
 
 
 def connected_regions(mask: np.ndarray) -> list[np.ndarray]:
@@ -192,6 +192,8 @@ def connected_regions(mask: np.ndarray) -> list[np.ndarray]:
     inside = np.flatnonzero(mask)
     if not inside.size:
         return []
-    labels = label(mask, structure=np.ones((3, 3)))[0].ravel()[inside]
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    part = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]  # labels are slow to set, even to 0
+    labels = label(part, structure=np.ones((3, 3)))[0][part]
     order = np.argsort(labels, kind="stable")
     return np.split(inside[order], np.cumsum(np.bincount(labels)[1:-1]))

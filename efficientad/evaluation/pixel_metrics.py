@@ -22,7 +22,7 @@ _OCTAVES = 20
 _ZERO = _OCTAVES << _BITS  # the bin of 0, and the number of bins on each side
 BINS = 2 * _ZERO + 1
 _BITS_OF_ONE = int(np.float32(1).view(np.int32))
-_BLOCK = 2**20  # pixels, sorted into bins at once: temporary arrays stay small
+_BLOCK = 2**16  # pixels, sorted into bins at once: temporary arrays stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,16 @@ def score_bins(scores: np.ndarray) -> np.ndarray:
     >>> (bins - bins[2]).tolist()
     [-81920, -12289, 0, 5, 12289, 12294]
     """
-    distance = ((np.abs(scores) + np.float32(1)).view(np.int32) - _BITS_OF_ONE) >> (_MANTISSA_BITS - _BITS)
-    return np.sign(scores).astype(np.int32) * (np.minimum(distance, _ZERO - 1) + 1) + np.int32(_ZERO)
+    distance = np.abs(scores)
+    distance += np.float32(1)
+    bins = distance.view(np.int32)  # all in place, as maps have many pixels
+    bins -= _BITS_OF_ONE
+    bins >>= _MANTISSA_BITS - _BITS
+    np.minimum(bins, _ZERO - 1, out=bins)
+    bins += 1
+    bins *= np.sign(scores).astype(np.int32)
+    bins += _ZERO
+    return bins
 
 
 def bin_edge(index: int) -> float:
@@ -113,7 +121,8 @@ def count_pixels(
     defective = np.zeros(values.size, dtype=bool)
     for region in regions:
         defective[region.pixels] = True
-    normal = ~defective if ignored is None else ~(defective | ignored.ravel())
+    in_regions = _histogram(values[defective])
+    others = in_regions if ignored is None else _histogram(values[defective | ignored.ravel()])
     highest, weights = [], []
     for region in regions:
         inside = score_bins(values[region.pixels])
@@ -123,24 +132,28 @@ def count_pixels(
         weights.append(np.full(len(inside), 1 / region.saturation))
     return ImageCounts(
         len(regions),
-        normal=_count(values, normal),
-        defective=_count(values, defective),
+        normal=_filled(_histogram(values) - others),
+        defective=_filled(in_regions),
         overlap=_weigh(np.concatenate(highest), np.concatenate(weights)) if regions else _NOTHING,
     )
 
 
-def _count(values: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The bins of the chosen values, ascending, and how many are in each."""
+def _histogram(values: np.ndarray) -> np.ndarray:
+    """How many of the values are in each of the BINS."""
     total = np.zeros(BINS, dtype=np.int64)
     for start in range(0, values.size, _BLOCK):
-        block = slice(start, start + _BLOCK)
-        bins = score_bins(values[block][chosen[block]])
-        if bins.size:
-            lowest = bins.min()
-            counts = np.bincount(bins - lowest)
-            total[lowest : lowest + len(counts)] += counts
-    filled = np.flatnonzero(total)
-    return filled, total[filled]
+        bins = score_bins(values[start : start + _BLOCK])
+        lowest = bins.min()
+        bins -= lowest
+        counts = np.bincount(bins)
+        total[lowest : lowest + len(counts)] += counts
+    return total
+
+
+def _filled(histogram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The bins that are not empty, ascending, and what is in each."""
+    filled = np.flatnonzero(histogram)
+    return filled, histogram[filled]
 
 
 def _weigh(bins: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

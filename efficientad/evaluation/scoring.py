@@ -72,7 +72,8 @@ def score_samples(work: ScoringWork) -> Iterator[ScoredSample]:
         work.on_unreadable,
         make_thumbnail,
     )
-    for scored, located in parallel_map(finish, predictions, limit_workers(work.workers, work.detector.view)):
+    workers, batch = limit_workers(work.workers, work.detector.view), work.detector.images_per_pass(work.batch_size)
+    for scored, located in parallel_map(finish, predictions, workers, more_ahead=batch):
         if localization:
             localization.add(scored.sample, located)  # here and not in the threads: sums in a fixed order
         yield scored

@@ -54,10 +54,10 @@ def encode_thumbnail(image: Image.Image, sizes: PictureSizes) -> bytes:
     """The RGB image as a small WebP, with the best quality that fits."""
     scale = min(1.0, sizes.thumbnail_side / max(image.size))
     width, height = (max(1, round(scale * side)) for side in image.size)
-    small = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    small = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=1.5)
     for quality in _QUALITIES:
         buffer = io.BytesIO()
-        small.save(buffer, "WEBP", quality=quality, method=2)
+        small.save(buffer, "WEBP", quality=quality, method=1)
         if buffer.tell() <= sizes.thumbnail_bytes:
             break
     return buffer.getvalue()

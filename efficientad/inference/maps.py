@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from efficientad.system.files import atomic_file
 
 JPG_QUALITY = 90
 _SMALLEST_SOFTNESS = 1e-6
-_STRIP_PIXELS = 2**18
+_STRIP_PIXELS = 2**15
 
 
 def heat_levels(anomaly_map: np.ndarray, threshold: float) -> np.ndarray:
@@ -32,18 +31,29 @@ def jet(levels: np.ndarray) -> np.ndarray:
     return np.rint(255 * np.clip(1.5 - distance, 0, 1)).astype(np.uint8)
 
 
-def heat_map(anomaly_map: np.ndarray, threshold: float) -> np.ndarray:
-    """The colours of an H x W map: H x W x 3, uint8; see heat_levels and jet."""
-    colours = np.empty((*anomaly_map.shape, 3), dtype=np.uint8)
-    for rows in _strips(anomaly_map.shape):
-        colours[rows] = jet(heat_levels(anomaly_map[rows], threshold))
-    return colours
+def heat_map(anomaly_map: np.ndarray, threshold: float) -> Image.Image:
+    """The colours of an H x W map as an RGB image; see heat_levels, of which 256 are told apart, and jet."""
+    return _in_colours(_level_bytes(anomaly_map, threshold))
 
 
-def _strips(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Slices of rows, so that temporary arrays stay small."""
-    height = max(1, _STRIP_PIXELS // shape[1])
-    return (slice(top, top + height) for top in range(0, shape[0], height))
+def _level_bytes(anomaly_map: np.ndarray, threshold: float) -> np.ndarray:
+    """heat_levels as H x W uint8, 255 for 1."""
+    levels = np.empty(anomaly_map.shape, dtype=np.uint8)
+    height = max(1, _STRIP_PIXELS // anomaly_map.shape[1])  # temporary arrays stay in the processor's cache
+    for top in range(0, len(levels), height):
+        rows = slice(top, top + height)
+        levels[rows] = 255 * heat_levels(anomaly_map[rows], threshold) + np.float32(0.5)
+    return levels
+
+
+def _in_colours(levels: np.ndarray) -> Image.Image:
+    """The colours of H x W uint8 levels, looked up by Pillow, which lets other threads run meanwhile."""
+    colours = Image.fromarray(levels)
+    colours.putpalette(_PALETTE)
+    return colours.convert("RGB")
+
+
+_PALETTE = jet(np.arange(256, dtype=np.float32) / 255).tobytes()
 
 
 def write_tiff(path: Path, anomaly_map: np.ndarray) -> None:
@@ -61,10 +71,10 @@ def write_side_by_side(
     """
     heat = heat_map(anomaly_map, threshold)
     if inspected is not None:
-        np.copyto(heat, np.asarray(image), where=~inspected[..., None])
+        heat.paste(image, mask=Image.fromarray(~inspected))
     both = Image.new("RGB", (2 * image.width, image.height))
     both.paste(image, (0, 0))
-    both.paste(Image.fromarray(heat), (image.width, 0))
+    both.paste(heat, (image.width, 0))
     _save(both, path, "JPEG")
 
 
@@ -76,13 +86,10 @@ def write_overlay(
     Args:
         inspected: H x W bools; elsewhere nothing covers the image. None: all of it.
     """
-    pixels = np.array(image)
-    for rows in _strips(anomaly_map.shape):
-        levels = heat_levels(anomaly_map[rows], threshold)
-        opacity = levels if inspected is None else levels * inspected[rows]
-        below, above = pixels[rows].astype(np.float32), jet(levels).astype(np.float32)
-        pixels[rows] = np.rint(below + opacity[..., None] * (above - below))
-    _save(Image.fromarray(pixels), path, "JPEG")
+    levels = _level_bytes(anomaly_map, threshold)
+    heat = _in_colours(levels)
+    opacity = levels if inspected is None else levels * inspected
+    _save(Image.composite(heat, image, Image.fromarray(opacity)), path, "JPEG")
 
 
 def _save(picture: Image.Image, path: Path, file_format: str) -> None:

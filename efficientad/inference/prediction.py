@@ -28,6 +28,7 @@ from efficientad.system.errors import UserError
 from efficientad.system.parallel import parallel_map
 
 _PIXELS_AHEAD = 2**24  # of inputs, that are read, or of maps, that are written, at once
+_PIXELS_KEPT = 2**26  # of decoded images that wait for their pictures: 256 MB
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Prediction:
     sample: Sample
     digest: str  # SHA-256 of the file's bytes
     image_size: tuple[int, int]  # width and height of the upright image
-    data: bytes | None  # of the file, if kept
+    kept: bytes | Image.Image | None  # the file's bytes, or the image in them; see decode
     thumbnail: bytes | None  # if made
     score: float  # of the map, float32; see model.anomaly_score
     anomaly_map: np.ndarray  # H x W float32, 0-255 scale, of the detector's input
@@ -81,11 +82,13 @@ class Prediction:
     milliseconds: float  # for reading it, and its share of the batch; without waiting
 
     def decode(self) -> Image.Image | None:
-        """The upright RGB image at its own size, if its data were kept.
+        """The upright RGB image at its own size, not to be changed; None if its data were not kept.
 
-        Decoded again, since dozens of decoded photographs waiting for their turn would fill the memory.
+        Large ones are decoded again, since dozens of them waiting for their turn would fill the memory.
         """
-        return None if self.data is None else self.view.decode_whole(self.data, str(self.sample.path))
+        if isinstance(self.kept, bytes):
+            return self.view.decode_whole(self.kept, str(self.sample.path))
+        return self.kept
 
     def full_map(self) -> np.ndarray:
         """The map at the image's own size, 0 where it is not inspected: float32."""
@@ -101,7 +104,7 @@ class _Loaded:
     sample: Sample
     digest: str
     image_size: tuple[int, int]
-    data: bytes | None
+    kept: bytes | Image.Image | None
     thumbnail: bytes | None
     pixels: Tensor  # uint8, 3 x H x W
     inspected: Tensor | None  # bools, H x W
@@ -132,7 +135,7 @@ def predict(
     Args:
         batch_size: of images at once, at most; fewer where they are large.
         workers: threads that read images ahead; see limit_workers.
-        keep_data: keep each file's bytes for Prediction.decode.
+        keep_data: keep each file's bytes, or the image where it is small enough, for Prediction.decode.
         on_unreadable: called for each image that is unreadable, or that the detector's view does not fit, or whose
             score is not finite, which has no prediction; None: they are an error.
         make_thumbnail: makes a thumbnail of each image, which may be reduced; called in the threads that read.
@@ -152,13 +155,16 @@ def predict(
             return error
         inspected = view.inspected(size)
         thumbnail = make_thumbnail(image) if make_thumbnail else None
-        kept, digest = data if keep_data else None, hashlib.sha256(data).hexdigest()
+        digest, is_small = hashlib.sha256(data).hexdigest(), size[0] * size[1] <= largest_kept
+        kept = (image if image.size == size and is_small else data) if keep_data else None
         seconds = time.perf_counter() - start
         return _Loaded(sample, digest, size, kept, thumbnail, pixels, inspected, seconds)
 
     view, pending = detector.view, None
-    loaded = parallel_map(load, samples, limit_workers(workers, view))
-    for batch in _batches(loaded, detector.images_per_pass(batch_size), on_unreadable):
+    workers, batch_size = limit_workers(workers, view), detector.images_per_pass(batch_size)
+    # Of four batches one is read, one computed, one copied and one written, besides what the threads have ahead
+    largest_kept = _PIXELS_KEPT // (4 * (batch_size + workers))
+    for batch in _batches(parallel_map(load, samples, workers), batch_size, on_unreadable):
         started = _start(detector, batch)
         if pending:
             yield from _finish(pending, view, on_unreadable)  # a GPU computes the next batch meanwhile
@@ -240,7 +246,7 @@ def _finish(
             loaded.sample,
             loaded.digest,
             loaded.image_size,
-            loaded.data,
+            loaded.kept,
             loaded.thumbnail,
             score,
             anomaly_map,

@@ -223,6 +223,7 @@ def _score(
         lambda one: writer.write(one, signatures[one.sample]),
         predictions,
         limit_workers(options.num_workers, detector.view),
+        more_ahead=detector.images_per_pass(options.batch_size),
     )
     scores = results.ScoresFile(options.output_dir / results.SCORES_FILE, go_on=False)
     done = []

@@ -57,6 +57,7 @@ def test_table_and_json_agree(quick, tmp_path, capsys):
         "writing jpg",
         "eval with tiff",
         "eval with jpg",
+        "eval with jpg and report",
     ):
         assert task in names
     assert "of the network's rate" in names

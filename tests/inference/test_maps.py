@@ -41,7 +41,9 @@ def test_tiff_keeps_every_bit(tmp_path):
 
 def test_colours_do_not_depend_on_the_strips(monkeypatch):
     anomaly_map = np.random.default_rng(0).random((37, 50), dtype=np.float32) * 60
-    whole = jet(heat_levels(anomaly_map, 25.0))
+    exact = jet(heat_levels(anomaly_map, 25.0)).astype(int)
+    whole = np.asarray(maps.heat_map(anomaly_map, 25.0))
+    assert np.abs(whole - exact).max() <= 2 and np.abs(whole - exact).mean() < 1  # 256 levels are told apart
     for pixels in (1, 50, 333, 2**18):
         monkeypatch.setattr(maps, "_STRIP_PIXELS", pixels)
         assert np.array_equal(maps.heat_map(anomaly_map, 25.0), whole)
@@ -74,3 +76,28 @@ def test_jpg_shows_the_image_beside_its_heat_map(tmp_path):
     assert pixels.shape == (40, 120, 3)
     assert np.abs(pixels[20, 20] - [10, 200, 10]).max() < 12
     assert pixels[20, 70].argmax() == 2 and pixels[20, 110].argmax() == 0  # blue, then red
+
+
+@pytest.mark.parametrize("write", [write_overlay, write_side_by_side])
+def test_what_is_not_inspected_shows_the_image_and_the_image_stays_as_it_is(tmp_path, write):
+    image = Image.new("RGB", (64, 48), (10, 200, 10))
+    inspected = np.zeros((48, 64), dtype=bool)
+    inspected[:, :32] = True
+    write(tmp_path / "map.jpg", image, np.full((48, 64), 500, dtype=np.float32), 25.0, inspected)
+    with Image.open(tmp_path / "map.jpg") as written:
+        shown = np.asarray(written.convert("RGB")).astype(int)[:, -64:]
+    assert np.abs(shown[:, 40:] - [10, 200, 10]).max() < 12
+    assert np.abs(shown[:, 8:24] - [128, 0, 0]).max() < 12
+    assert image.getcolors() == [(64 * 48, (10, 200, 10))]
+
+
+def test_overlay_blends_as_the_formula_says(tmp_path, monkeypatch):
+    """Read back before the JPG rounds it."""
+    rng = np.random.default_rng(1)
+    anomaly_map, below = rng.random((37, 50), dtype=np.float32) * 60, rng.integers(0, 256, (37, 50, 3), np.uint8)
+    pictures = []
+    monkeypatch.setattr(maps, "_save", lambda picture, *_: pictures.append(np.asarray(picture).astype(int)))
+    write_overlay(tmp_path / "map.jpg", Image.fromarray(below), anomaly_map, 25.0)
+    levels = heat_levels(anomaly_map, 25.0)
+    expected = below + levels[..., None] * (jet(levels).astype(float) - below)
+    assert np.abs(pictures[0] - expected).max() <= 3 and np.abs(pictures[0] - expected).mean() < 1

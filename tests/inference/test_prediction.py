@@ -52,6 +52,19 @@ def test_predictions_equal_the_plain_version(tiny_model, samples):
         assert 0 < prediction.milliseconds < 10_000
 
 
+def test_small_images_are_decoded_once_and_large_ones_again(tiny_model, samples, monkeypatch):
+    """So that waiting images take bounded memory; the samples have 60 x 40 pixels."""
+    decoded, decode_whole = [], View.decode_whole
+    monkeypatch.setattr(View, "decode_whole", lambda *words: decoded.append(1) or decode_whole(*words))
+    images = [read_image(sample.path).tobytes() for sample in samples]
+    for kept, again in ((60 * 40, 0), (60 * 40 - 1, len(samples))):
+        monkeypatch.setattr(prediction_module, "_PIXELS_KEPT", kept * 4 * (3 + 2))
+        found = predict_all(tiny_model, samples, 3, keep_data=True)
+        assert [prediction.decode().tobytes() for prediction in found] == images
+        assert len(decoded) == again
+    assert predict_all(tiny_model, samples, 3)[0].decode() is None
+
+
 @pytest.mark.parametrize("batch_size", [2, 7, 16])
 def test_batches_equal_singles(tiny_model, samples, batch_size):
     singles = predict_all(tiny_model, samples, 1, workers=0)

@@ -33,3 +33,25 @@ def test_parallel_map_raises_what_the_function_raises():
     assert next(results) == 1
     with pytest.raises(ZeroDivisionError):
         next(results)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_batch_is_taken_ahead_while_the_first_result_is_awaited(workers):
+    """The maker of batches makes the next one although no item of the last one is done."""
+    made, may_end = [], threading.Event()
+
+    def source():
+        for number in range(60):
+            made.append(number)
+            if number == 2 * workers + 15:
+                may_end.set()
+            yield number
+
+    def work(number):
+        assert may_end.wait(20)
+        return number
+
+    results = parallel_map(work, source(), workers, more_ahead=16)
+    assert next(results) == 0
+    assert len(made) <= 1 + 2 * workers + 16
+    assert list(results) == list(range(1, 60))
