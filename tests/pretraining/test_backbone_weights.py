@@ -170,6 +170,7 @@ def test_cut_off_safetensors_are_named(tmp_path):
 
 def test_a_missing_package_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    (tmp_path / "weights.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="needs the package safetensors; install it: pip install safetensors"):
         read_weights(tmp_path / "weights.safetensors")
 

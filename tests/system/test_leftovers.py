@@ -30,8 +30,8 @@ def prepare(folder, overwrite=False):
 
 
 def test_the_next_run_removes_the_folders_of_killed_ones(tmp_path, gone):
-    kept = [f".set.unfinished-{os.getppid()}", ".set.unfinished-x", ".settle.unfinished-1", "set.unfinished-1"]
-    kept = [name.replace("-1", f"-{gone}") for name in kept]
+    kept = [f".set.unfinished-{os.getppid()}", ".set.unfinished-x"]
+    kept += [f".settle.unfinished-{gone}", f"set.unfinished-{gone}"]
     for name in (*kept, f".set.unfinished-{gone}", f".set.unfinished-{os.getpid()}"):
         fill(tmp_path / name)
     (tmp_path / ".set.unfinished-999999999").symlink_to(tmp_path / "set.unfinished-x")
