@@ -63,16 +63,28 @@ def test_facts_that_no_export_has(texts):
     assert len(str(raised.value)) < 300
 
 
+@pytest.fixture(scope="module")
+def kept():
+    """The files of the tiny detector by format and precision, as bytes by suffix; exporting takes seconds."""
+    return {}
+
+
 @pytest.fixture
-def written(tiny_model, tmp_path):
-    """Writes the tiny detector in a format; made anew each time."""
+def written(tiny_model, tmp_path, kept):
+    """Writes the tiny detector, or one of a view, in a format."""
 
     def write(name, precision="fp32", view=None):
         skip_without(name)
-        model = tiny_model if view is None else EfficientAD("small", view).eval()
         path = tmp_path / f"d{SUFFIXES[name]}"
+        if view is None and (name, precision) in kept:
+            for suffix, data in kept[name, precision].items():
+                path.with_suffix(suffix).write_bytes(data)
+            return path
+        model = tiny_model if view is None else EfficientAD("small", view).eval()
         exporting.write_export(name, model, exporting.describe(model, precision), path)
         load_exported(path, "cpu", "auto")  # as it is, it is taken
+        if view is None:
+            kept[name, precision] = {file.suffix: file.read_bytes() for file in path.parent.glob("d.*")}
         return path
 
     return write
