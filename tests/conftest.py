@@ -174,6 +174,18 @@ def originals(tmp_path):
     return made
 
 
+@pytest.fixture
+def made(tmp_path):
+    """Two annotated images of 60 x 40 with one speck of dust each, and three good ones."""
+    from originals import Originals  # imports this module
+
+    made = Originals(tmp_path / "original")
+    made.annotated("a.png", 3)
+    made.annotated("b.png", 3)
+    made.good("1.png", "2.png", "3.png")
+    return made
+
+
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
     programs = find_programs()

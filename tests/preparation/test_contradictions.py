@@ -4,17 +4,7 @@ import pytest
 
 import prepare_dataset
 from conftest import fail
-from originals import BOX, Originals, prepare, tree
-
-
-@pytest.fixture
-def made(tmp_path):
-    """Two annotated images of 60 x 40 with one speck of dust each, and good images."""
-    made = Originals(tmp_path / "original")
-    made.annotated("a.png", 3)
-    made.annotated("b.png", 3)
-    made.good("1.png", "2.png", "3.png")
-    return made
+from originals import BOX, prepare, tree
 
 
 @pytest.mark.parametrize("place", ["annotation", "images"])
