@@ -52,12 +52,6 @@ def get_parser() -> argparse.ArgumentParser:
         help="the same bits for the same seed on a CUDA GPU, too, but slower; on a CPU it is always so, with the "
         "same flags, machine and number of threads (default: no)",
     )
-    group.add_argument(
-        "--cuda_graph",
-        action="store_true",
-        help="experimental, not verified on every GPU: replay each step as one CUDA graph, which saves launching "
-        "its operations from Python; not with fp16 or several processes (default: no)",
-    )
     group = parser.add_argument_group("output")
     arguments.add_output_dir_argument(group, "the model goes to DIR/trainings/<data set>")
     group.add_argument(

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 MEMORY_POOLING = 2  # the memory holds averages of this many by this many patches
 _MEMORY_BLOCK = 1024  # patches compared at once: more would not fit into a processor's cache
+_GPU_MEMORY_BLOCK = 8192  # for which launching more operations costs more than memory does
 
 
 def pool_features(features: Tensor) -> Tensor:
@@ -37,7 +38,7 @@ def memory_distances(features: Tensor, memory: Tensor, weights: Tensor) -> Tenso
     pooled = pooled.flatten(2).transpose(1, 2)
     likeness, nearest = None, None
     start = 0
-    for block in memory.split(_MEMORY_BLOCK):
+    for block in memory.split(_GPU_MEMORY_BLOCK if features.is_cuda else _MEMORY_BLOCK):
         # |x - m|^2 = |x|^2 - 2 (x m - |m|^2 / 2), and |x|^2 is the same for every m
         best, place = F.linear(pooled, block, -block.square().sum(dim=1) / 2).max(dim=2)
         nearest = start + place if nearest is None else torch.where(best > likeness, start + place, nearest)

@@ -154,7 +154,7 @@ class EfficientAD(nn.Module):
 
     def teacher_features(self, normalized: Tensor) -> Tensor:
         """Channel-normalized teacher output, N x 384 x cells, float32, for ImageNet-normalized images."""
-        return self.normalize_features(self.teacher(normalized).float())
+        return self.normalize_features(networks.apply_pdn(self.teacher, normalized).float())
 
     def normalize_features(self, features: Tensor) -> Tensor:
         """Teacher output N x 384 x cells, float32, normalized channel by channel."""
@@ -185,7 +185,7 @@ class EfficientAD(nn.Module):
         overview = self.normalize(self.overview(images)) if self.autoencoder is not None else None
         if len(tiles) == 1:
             normalized = self.normalize(self.cut(images))
-            student = None if self.student is None else self.student(normalized).float()
+            student = None if self.student is None else networks.apply_pdn(self.student, normalized).float()
             autoencoder = None if overview is None else self.autoencoder(overview).float()
             return self.compare(self.teacher_features(normalized), student, autoencoder)
         code = None if overview is None else self.autoencoder[:-4](overview)
@@ -198,7 +198,7 @@ class EfficientAD(nn.Module):
         normalized = self.normalize(self.cut(images, cells))
         student = autoencoder = None
         if self.student is not None:
-            student = self.student(normalized).float()
+            student = networks.apply_pdn(self.student, normalized).float()
             places = Places(*(part.to(images.device) for part in self.upsampling.places([cells])))
             autoencoder = self._decode(code, places).float()
         return self._differences(self.teacher_features(normalized), student, autoencoder)

@@ -16,6 +16,7 @@ from efficientad.detector.checkpoint import load_model
 from efficientad.detector.model import EfficientAD
 from efficientad.inference.exported import load_exported
 from efficientad.inference.metadata import SUFFIXES
+from efficientad.system.cuda_graph import CudaGraphs, GraphedStep
 from efficientad.system.devices import (
     autocast,
     describe_device,
@@ -67,12 +68,15 @@ class TorchDetector:
         self.provenance, self.description = model.provenance, describe_device(device, precision)
         self.images_per_pass = model.images_per_pass
         self._model, self._device, self._precision = model, device, precision
+        self._run = GraphedStep(self._map, CudaGraphs()) if device.type == "cuda" else self._map
 
     @torch.inference_mode()
     def __call__(self, pixels: Tensor, inspected: Tensor | None = None) -> Tensor:
-        images = to_unit_range(self._copy(pixels))
+        return self._run(self._copy(pixels), None if inspected is None else self._copy(inspected))
+
+    def _map(self, pixels: Tensor, inspected: Tensor | None) -> Tensor:
         with autocast(self._device, self._precision):
-            return self._model(images, None if inspected is None else self._copy(inspected))
+            return self._model(to_unit_range(pixels), inspected)
 
     def _copy(self, values: Tensor) -> Tensor:
         if self._device.type == "cuda":

@@ -117,7 +117,8 @@ class _Started:
 
     batch: list[_Loaded]
     anomaly_maps: Tensor  # N x 1 x H x W, on the host
-    copied: torch.cuda.Event | None  # the maps are complete when it has happened; None: they are
+    scores: Tensor  # N, on the host
+    copied: torch.cuda.Event | None  # both are complete when it has happened; None: they are
     seconds: float  # so far
 
 
@@ -207,19 +208,21 @@ def _start(detector: Detector, batch: list[_Loaded]) -> _Started:
     inspected = None
     if not detector.view.counts_everywhere:
         inspected = torch.stack([loaded.inspected for loaded in batch])
-    anomaly_maps, copied = _copy_to_host(detector(pixels, inspected))
-    return _Started(batch, anomaly_maps, copied, time.perf_counter() - start)
+    anomaly_maps = detector(pixels, inspected)
+    results, copied = _copy_to_host([anomaly_maps, anomaly_score(anomaly_maps)])
+    return _Started(batch, *results, copied, time.perf_counter() - start)
 
 
-def _copy_to_host(anomaly_maps: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """The maps on the host and, from a GPU, the event after which they are complete.
+def _copy_to_host(results: list[Tensor]) -> tuple[list[Tensor], torch.cuda.Event | None]:
+    """Results on the host and, from a GPU, the event after which they are complete.
 
     A copy started later would wait for the batches started meanwhile.
     """
-    if not anomaly_maps.is_cuda:
-        return anomaly_maps, None
-    on_host = torch.empty(anomaly_maps.shape, dtype=anomaly_maps.dtype, pin_memory=True)
-    on_host.copy_(anomaly_maps, non_blocking=True)
+    if not results[0].is_cuda:
+        return results, None
+    on_host = [torch.empty(result.shape, dtype=result.dtype, pin_memory=True) for result in results]
+    for copy, result in zip(on_host, results, strict=True):
+        copy.copy_(result, non_blocking=True)
     copied = torch.cuda.Event(blocking=True)  # a wait that leaves its core to the threads that read
     copied.record()
     return on_host, copied
@@ -231,8 +234,7 @@ def _finish(
     start = time.perf_counter()
     if started.copied:
         started.copied.synchronize()
-    anomaly_maps = started.anomaly_maps
-    scores = anomaly_score(anomaly_maps).tolist()
+    anomaly_maps, scores = started.anomaly_maps, started.scores.tolist()
     share = (started.seconds + time.perf_counter() - start) / len(started.batch)
     for loaded, score, anomaly_map in zip(started.batch, scores, anomaly_maps[:, 0].numpy(), strict=True):
         if not np.isfinite(score):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from efficientad.detector.initialization import OutputLayerFit
-from efficientad.detector.networks import FEATURE_CHANNELS
+from efficientad.detector.networks import FEATURE_CHANNELS, apply_pdn
 from efficientad.pretraining.batches import Batches, DistillationPlan, random_windows
 from efficientad.pretraining.muon import Muon
 from efficientad.pretraining.targets import DistillationTarget
@@ -49,7 +50,7 @@ def explained_variance(
     for images, targets in pairs:
         targets = targets.to(device).float()
         with autocast(device, precision):
-            answers = pdn(images.to(device))
+            answers = apply_pdn(pdn, images.to(device))
         error = error + (answers.float() - targets).square().sum(dtype=torch.float64)
         total = total + targets.sum(dim=(0, 2, 3), dtype=torch.float64)
         squares = squares + targets.square().sum(dtype=torch.float64)
@@ -83,7 +84,7 @@ def solve_output_layer(
         for _, (large, small) in zip(range(steps), batches, strict=False):
             answers = target(large, plan.precision)
             with autocast(plan.device, plan.precision):
-                hidden = pdn[:-1](small).float()
+                hidden = apply_pdn(pdn[:-1], small).float()
             fit.add(hidden, answers, _PATCHES_PER_IMAGE)
             bar.update()
     sum_over_ranks(fit.squares)
@@ -160,7 +161,7 @@ class Distillation:
             if solve:
                 self._solve(trained=False)
             self._evaluate(held_out)
-        network = DistributedDataParallel(self.pdn) if ranks() > 1 else self.pdn
+        network = DistributedDataParallel(self.pdn) if ranks() > 1 else partial(apply_pdn, self.pdn)
         progress = self.progress()
         loss_sum, since, images = torch.zeros((), device=self.plan.device), self.step, 0
         start = last = time.perf_counter()
@@ -188,7 +189,7 @@ class Distillation:
             self._evaluate(held_out)
         return self.best
 
-    def _train_on(self, network: nn.Module, large: Tensor, small: Tensor) -> Tensor:
+    def _train_on(self, network: Callable[[Tensor], Tensor], large: Tensor, small: Tensor) -> Tensor:
         plan = self.plan
         generator = random_stream(plan.seed, "windows", self.step, rank())
         images, targets = random_windows(small, self.target(large, plan.precision), plan.window, generator)

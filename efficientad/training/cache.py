@@ -15,7 +15,7 @@ from efficientad.data.transforms import to_unit_range
 from efficientad.data.views import View
 from efficientad.detector.grid import Cells
 from efficientad.detector.model import EfficientAD
-from efficientad.detector.networks import FEATURE_CHANNELS
+from efficientad.detector.networks import FEATURE_CHANNELS, apply_pdn
 from efficientad.system.devices import autocast
 from efficientad.system.distributed import from_first_rank, rank
 from efficientad.system.parallel import parallel_map
@@ -198,7 +198,7 @@ class TeacherFeatures:
                 seen = self._model.cut(to_unit_range(image))
             else:
                 seen = to_unit_range(self._model.cut(image, cells))
-            raw = self._model.teacher(self._model.normalize(seen)).float()
+            raw = apply_pdn(self._model.teacher, self._model.normalize(seen)).float()
         if self._shift is None:
             self._shift = raw.mean(dim=(2, 3), keepdim=True)
             spread, size = ((raw - self._shift).square().mean().sqrt(), raw.square().mean().sqrt())

@@ -13,12 +13,12 @@ from torch import Tensor
 from efficientad.data.transforms import Changes, augment, draw_changes, to_unit_range, where_gray
 from efficientad.detector.grid import Places
 from efficientad.detector.model import EfficientAD
+from efficientad.system.cuda_graph import CudaGraphs, GraphedStep
 from efficientad.system.devices import autocast
 from efficientad.system.distributed import gather_objects, own_part, rank, ranks, sum_over_ranks
 from efficientad.system.random_streams import random_stream
 from efficientad.system.saving import StateSaver
 from efficientad.training.cache import ImageBatch, ImageSet, TeacherFeatures
-from efficientad.training.cuda_graph import CudaGraphs, GraphedStep
 from efficientad.training.log import TrainingLog
 from efficientad.training.losses import Losses, compute_losses
 from efficientad.training.options import TrainingPlan

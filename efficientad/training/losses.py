@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from efficientad.detector.grid import Places
 from efficientad.detector.model import EfficientAD
-from efficientad.detector.networks import FEATURE_CHANNELS
+from efficientad.detector.networks import FEATURE_CHANNELS, apply_pdn
 from efficientad.system.distributed import gather_rows, ranks, sum_over_ranks
 
 HARD_QUANTILE = 0.999  # section 3.2
@@ -112,8 +112,8 @@ def compute_losses(
 def _hidden_layers(student: nn.Sequential, groups: list[Tensor]) -> list[Tensor]:
     """The input of the student's last layer for each group of images, in one pass for those of one size."""
     first = [group for group in groups if group.shape[1:] == groups[0].shape[1:]]
-    hidden = [*student[:-1](torch.cat(first)).split([len(group) for group in first])]
-    return hidden + [student[:-1](group) for group in groups[len(first) :]]
+    hidden = [*apply_pdn(student[:-1], torch.cat(first)).split([len(group) for group in first])]
+    return hidden + [apply_pdn(student[:-1], group) for group in groups[len(first) :]]
 
 
 def _last_layer(layer: nn.Conv2d, hidden: Tensor, channels: slice) -> Tensor:

@@ -30,7 +30,6 @@ MAY_DIFFER = {
     "cache_gb",
     "checkpoint_minutes",
     "command",
-    "cuda_graph",
     "custom_dataset_path",
     "device",
     "epochs",
@@ -91,7 +90,6 @@ class TrainingOptions:
     num_workers: int
     cache_gb: float
     deterministic: bool
-    cuda_graph: bool
     output_dir: Path
     checkpoint_minutes: float | None
     on_error: str  # unreadable images: stop or skip
@@ -112,7 +110,7 @@ class TrainingPlan:
     precision: str  # resolved: fp32, bf16 or fp16
     seed: int
     window: int | None = None  # side of what a step sees of an image, in pixels; None: all of it
-    cuda_graph: bool = False  # where one can be used
+    cuda_graph: bool = True  # where one can be used
 
 
 def choose_recipe(name: str, steps: int | None, has_networks: bool = False) -> str:
@@ -200,7 +198,6 @@ def make_plan(options: TrainingOptions, device: torch.device, precision: str) ->
         precision=precision,
         seed=options.seed,
         window=None if options.window == FULL else options.window,
-        cuda_graph=options.cuda_graph,
     )
 
 
@@ -216,8 +213,8 @@ _OF_STEPS = (
 )
 
 
-def describe_unused(asked: TrainingOptions, recipe: str, device: str) -> list[str]:
-    """Notes on given flags that the recipe or the type of device does not use."""
+def describe_unused(asked: TrainingOptions, recipe: str) -> list[str]:
+    """Notes on given flags that the recipe does not use."""
     notes = []
     given = [f"--{name}" for name in _OF_STEPS if getattr(asked, name) is not None]
     if recipe == FAST and given:
@@ -227,8 +224,6 @@ def describe_unused(asked: TrainingOptions, recipe: str, device: str) -> list[st
         notes.append(f"Note: {', '.join(given)} not used: the memory takes no steps{few}; {advice}")
     if asked.max_pixels is not None and asked.image_size != [NATIVE]:
         notes.append(f"Note: --max_pixels not used: it limits --image_size {NATIVE}")
-    if asked.cuda_graph and (recipe == FAST or device != "cuda"):
-        notes.append("Note: --cuda_graph not used: it replays the steps of --recipe paper on a CUDA GPU")
     return notes
 
 

@@ -127,7 +127,7 @@ def train_in_folder(
         say(f"{folder} already holds this trained model: nothing to resume")
         return None
     notes = [
-        *describe_unused(asked, options.recipe, device.type),
+        *describe_unused(asked, options.recipe),
         *describe_use(options.evaluate_every, found.test_samples),
         *(f"Note: {printable(note)}" for note in found.notes),
     ]

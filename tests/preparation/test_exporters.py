@@ -416,7 +416,7 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("contents", "message"),
         [
-            (gzip.compress(b"{}"), "compressed with gzip"),
+            (gzip.compress(b"{}", mtime=0), "compressed with gzip"),
             (b'{"name": "Kr\xe4tzer"}', "text is not in UTF-8; save it again in UTF-8"),
             ('{"name": "\u5212\u75d5"}'.encode("gbk"), "it may be in GBK"),
             (b"\x96\0\1", "neither text in UTF-8 nor in UTF-16"),

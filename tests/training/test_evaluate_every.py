@@ -12,9 +12,9 @@ import train as train_script
 from commands import evaluate, train
 from conftest import draw_part, fail, fill_folder, make_dataset
 from efficientad.detector.model import EfficientAD
+from efficientad.system.cuda_graph import GraphedStep
 from efficientad.system.errors import Interrupted
 from efficientad.training import loop as training_loop
-from efficientad.training.cuda_graph import GraphedStep
 from efficientad.training.log import TrainingLog
 from efficientad.training.loop import Learner
 from efficientad.training.losses import Losses
@@ -214,7 +214,7 @@ def test_an_undefined_auroc_is_reported(tmp_path, capsys):
 def test_a_cuda_graph_goes_on_after_an_evaluation():
     """With dropout, whose random numbers on the GPU must be the same, too."""
     cuda = torch.device("cuda")
-    plan = TrainingPlan(12, 2, 1e-3, 1e-5, cuda, "bf16", seed=1, cuda_graph=True)
+    plan = TrainingPlan(12, 2, 1e-3, 1e-5, cuda, "bf16", seed=1)
     images = random_images(24, 2).pixels.to(cuda) / 255
 
     def learn(evaluating):

@@ -1,7 +1,9 @@
-"""A training step as one CUDA graph: with small batches a GPU is faster than Python can launch its operations."""
+"""Work of a GPU as one CUDA graph: with small batches a GPU is faster than Python can launch its operations."""
 
 from __future__ import annotations
 
+import gc
+import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
@@ -9,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-_RUNS_BEFORE = 3  # in which libraries choose their kernels and the optimizer allocates its state
+_RUNS_BEFORE = 3  # in which libraries choose their kernels and an optimizer allocates its state
 Step = Callable[..., Tensor]
 Inputs = tuple[Tensor | None, ...]  # of a step; None: an input that it does without
 Replay = Callable[[], Tensor]  # runs a recorded step again; the next run overwrites what it returns
@@ -51,6 +53,9 @@ class CudaGraphs:
         graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         generator = torch.cuda.default_generators[torch.cuda.current_device()]
         noise = generator.clone_state()
+        collecting = gc.isenabled()
+        gc.collect()
+        gc.disable()  # an older graph that went away meanwhile would end the recording
         try:
             # Other threads may copy images to the GPU meanwhile.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
@@ -59,6 +64,8 @@ class CudaGraphs:
             generator.graphsafe_set_state(noise)  # the old state would still count as being recorded
             raise
         finally:
+            if collecting:
+                gc.enable()
             torch.cuda.set_stream(before)  # a failed recording does not
 
         def replay() -> Tensor:
@@ -72,7 +79,7 @@ class GraphedStep:
     """A function of tensors on a GPU, replayed as a graph once it has run a few times.
 
     One graph is made, for the first input shapes that have come often enough: a training has one batch size and at
-    most a shorter batch at the end of each epoch, which runs without a graph.
+    most a shorter batch at the end of each epoch, which runs without a graph. Threads may share it.
     """
 
     def __init__(self, step: Step, recorder: Recorder) -> None:
@@ -85,9 +92,14 @@ class GraphedStep:
         self._inputs: Inputs = ()
         self._replay: Replay | None = None
         self._possible = True
+        self._lock = threading.Lock()  # from the inputs' copies to the output's
 
     def __call__(self, *inputs: Tensor | None) -> Tensor:
         """The step's output for these inputs."""
+        with self._lock:
+            return self._run(inputs)
+
+    def _run(self, inputs: Inputs) -> Tensor:
         if self._replay is None and self._possible:
             self._seen[_shapes(inputs)] += 1
             if self._seen[_shapes(inputs)] <= _RUNS_BEFORE:
@@ -107,7 +119,7 @@ class GraphedStep:
         except RuntimeError as error:  # an old driver, or out of memory
             self._possible, self._inputs = False, ()
             reason = str(error).strip().partition("\n")[0]
-            print(f"Note: no CUDA graph, so steps take longer: {reason}", flush=True)
+            print(f"Note: no CUDA graph, so the GPU waits for Python: {reason}", flush=True)
 
 
 def _shapes(tensors: Inputs) -> tuple[torch.Size | None, ...]:
