@@ -92,10 +92,12 @@ LARGE_SIDES, LARGE_TRAINING_SIDE = (512, 1024, 2048), 1024
 LONGEST_PLAIN_STEP = 40.0  # seconds; longer ones are not measured
 PHOTO_SIZE = (1024, 768)  # of the images read and written
 FEWEST_PHOTOS, MOST_PHOTOS = 16, 512
+READ_SIZES = ((1024, 1024), (4000, 3000))  # of images that are only read
+READ_PIXELS = 2**25  # of the copies of one such image
 
 
-def list_tasks() -> list[tuple[Callable[..., list[dict]], int]]:
-    """The measurements: functions of (workloads, number, seconds, matrix rate), and their batch sizes or sides."""
+def list_tasks() -> list[tuple[Callable[..., list[dict]], int | tuple[int, int]]]:
+    """The measurements: functions of (workloads, size, seconds, matrix rate); sizes are of a batch or an image."""
     return [
         *((measure_training, size) for size in TRAINING_BATCHES),
         *((measure_inference, size) for size in INFERENCE_BATCHES),
@@ -104,6 +106,7 @@ def list_tasks() -> list[tuple[Callable[..., list[dict]], int]]:
         (measure_large_training, LARGE_TRAINING_SIDE),
         (measure_exports, 1),
         (measure_files, 16),
+        *((measure_reading, size) for size in READ_SIZES),
     ]
 
 
@@ -195,6 +198,16 @@ def measure_files(loads, batch_size: int, seconds: float, rate: float) -> list[d
             if is_eval:
                 rows[-1]["task"] += f", {rows[-1]['value'] * network[0] / batch_size:.0%} of the network's rate"
     return rows
+
+
+def measure_reading(loads, size: tuple[int, int], seconds: float, rate: float) -> list[dict]:
+    """Decoding and resizing images of one size, width and height, from JPEG and PNG files."""
+    count = max(2, READ_PIXELS // (size[0] * size[1]))
+    with tempfile.TemporaryDirectory() as folder:
+        works = loads.reading_works(Path(folder), count, size)
+        times = time_side_by_side(list(works.values()), seconds, loads.device)
+    tasks = [f"{task}, {size[0]}x{size[1]}" for task in works]
+    return [make_row(task, "images/s", count, [took], None, None) for task, took in zip(tasks, times, strict=True)]
 
 
 def make_row(

@@ -164,6 +164,20 @@ class Workloads:
             runs[f"{name} {precision}"] = partial(detector, pixels)
         return runs
 
+    def reading_works(self, folder: Path, count: int, size: tuple[int, int]) -> dict[str, Work]:
+        """Reading an image of this size (width, height) `count` times at the model's input size, by name."""
+        photo, works = _draw_photo(size), {}
+        for kind, suffix, options in (("JPEG", ".jpg", {"quality": 95}), ("PNG", ".png", {"compress_level": 6})):
+            file = folder / f"photo{suffix}"
+            photo.save(file, kind, **options)
+            works[f"reading {kind}"] = partial(self._read, [file] * count)
+        return works
+
+    def _read(self, paths: list[Path]) -> None:
+        """Decode and resize the files, as many at once as there are workers."""
+        for _ in parallel_map(self._model.view.read, paths, self.workers):
+            pass
+
     def file_works(self, folder: Path, count: int, size: tuple[int, int], batch_size: int) -> dict[str, Work]:
         """Work on `count` JPEG photographs, by name; they are drawn in `folder`, where maps go, too."""
         photo = _draw_photo(size)
@@ -179,10 +193,6 @@ class Workloads:
             suffix: {sample: folder / f"{sample.path.stem}_map{suffix}" for sample in samples}
             for suffix in (".tiff", ".jpg")
         }
-
-        def decode() -> None:
-            for _ in parallel_map(lambda sample: self._model.view.read(sample.path), samples, self.workers):
-                pass
 
         def write(suffix: str) -> None:
             def write_one(file: Path) -> None:
@@ -203,7 +213,7 @@ class Workloads:
                 pass
 
         return {
-            "reading JPEG": decode,
+            "reading JPEG": partial(self._read, [sample.path for sample in samples]),
             "writing tiff": lambda: write(".tiff"),
             "writing jpg": lambda: write(".jpg"),
             "eval with tiff": lambda: evaluate(".tiff"),

@@ -87,8 +87,8 @@ def decode_at_least(
             found = set() if notes is None else _describe(opened)
             deep = None if depth is None else deep_pixels(opened, data)
             if deep is None:
-                opened.load()
-                image = _to_rgb(ImageOps.exif_transpose(opened), depth is not None, found)
+                ImageOps.exif_transpose(opened, in_place=True)  # decodes it, too; a copy would take long
+                image = _to_rgb(opened, depth is not None, found)
             else:
                 image = _deep_to_rgb(deep, depth, found)
     except MemoryError:

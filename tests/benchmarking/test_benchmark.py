@@ -20,6 +20,8 @@ CPU = torch.device("cpu")
 def quick(tiny_networks, monkeypatch):
     monkeypatch.setattr(measuring, "TRAINING_BATCHES", (1, 2))
     monkeypatch.setattr(measuring, "PHOTO_SIZE", (40, 30))
+    monkeypatch.setattr(measuring, "READ_SIZES", ((48, 32), (64, 40)))
+    monkeypatch.setattr(measuring, "READ_PIXELS", 6000)
     monkeypatch.setattr(measuring, "LARGE_SIDES", (320,))
     monkeypatch.setattr(measuring, "LARGE_TRAINING_SIDE", 320)
     monkeypatch.setattr(workloads, "EXPORTS", ())
@@ -52,7 +54,8 @@ def test_table_and_json_agree(quick, tmp_path, capsys):
     for task in (
         "inference, 320x320, ",
         "training, batch 1, 320x320, ",
-        "reading JPEG",
+        "reading JPEG, 40x30",
+        *(f"reading {kind}, {size}" for kind in ("JPEG", "PNG") for size in ("48x32", "64x40")),
         "writing tiff",
         "writing jpg",
         "eval with tiff",

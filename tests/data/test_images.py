@@ -92,6 +92,13 @@ def test_exif_rotation_is_applied(mode):
     assert (read[:2] == 255).all() and (read[2:] == 0).all()
 
 
+def test_an_upright_image_is_not_copied(monkeypatch):
+    buffer = io.BytesIO()
+    Image.new("RGB", (6, 4), (1, 2, 3)).save(buffer, "PNG")
+    monkeypatch.setattr(Image.Image, "copy", lambda image: pytest.fail("the pixels were copied"))
+    assert decode_image(buffer.getvalue(), "x").getpixel((5, 3)) == (1, 2, 3)
+
+
 def test_first_frame_of_an_animation():
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime")]
     assert reread(frames[0], "GIF", save_all=True, append_images=frames[1:])[0, 0].tolist() == [255, 0, 0]
