@@ -25,7 +25,7 @@ from efficientad.system.errors import UserError
 from efficientad.system.tables import format_table, number
 
 MOST_LOST = 0.003  # of model.pt's AUROC
-MOST_TEST_IMAGES, FEWEST_TEST_IMAGES = 400, 40
+MOST_TEST_IMAGES, FEWEST_TEST_IMAGES = 400, 100
 _AUROC_SECONDS = 60.0  # about so long for each file
 _BATCH_SIZE = 16
 _SECONDS = 2.0  # of a measurement, for each of the two that take turns
