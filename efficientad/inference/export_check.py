@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from efficientad.data.datasets import find_training_images, open_dataset
+from efficientad.data.datasets import Dataset, find_training_images, open_dataset
 from efficientad.data.image_collections import StoredImage, find_stored_images
 from efficientad.data.images import UnreadableImageError, raise_if_unreadable, were_skipped
 from efficientad.data.views import View
@@ -25,6 +25,7 @@ from efficientad.system.errors import UserError
 from efficientad.system.parallel import parallel_map
 from efficientad.system.progress_bars import progress_bar
 
+_Item = TypeVar("_Item")
 _BATCH_SIZE = 5
 _MOST_PIXELS, _FEWEST = 2**25, 4  # of the images to compare on, or to calibrate with
 # Differences are relative to the value, or to this if it is lower.
@@ -56,8 +57,7 @@ def find_good_images(given: Sequence[Path], weights_dir: Path) -> list[StoredIma
         return find_stored_images(given)
     training = read_training(weights_dir)
     try:
-        path = Path(training[path_argument(training["dataset"])])
-        dataset = open_dataset(training["dataset"], path, training["subdataset"])
+        dataset = open_training_dataset(training)
         split = find_training_images(dataset, training["seed"])
         skipped = were_skipped(weights_dir, [*split.train, *split.validation])
         split = find_training_images(dataset, training["seed"], leave_out=skipped)
@@ -66,6 +66,17 @@ def find_good_images(given: Sequence[Path], weights_dir: Path) -> list[StoredIma
             "the images of the training are no longer where they were; name a folder of good images with --images"
         ) from None
     return [StoredImage(path) for path in (*split.validation, *split.train)]
+
+
+def open_training_dataset(training: Mapping[str, Any]) -> Dataset:
+    """The data set of a training, from what read_training returns.
+
+    Raises:
+        KeyError: the training does not say which it was.
+        UserError: it is no longer where it was.
+    """
+    path = Path(training[path_argument(training["dataset"])])
+    return open_dataset(training["dataset"], path, training["subdataset"])
 
 
 def read_images(
@@ -86,9 +97,9 @@ def read_images(
 
     most = max(_FEWEST, _MOST_PIXELS // (view.height * view.width))
     compared, calibrated = min(compared, most), min(calibrated, most)
-    to_compare = _spread(stored, compared)
+    to_compare = spread(stored, compared)
     kept = set(to_compare)
-    to_calibrate = _spread([image for image in stored if image not in kept] or stored, calibrated)
+    to_calibrate = spread([image for image in stored if image not in kept] or stored, calibrated)
     chosen = [*to_compare, *to_calibrate]
     images = list(progress_bar(parallel_map(read, chosen, workers), "Reading images", len(chosen), unit="image"))
     raise_if_unreadable([problem for problem in images if isinstance(problem, str)])
@@ -101,7 +112,8 @@ def stack(images: Sequence[SeenImage]) -> tuple[Tensor, Tensor | None]:
     return torch.stack(pixels), None if inspected[0] is None else torch.stack(inspected)
 
 
-def _spread(items: Sequence[StoredImage], count: int) -> list[StoredImage]:
+def spread(items: Sequence[_Item], count: int) -> list[_Item]:
+    """At most `count` of the items, evenly over all of them."""
     count = min(count, len(items))
     return [items[index * len(items) // count] for index in range(count)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,17 +34,21 @@ RunExport = Callable[[dict[str, np.ndarray]], Answers]
 class ExportedDetector:
     """A Detector that an exported file computes."""
 
-    def __init__(self, path: Path, metadata: Metadata, run: RunExport, runtime: str) -> None:
+    def __init__(
+        self, path: Path, metadata: Metadata, run: RunExport, runtime: str, floats: str | None = None
+    ) -> None:
         """
         Args:
             path: of the file, for messages.
             run: inputs by name (see Metadata.inputs) -> maps and scores.
             runtime: its name, version and device, for the description.
+            floats: fp32 or bf16, in which the runtime computes what is not in int8; None: as the file says, and
+                fp32 beside int8.
         """
         self.model_size, self.view = metadata.model_size, metadata.view
         self.calibration, self.metadata = metadata.calibration, metadata
         self.provenance = {"versions": metadata.versions}  # the file does not say how it was trained
-        self.description = f"{runtime}, precision {metadata.precision}"
+        self.description = f"{runtime}, precision {_describe_precision(metadata.precision, floats)}"
         self._path, self._run = path, run
 
     def images_per_pass(self, most: int) -> int:
@@ -70,6 +74,13 @@ class ExportedDetector:
     def __call__(self, pixels: Tensor, inspected: Tensor | None = None) -> Tensor:
         maps, _ = self.answer(pixels, inspected)
         return torch.from_numpy(maps)[:, None]
+
+
+def _describe_precision(own: str, floats: str | None) -> str:
+    """The file's precision, and what else is computed in, in words."""
+    if own == "int8":
+        return f"int8 and {floats or 'fp32'}"
+    return own if floats in (None, own) else f"{floats} (the file's {own} is not native here)"
 
 
 def load_exported(path: Path, device_name: str, precision_name: str) -> ExportedDetector:
@@ -168,8 +179,9 @@ def _load_openvino(path: Path) -> ExportedDetector:
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            # Without it a processor with bf16 arithmetic would round an fp32 model. One without ignores "bf16".
-            "INFERENCE_PRECISION_HINT": "bf16" if metadata.precision == "bf16" else "f32",
+            "INFERENCE_PRECISION_HINT": _choose_floats(
+                metadata.precision, core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+            ),
         }
         compiled = core.compile_model(model, "CPU", settings)
     except (RuntimeError, TypeError, ValueError) as error:
@@ -180,7 +192,22 @@ def _load_openvino(path: Path) -> ExportedDetector:
         return tuple(answers[name] for name in OUTPUT_NAMES)
 
     version = openvino.get_version().split("-")[0]
-    return ExportedDetector(path, metadata, run, f"OpenVINO {version} on cpu, {torch.get_num_threads()} threads")
+    runtime = f"OpenVINO {version} on cpu, {torch.get_num_threads()} threads"
+    floats = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    return ExportedDetector(path, metadata, run, runtime, "fp32" if floats == "f32" else floats)
+
+
+def _choose_floats(precision: str, capabilities: Sequence[str]) -> str:
+    """The type in which OpenVINO computes floats, by its own name.
+
+    What a file of int8 leaves exact is faster in bf16, and was no farther from torch. A file of fp32 means fp32:
+    left to itself, OpenVINO would round it to bf16, too. A processor without bf16 ignores "bf16".
+
+    Args:
+        precision: of the file.
+        capabilities: of the processor, as OpenVINO lists them.
+    """
+    return "bf16" if precision == "bf16" or (precision == "int8" and "BF16" in capabilities) else "f32"
 
 
 def _load_program(path: Path) -> ExportedDetector:

@@ -7,8 +7,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from efficientad.inference.metadata import (
     Metadata,
 )
 from efficientad.system.errors import UserError
-from efficientad.system.runs import lock_output, unfinished_folder
 
 
 class ExportableDetector(nn.Module):
@@ -147,27 +145,6 @@ _OPSET = 20
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
-@contextmanager
-def unfinished_file(output: Path, suffix: str, overwrite: bool) -> Iterator[Path]:
-    """A path to write an export to; it and the files beside it appear at `output` if the block raises nothing.
-
-    Raises:
-        UserError: the file cannot be written, is there and may not be replaced, or another run is writing it.
-    """
-    if output.suffix != suffix:
-        raise UserError(f"--output {output}: its name must end in {suffix}")
-    if not output.parent.is_dir():
-        raise UserError(f"--output {output}: there is no folder {output.parent}")
-    with lock_output(output, "--output"):
-        for file in (output, output.with_suffix(".bin")) if output.suffix == ".xml" else (output,):
-            if (file.exists() or file.is_symlink()) and not overwrite:
-                raise UserError(f"{file} is there already; add --overwrite, or choose another --output")
-        with unfinished_folder(output) as folder:
-            yield folder / output.name
-            for file in sorted(folder.iterdir(), key=lambda file: file.suffix == output.suffix):
-                file.replace(output.with_name(file.name))  # an .xml appears after its .bin
-
-
 def describe(model: EfficientAD, precision: str) -> Metadata:
     """The metadata of an export.
 
@@ -189,6 +166,7 @@ def write_export(
     metadata: Metadata,
     path: Path,
     calibration: Sequence[Mapping[str, np.ndarray]] = (),
+    graphs: MutableMapping[str, Any] | None = None,
 ) -> None:
     """Write the detector in a format.
 
@@ -198,6 +176,7 @@ def write_export(
         metadata: its precision is fp32; for onnx also fp16, int8; for openvino bf16 (a hint), int8; for torch bf16.
         path: with the format's suffix; files may be left beside it if this fails.
         calibration: inputs of single good images, as Metadata.inputs makes them; used by int8 only.
+        graphs: what earlier calls with the same model have worked out for other formats; added to here.
 
     Raises:
         MissingPackageError
@@ -206,11 +185,16 @@ def write_export(
         _write_program(model, metadata, path)
         return
     onnx = import_package("onnx", *_ONNX_PACKAGES)
-    graph = _graph(model, metadata, path, calibration)
+    graphs = {} if graphs is None else graphs
+    arithmetic = "fp32" if metadata.precision == "bf16" else metadata.precision
+    if arithmetic not in graphs:
+        graphs[arithmetic] = _graph(model, metadata, path, calibration)
+    graph = graphs[arithmetic]
     if name == "onnx":
         for key, text in metadata.as_text().items():
             graph.metadata_props.add(key=key, value=text)
         onnx.save(graph, path)
+        del graph.metadata_props[:]
     else:
         _write_openvino(graph, metadata, path)
 

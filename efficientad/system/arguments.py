@@ -63,15 +63,19 @@ def read_options(kind: type[_Options], args: argparse.Namespace, **given: object
     return kind(**{name: getattr(args, name) for name in names}, **given)
 
 
-def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
-    """-d, -s and the path of each layout."""
+def add_dataset_arguments(
+    parser: argparse.ArgumentParser,
+    layout: str | None = "mvtec_ad",
+    help: str = "layout of the data set (default: %(default)s)",
+) -> None:
+    """-d, whose default is `layout`, -s and the path of each layout."""
     group = parser.add_argument_group("data set")
     group.add_argument(
         "-d",
         "--dataset",
         choices=DATASETS,
-        default="mvtec_ad",
-        help="layout of the data set (default: %(default)s)",
+        default=layout,
+        help=help,
     )
     group.add_argument(
         "-s",

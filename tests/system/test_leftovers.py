@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from efficientad.inference.exporting import unfinished_file
+from efficientad.inference.export_files import unfinished_file
 from efficientad.preparation.staging import staged_folder
 from efficientad.system.errors import UserError
 
