@@ -26,6 +26,7 @@ from efficientad.inference.exported import MissingPackageError, load_exported
 from efficientad.inference.exporting import write_export
 from efficientad.inference.maps import write_side_by_side, write_tiff
 from efficientad.inference.metadata import SUFFIXES, Metadata
+from efficientad.inference.prediction import copy_to_host
 from efficientad.system.parallel import parallel_map
 from efficientad.training.cache import ImageBatch, TeacherFeatures
 from efficientad.training.loop import Learner
@@ -100,10 +101,14 @@ class Workloads:
         pixels = self._pixels(self._model, batch_size)
         model, plain_model = (self._model, self._plain_model) if with_student else (self._alone, self._plain_alone)
 
+        detector = TorchDetector(model, self.device, self.precision)
+
         def run() -> None:
-            maps = TorchDetector(model.eval(), self.device, self.precision)(pixels)
-            anomaly_score(maps).tolist()
-            maps.cpu()
+            model.eval()
+            maps = detector(pixels)
+            _, copied = copy_to_host([maps, anomaly_score(maps)])
+            if copied:
+                copied.synchronize()
 
         @torch.no_grad()
         def plain_run() -> None:

@@ -6,10 +6,11 @@ tools.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from efficientad.detector.fused_pooling import fused_pooling
+from efficientad.detector.fused_pooling import fast_pooling
 
 FEATURE_CHANNELS = 384  # of the teacher and of the autoencoder; the student has twice as many
 
@@ -61,14 +62,15 @@ def apply_pdn(layers: nn.Sequential, images: Tensor) -> Tensor:
     Args:
         images: N x 3 x H x W, normalized.
     """
-    fused = fused_pooling(images.device)
-    if fused is None or not len(images):
+    learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in layers.parameters())
+    pooling = fast_pooling(images.device, learns or images.requires_grad)
+    if pooling is None or not len(images):
         return layers(images)
     values, place = images, 0
     while place < len(layers):
         convolution, *others = layers[place : place + 3]
         if _is_pooled(convolution, *others):
-            values = fused(F.conv2d(values, convolution.weight), convolution.bias)
+            values = pooling(F.conv2d(values, convolution.weight), convolution.bias)
             place += 3
         else:
             values = convolution(values)

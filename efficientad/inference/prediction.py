@@ -209,14 +209,17 @@ def _start(detector: Detector, batch: list[_Loaded]) -> _Started:
     if not detector.view.counts_everywhere:
         inspected = torch.stack([loaded.inspected for loaded in batch])
     anomaly_maps = detector(pixels, inspected)
-    results, copied = _copy_to_host([anomaly_maps, anomaly_score(anomaly_maps)])
+    results, copied = copy_to_host([anomaly_maps, anomaly_score(anomaly_maps)])
     return _Started(batch, *results, copied, time.perf_counter() - start)
 
 
-def _copy_to_host(results: list[Tensor]) -> tuple[list[Tensor], torch.cuda.Event | None]:
+def copy_to_host(results: list[Tensor]) -> tuple[list[Tensor], torch.cuda.Event | None]:
     """Results on the host and, from a GPU, the event after which they are complete.
 
     A copy started later would wait for the batches started meanwhile.
+
+    Args:
+        results: tensors on one device.
     """
     if not results[0].is_cuda:
         return results, None

@@ -12,6 +12,7 @@ from torch import nn
 from efficientad.data.image_collections import ImageCache, ReadableImage, find_stored_images
 from efficientad.data.transforms import to_square
 from efficientad.data.views import SIDE
+from efficientad.detector.fused_pooling import compiled_pooling
 from efficientad.detector.initialization import start_teacher
 from efficientad.pretraining import backbones
 from efficientad.pretraining.backbone_weights import file_digest
@@ -68,7 +69,8 @@ def distill_teacher(options: PretrainingOptions) -> None:
         fit_target(target, batches, training[: max(options.statistics_images, ranks())], plan)
     own = held_out[rank() :: ranks()]
     pairs = [(small, target(large, plan.precision).half()) for large, small in batches.whole(own)]
-    best = run.run(pairs, options.solve_output)
+    with compiled_pooling(plan.device):
+        best = run.run(pairs, options.solve_output)
     wait_for_ranks()
     if rank() == 0:
         options.state_file.unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from efficientad.detector.checkpoint import (
     load_teacher_weights,
     save_model,
 )
+from efficientad.detector.fused_pooling import compiled_pooling
 from efficientad.detector.model import EfficientAD
 from efficientad.system.devices import (
     compute_deterministically,
@@ -70,6 +71,7 @@ from efficientad.training.sizes import begin_view, choose_size
 
 LOG_FILE = "log.csv"
 CHART_FILE = "training.png"
+_IMAGES_WORTH_COMPILING = 10_000  # on a GPU: starting Triton takes seconds
 _FILES = (MODEL_FILE, STATE_FILE, SETTINGS_FILE, LOG_FILE, CHART_FILE, SKIPPED_FILE)
 
 
@@ -279,7 +281,9 @@ def train_networks(
         say(f"Resuming after {state['step']} of {plan.steps} steps")
     # Not before: kept features and the memory of the passes over them would leave holes between each other.
     keep_freed_memory(plan.device)
-    training.run(images.penalty_batches)
+    compiles = plan.steps * plan.batch_size >= _IMAGES_WORTH_COMPILING
+    with compiled_pooling(plan.device) if compiles else nullcontext():
+        training.run(images.penalty_batches)
 
 
 def save_training(

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from efficientad.detector import fused_pooling, networks
-from efficientad.detector.fused_pooling import bias_relu_pool
+from efficientad.detector.fused_pooling import bias_relu_pool, compiled_pooling, fast_pooling
 from efficientad.detector.networks import apply_pdn, build_pdn
 
+GPU = torch.device("cuda")
 KERNELS = """
 import torch
 from efficientad.detector.fused_pooling import bias_relu_pool
@@ -57,7 +58,7 @@ def test_a_pdn_is_the_same_with_fused_pooling(model_size, monkeypatch):
         right = layers(images)
         wanted = torch.autograd.grad(right.sum(), [*layers.parameters(), images])
         with monkeypatch.context() as patched:
-            patched.setattr(networks, "fused_pooling", lambda device: fused)
+            patched.setattr(networks, "fast_pooling", lambda device, needs_gradient: fused)
             found = apply_pdn(layers, images)
         torch.testing.assert_close(found, right)
         gradients = torch.autograd.grad(found.sum(), [*layers.parameters(), images])
@@ -66,26 +67,60 @@ def test_a_pdn_is_the_same_with_fused_pooling(model_size, monkeypatch):
 
 
 def test_no_images_have_no_answer(monkeypatch):
-    monkeypatch.setattr(networks, "fused_pooling", lambda device: lambda *_: pytest.fail("launched"))
+    monkeypatch.setattr(networks, "fast_pooling", lambda *_: lambda *_: pytest.fail("launched"))
     pdn = build_pdn("small", 384)
     assert apply_pdn(pdn, torch.empty(0, 3, 41, 41)).shape == (0, 384, 3, 3)
 
 
-def test_where_triton_fails_a_note_says_so_once(monkeypatch, capsys):
-    def fail(fused):
+def test_without_gradients_torch_pools_otherwise(monkeypatch):
+    """As on a GPU: in place, but not in the caller's images."""
+    torch.manual_seed(0)
+    pdn, images = build_pdn("small", 384).requires_grad_(False), torch.randn(2, 3, 41, 46)
+    right, before = pdn(images), images.clone()
+    monkeypatch.setattr(networks, "fast_pooling", lambda *_: fused_pooling._pool_in_place)
+    torch.testing.assert_close(apply_pdn(pdn, images), right)
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_gradient_is_asked_for_only_where_one_is_needed(learns, monkeypatch):
+    asked = []
+    monkeypatch.setattr(networks, "fast_pooling", lambda device, needs_gradient: asked.append(needs_gradient))
+    pdn = build_pdn("small", 384).requires_grad_(learns)
+    apply_pdn(pdn, torch.randn(1, 3, 41, 41))
+    with torch.no_grad():
+        apply_pdn(pdn, torch.randn(1, 3, 41, 41))
+    assert asked == [learns, False]
+
+
+@pytest.fixture
+def uncached():
+    fused_pooling._compile.cache_clear()
+    yield
+    fused_pooling._compile.cache_clear()
+
+
+def test_where_triton_fails_a_note_says_so_once(uncached, monkeypatch, capsys):
+    def fail(pooling):
         raise RuntimeError("Failed to find C compiler\nmore lines")
 
     monkeypatch.setattr(fused_pooling, "_compare", fail)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    fused_pooling._compiled.cache_clear()
-    try:
-        for _ in range(2):
-            assert fused_pooling.fused_pooling(torch.device("cuda")) is None
-    finally:
-        fused_pooling._compiled.cache_clear()
+    for _ in range(2):
+        with compiled_pooling(GPU):
+            assert fast_pooling(GPU, needs_gradient=True) is None
     said = capsys.readouterr().out
     assert said.count("Note: Triton does not work here") == 1 and said.endswith("Failed to find C compiler\n")
-    assert fused_pooling.fused_pooling(torch.device("cpu")) is None
+
+
+def test_kernels_are_used_on_a_gpu_while_a_training_lasts(uncached, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(fused_pooling, "_compare", lambda pooling: None)
+    with pytest.raises(KeyError), compiled_pooling(GPU):
+        assert fast_pooling(GPU, needs_gradient=True) is fast_pooling(GPU, needs_gradient=False) is not None
+        assert fast_pooling(torch.device("cpu"), needs_gradient=True) is None
+        raise KeyError
+    assert fast_pooling(GPU, needs_gradient=True) is None
+    assert fast_pooling(GPU, needs_gradient=False) is fused_pooling._pool_in_place
 
 
 @pytest.mark.cuda
@@ -95,9 +130,8 @@ def test_a_gpu_computes_the_same_in_one_pass(precision):
     values = torch.randn(3, 128, 61, 58, device="cuda").to(precision)
     bias = torch.randn(128, device="cuda")
     values, bias = values.requires_grad_(), bias.requires_grad_()
-    fused = fused_pooling.fused_pooling(values.device)
-    assert fused is not None
-    found, right = fused(values, bias), bias_relu_pool(values.float(), bias)
+    with compiled_pooling(GPU):
+        found, right = fast_pooling(GPU, needs_gradient=True)(values, bias), bias_relu_pool(values.float(), bias)
     torch.testing.assert_close(found.float(), right, rtol=0.01, atol=0.01)
     gradient = torch.randn_like(found)
     found = torch.autograd.grad(found, (values, bias), gradient)
@@ -108,7 +142,8 @@ def test_a_gpu_computes_the_same_in_one_pass(precision):
 
 @pytest.mark.cuda
 def test_sums_have_a_fixed_order():
-    fused = fused_pooling.fused_pooling(torch.device("cuda"))
+    with compiled_pooling(GPU):
+        fused = fast_pooling(GPU, needs_gradient=True)
     values = torch.randn(8, 128, 253, 253, device="cuda").bfloat16().to(memory_format=torch.channels_last)
     bias = torch.randn(128, device="cuda", requires_grad=True)
     sums = [torch.autograd.grad(fused(values, bias).float().sum(), bias)[0] for _ in range(5)]

@@ -50,7 +50,8 @@ def test_a_training_step_and_an_inference_stay_on_the_gpu(pretended, model_size,
         answers = model.teacher_features(model.normalize(images))
     for loss in Learner(model, plan).step(images, answers, images if natural else None, 2):
         assert loss.device == GPU and loss.shape == ()
-    maps = model.eval()(images)
+    with torch.no_grad():
+        maps = model.eval()(images)
     assert maps.device == GPU and maps.shape == (2, 1, 256, 256) and anomaly_score(maps).device == GPU
 
 
