@@ -12,13 +12,14 @@ import efficientad.export
 import efficientad.predict
 import eval as eval_script
 from commands import evaluate
-from conftest import fail, fill_folder, write_six_files
+from conftest import fail, fill_folder, tiny_autoencoder, tiny_pdn, write_six_files
 from efficientad.data.views import View
 from efficientad.detector import foreign_networks
 from efficientad.detector.checkpoint import load_model
 from efficientad.detector.model import EfficientAD
+from efficientad.detector.other_tools import build, read_foreign_detector
 from efficientad.training.converting import split_images
-from other_tools import paper_autoencoder, paper_pdn, save_anomalib, save_whole
+from other_tools import save_anomalib, save_whole
 
 CPU = torch.device("cpu")
 NORMALIZATION = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, None, :, None, None]
@@ -59,17 +60,18 @@ def read_images(paths):
 
 
 @torch.inference_mode()
-def test_three_whole_networks_answer_as_before(tmp_path, capsys):
+def test_three_whole_networks_answer_as_before(tiny_networks, tiny_sizes, tmp_path, capsys):
     """As nelson1425's script leaves them: statistics, quantiles and maps by the formulas of the paper."""
     torch.manual_seed(0)
-    networks = {"teacher": paper_pdn(384), "student": paper_pdn(768), "autoencoder": paper_autoencoder()}
+    networks = {name: tiny_pdn("small", channels) for name, channels in (("teacher", 384), ("student", 768))}
+    networks["autoencoder"] = tiny_autoencoder()
     save_whole(tmp_path / "theirs", **networks)
-    fill_folder(tmp_path / "good", 2)
+    fill_folder(tmp_path / "good", 4)
     words = ["--input", tmp_path / "theirs", "--images", tmp_path / "good", "--output", tmp_path / "ours"]
     convert(*words, "--precision", "fp32")
     printed = capsys.readouterr().out
     assert "EfficientAD small in" in printed and "Networks: taken from the files" in printed
-    assert "Statistics: fitted on 1 of 2 images\nQuantiles: fitted on 1 of 2 images" in printed
+    assert "Statistics: fitted on 3 of 4 images\nQuantiles: fitted on 1 of 4 images" in printed
 
     split = split_images(tmp_path / "good", fits_statistics=True)
     model = load_model(tmp_path / "ours", CPU)
@@ -141,7 +143,7 @@ def test_a_checkpoint_of_anomalib(fitted, tiny_sizes, good, tmp_path, capsys, pr
         assert torch.equal(model.state_dict()[key], tensor), key
 
 
-def test_the_layers_of_anomalib_in_their_order(tmp_path, good):
+def test_the_layers_of_anomalib_in_their_order(tmp_path):
     model = EfficientAD()
     model.quantiles[:2, 0] = torch.tensor([0.01, 0.02])
     model.teacher_mean += 1
@@ -149,11 +151,7 @@ def test_the_layers_of_anomalib_in_their_order(tmp_path, good):
     state = torch.load(tmp_path / "model.ckpt", weights_only=False)["state_dict"]
     assert state["model.ae.encoder.enconv6.weight"].shape == (64, 64, 8, 8)
     assert state["model.ae.decoder.deconv8.weight"].shape == (384, 64, 3, 3)
-    words = ["--input", tmp_path / "model.ckpt", "--images", good, "--output", tmp_path / "ours"]
-    for image in sorted(good.iterdir())[1:]:
-        image.unlink()
-    convert(*words)
-    for key, tensor in load_model(tmp_path / "ours", CPU).state_dict().items():
+    for key, tensor in build(read_foreign_detector(tmp_path / "model.ckpt")).state_dict().items():
         assert torch.equal(model.state_dict()[key], tensor), key
 
 
