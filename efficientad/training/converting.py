@@ -129,11 +129,13 @@ def _fit(
     if found.statistics is None or found.quantiles is None:
         fit_map_quantiles(model, maps)
         facts["quantiles"] = f"fitted on {_of(len(held_out), paths)}"
-    facts["threshold"] = f"fitted on {_of(len(held_out), paths)}"
     fit_calibration(model, maps, options.target_fpr)
+    facts["threshold"] = (
+        f"fitted on {_of(len(held_out), paths)}" if model.calibration else "none, for lack of images"
+    )
     print("\n".join(f"{name.capitalize()}: {origin}" for name, origin in facts.items()))
     print(describe_calibration(model.calibration, len(held_out)))
-    advice = "; name all images of that training, or others" if split.train else ""
+    advice = "; name all images of that training, or only others" if split.train else ""
     print(
         f"Note: the threshold is too low if the networks have learned from the images that it is fitted on{advice}"
     )

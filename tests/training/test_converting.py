@@ -72,6 +72,7 @@ def test_three_whole_networks_answer_as_before(tiny_networks, tiny_sizes, tmp_pa
     printed = capsys.readouterr().out
     assert "EfficientAD small in" in printed and "Networks: taken from the files" in printed
     assert "Statistics: fitted on 3 of 4 images\nQuantiles: fitted on 1 of 4 images" in printed
+    assert "Threshold: none, for lack of images" in printed
 
     split = split_images(tmp_path / "good", fits_statistics=True)
     model = load_model(tmp_path / "ours", CPU)
