@@ -15,7 +15,7 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "-w",
         "--weights_dir",
-        type=arguments.named_path,
+        type=arguments.training_folder,
         metavar="PATH",
         help="folder with model.pt, or with the six files that other EfficientAD scripts write (teacher_final.pth, "
         "...), or an exported file (default: where train.py puts the model for this --output_dir and data set)",

@@ -25,7 +25,12 @@ def get_parser() -> argparse.ArgumentParser:
     )
     group = parser.add_argument_group("export")
     group.add_argument(
-        "-w", "--weights_dir", type=arguments.named_path, required=True, metavar="DIR", help="folder of a training"
+        "-w",
+        "--weights_dir",
+        type=arguments.training_folder,
+        required=True,
+        metavar="DIR",
+        help="folder of a training",
     )
     group.add_argument(
         "--format",

@@ -22,7 +22,7 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "-w",
         "--weights_dir",
-        type=arguments.named_path,
+        type=arguments.training_folder,
         required=True,
         metavar="PATH",
         help="folder of a training, or a file of efficientad.export",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import efficientad.benchmark
+import efficientad.convert
 import efficientad.export
 import efficientad.predict
 import efficientad.pretrain
@@ -24,6 +25,7 @@ COMMANDS = {
     "efficientad.predict": efficientad.predict,
     "efficientad.export": efficientad.export,
     "efficientad.benchmark": efficientad.benchmark,
+    "efficientad.convert": efficientad.convert,
 }
 OTHERS_FLAGS = {"--nproc_per_node"}  # torchrun's
 LINK = re.compile(r"\]\(([^)\s]+)\)")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import efficientad.benchmark as benchmark_module
+import efficientad.convert as convert_module
 import efficientad.export as export_module
 import efficientad.predict as predict_module
 import efficientad.pretrain as pretrain_module
@@ -24,6 +25,7 @@ COMMANDS = {
     "predict": predict_module,
     "export": export_module,
     "benchmark": benchmark_module,
+    "convert": convert_module,
 }
 
 # Which wings the modules of a wing may import; those of its own wing always.
@@ -77,6 +79,7 @@ def test_modules_stay_readable():
         "efficientad/predict.py",
         "efficientad/export.py",
         "efficientad/benchmark.py",
+        "efficientad/convert.py",
     ],
 )
 def test_help_and_flag_errors_import_nothing_heavy(script):

@@ -5,8 +5,8 @@ Nothing here ever unpickles code: every file is read by torch_files.
 
 from __future__ import annotations
 
-import re
 import reprlib
+import shlex
 import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import efficientad
 from efficientad.data.views import SIDE, View
 from efficientad.detector.calibration import Calibration
+from efficientad.detector.foreign_networks import load_network, load_state, read_network
 from efficientad.detector.model import MIRROR, NO_BORDER, UNFITTED_QUANTILES, EfficientAD, RawMaps
-from efficientad.detector.networks import FEATURE_CHANNELS, infer_model_size
-from efficientad.system.errors import UserError, require_folder
+from efficientad.detector.networks import FEATURE_CHANNELS
+from efficientad.detector.other_tools import NETWORK_FILES, STATISTICS_FILES, build, read_folder, require_sound
+from efficientad.system.arguments import training_folder
+from efficientad.system.errors import UserError
 from efficientad.system.torch_files import read_torch_file, require_weights, write_atomically
 
 MODEL_FILE = "model.pt"
@@ -33,9 +36,6 @@ _PLAIN = {"view": View().as_dict(), "border": NO_BORDER}  # of the versions befo
 _PLAIN_VALUES = (str, int, float, bool, type(None))
 MOST_MEMORY_PATCHES = 200_000  # 154 MB in model.pt
 _SHIPPED_WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
-_NETWORK_FILES = {name: f"{name}_final.pth" for name in ("teacher", "student", "autoencoder")}
-_STATISTICS_FILES = ("teacher_mean.pt", "teacher_std.pt", "quantiles.pt")
-_QUANTILE_KEYS = (("q_st_start", "q_st_end"), ("q_ae_start", "q_ae_end"))
 
 
 def save_model(model: EfficientAD, path: Path, training: Mapping[str, Any]) -> None:
@@ -70,28 +70,40 @@ def load_model(folder: Path, device: torch.device) -> EfficientAD:
 
     Reads model.pt or, where there is none, the six files of other EfficientAD scripts.
 
+    Args:
+        folder: or its model.pt.
+
     Raises:
         UserError: neither is there, or a file is damaged, pickled, of another format or incomplete.
     """
-    require_folder(folder, "train first, or name the training's folder with --weights_dir")
+    folder = training_folder(folder)
+    if not folder.is_dir():
+        if folder.is_file():
+            raise UserError(
+                f"{folder} is not a folder; name the training's folder with --weights_dir, or, if another tool "
+                f"trained it, make one with: {conversion_command(folder)}"
+            )
+        raise UserError(f"{folder} does not exist; train first, or name the training's folder with --weights_dir")
     if (folder / MODEL_FILE).is_file():
         model = _load_own(folder / MODEL_FILE)
-    elif (folder / _NETWORK_FILES["teacher"]).is_file():
+    elif (folder / NETWORK_FILES["teacher"]).is_file():
         model = _load_six_files(folder)
     else:
         raise UserError(
             f"{folder} holds no {MODEL_FILE}; train first, or name the training's folder with --weights_dir"
         )
-    spread = model.quantiles[:, 1] - model.quantiles[:, 0]
-    weights = (*model.map_weights.tolist(), *model.memory_weights.tolist(), *model.rim_weights.tolist())
-    sound = (spread > 0).all() and spread.isfinite().all() and (model.teacher_std > 0).all()
-    if not (sound and min(weights) >= 0 and sum(model.map_weights.tolist()) > 0):
-        raise UserError(f"{folder} holds a detector whose statistics are degenerate; train it again")
+    require_sound(model, f"{folder} holds a detector whose statistics are degenerate; train it again")
     return model.to(device, memory_format=torch.channels_last).eval()
+
+
+def conversion_command(path: Path) -> str:
+    """The command line that makes a training's folder of what another tool left."""
+    return f"python -m efficientad.convert --input {shlex.quote(str(path))} --images GOOD --output DIR"
 
 
 def read_training(folder: Path) -> dict[str, Any]:
     """The facts of the training in model.pt of `folder`; empty for the six files of other scripts."""
+    folder = training_folder(folder)
     if not (folder / MODEL_FILE).is_file():
         return {}
     contents = read_torch_file(folder / MODEL_FILE)
@@ -103,10 +115,11 @@ def load_teacher_weights(model: EfficientAD, path: Path | None) -> Path:
     """Load pretrained teacher weights into model.teacher; returns the file they came from.
 
     Args:
-        path: a state_dict with keys "0.weight", ... or "conv1.weight", ...; None for the shipped one.
+        path: a state_dict with keys "0.weight", ... or "conv1.weight", ..., one below "state_dict", anomalib's
+            checkpoint, or a whole pickled nn.Sequential; None for the shipped one.
 
     Raises:
-        UserError: the file is missing, pickled, or no teacher of the model's size.
+        UserError: the file is missing, has pickled objects of other kinds, or no teacher of the model's size.
     """
     if path is None:
         path = _SHIPPED_WEIGHTS / f"teacher_{model.model_size}.pth"
@@ -115,11 +128,10 @@ def load_teacher_weights(model: EfficientAD, path: Path | None) -> Path:
                 f"{path} is missing, so this copy of the toolkit is incomplete; get it again, or name pretrained "
                 "weights with --weights FILE"
             )
-    state = _sequential_keys(_read_state_dict(path), model.teacher)
-    size = infer_model_size(state)
-    if size is not None and size != model.model_size:
-        raise UserError(f"{path} is a {size} teacher but --model_size is {model.model_size}")
-    _load_state(model.teacher, state, path, f"{model.model_size} teacher")
+    teacher = read_network(path)
+    if teacher.model_size not in (None, model.model_size):
+        raise UserError(f"{path} is a {teacher.model_size} teacher but --model_size is {model.model_size}")
+    load_network(model.teacher, teacher, f"{model.model_size} teacher", padded_too=True)
     return path
 
 
@@ -127,10 +139,9 @@ def teacher_size(path: Path) -> str:
     """Whether a file holds a small or a medium teacher.
 
     Raises:
-        UserError: the file is missing, pickled, or holds neither.
+        UserError: the file is missing, has pickled objects of other kinds, or holds neither.
     """
-    state = _read_state_dict(path)
-    size = infer_model_size({"0.weight": state.get("0.weight", state.get("conv1.weight", torch.empty(0)))})
+    size = read_network(path).model_size
     if size is None:
         raise UserError(f"{path} holds no small or medium teacher")
     return size
@@ -160,7 +171,7 @@ def _load_own(path: Path) -> EfficientAD:
     if version < 3:
         _upgrade(state)
         model.calibration = None  # its scores were maxima of maps, not means of the highest values
-    _load_state(model, state, path, f"{model.model_size} detector")
+    load_state(model, state, path, f"{model.model_size} detector")
     return model
 
 
@@ -220,61 +231,8 @@ def _is_plain(value: Any) -> bool:
 
 
 def _load_six_files(folder: Path) -> EfficientAD:
-    missing = [name for name in (*_NETWORK_FILES.values(), *_STATISTICS_FILES) if not (folder / name).is_file()]
-    if missing:
-        raise UserError(f"{folder} lacks {', '.join(missing)}; the six files of a training belong together")
-    states = {name: _read_state_dict(folder / file) for name, file in _NETWORK_FILES.items()}
-    size = infer_model_size(states["teacher"])
-    if size is None:
-        raise UserError(f"{folder / _NETWORK_FILES['teacher']} holds no small or medium teacher")
-    model = EfficientAD(size)
-    for name, state in states.items():
-        _load_state(model.get_submodule(name), state, folder / _NETWORK_FILES[name], f"{size} {name}")
-    for name in ("teacher_mean", "teacher_std"):
-        file = folder / f"{name}.pt"
-        statistics = require_weights({name: read_torch_file(file)}, file)[name]
-        if statistics.shape != (1, FEATURE_CHANNELS, 1, 1):
-            raise UserError(f"{file} is not a tensor of shape 1 x {FEATURE_CHANNELS} x 1 x 1")
-        model.get_buffer(name).copy_(statistics)
-    model.quantiles.copy_(_read_quantiles(folder / "quantiles.pt"))
-    return model
-
-
-def _read_quantiles(path: Path) -> Tensor:
-    quantiles = read_torch_file(path)
-    keys = [key for pair in _QUANTILE_KEYS for key in pair]
-    if not isinstance(quantiles, dict) or any(key not in quantiles for key in keys):
-        raise UserError(f"{path} does not hold {', '.join(keys)}")
-    try:
-        rows = [[float(quantiles[key]) for key in pair] for pair in _QUANTILE_KEYS]
-        return torch.tensor([*rows, UNFITTED_QUANTILES])
-    except (TypeError, ValueError, RuntimeError):
-        raise UserError(f"{path} does not hold numbers as {', '.join(keys)}") from None
-
-
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    return require_weights(read_torch_file(path), path)
-
-
-def _sequential_keys(state: dict[str, Tensor], network: nn.Sequential) -> dict[str, Tensor]:
-    """Keys conv1.weight, conv2.bias, ... of other tools -> those of `network`, in the order of its layers."""
-    named = {key: re.fullmatch(r"conv(\d{1,3})\.(weight|bias)", key) for key in state}
-    if not all(named.values()):
-        return state
-    layers = [index for index, layer in enumerate(network) if isinstance(layer, nn.Conv2d)]
-    numbers = {key: int(match[1]) for key, match in named.items() if match}
-    if sorted(set(numbers.values())) != list(range(1, len(layers) + 1)):
-        first = state.get("conv1.weight")  # a PDN of the other size: let the caller name it
-        return {"0.weight": first} if first is not None else state
-    return {f"{layers[numbers[key] - 1]}.{match[2]}": state[key] for key, match in named.items() if match}
-
-
-def _load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path, kind: str) -> None:
-    expected = network.state_dict()
-    if expected.keys() != state.keys():
-        raise UserError(f"{path} does not hold the weights of a {kind}: its layers have other names")
-    for key, tensor in state.items():
-        if tensor.shape != expected[key].shape:
-            shapes = f"{tuple(tensor.shape)}, not {tuple(expected[key].shape)}"
-            raise UserError(f"{path} does not hold the weights of a {kind}: {key} has shape {shapes}")
-    network.load_state_dict(state)
+    found = read_folder(folder)
+    if found.statistics is None or found.quantiles is None:
+        missing = [name for name in STATISTICS_FILES if not (folder / name).is_file()]
+        raise UserError(f"{folder} lacks {', '.join(missing)}; fit that with: {conversion_command(folder)}")
+    return build(found)

@@ -109,8 +109,7 @@ def build_autoencoder(grid: tuple[int, int] = (56, 56)) -> nn.Sequential:
     )
 
 
-def infer_model_size(teacher_state: dict[str, Tensor]) -> str | None:
-    """small or medium, by the width of the first layer ("0.weight"), or None for any other."""
-    first = teacher_state.get("0.weight")
+def infer_model_size(first_weight: Tensor | None) -> str | None:
+    """small or medium, by the width of a PDN's first layer, or None for any other."""
     widths = {128: "small", 256: "medium"}
-    return widths.get(first.shape[0]) if first is not None and first.dim() == 4 else None
+    return widths.get(first_weight.shape[0]) if first_weight is not None and first_weight.dim() == 4 else None

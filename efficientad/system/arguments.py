@@ -113,6 +113,12 @@ def named_path(text: str) -> Path:
     return Path(name(text))
 
 
+def training_folder(path: str | Path) -> Path:
+    """The folder of a training, of which `path` may be the model.pt; any other path as it is."""
+    path = named_path(str(path))
+    return path.parent if path.name == "model.pt" and path.is_file() else path
+
+
 def category(text: str) -> str:
     """The name of a category, which is that of a folder; a path could lead anywhere."""
     if name(text) in (".", "..") or set(text) & set("/\\\0"):

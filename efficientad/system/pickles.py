@@ -2,7 +2,8 @@
 
 torch runs no code from a file, but makes whatever else the file asks for: lists that are small in the file and
 endless when they are printed, tensors far larger than their numbers. Here the stream's instructions are followed
-with sizes in place of values. What torch.save makes of weights, numbers and text passes; all else is refused.
+with sizes in place of values. What torch.save makes of weights, numbers and text passes; all else is refused, or,
+for files of other tools, counted like the lists and dicts that it is made of.
 """
 
 from __future__ import annotations
@@ -22,6 +23,13 @@ _STORAGES = {f"torch {name}Storage": size for name, size in _ITEM_BYTES.items()}
 _TENSOR, _PARAMETER = "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"
 _ORDERED, _SHAPE, _BYTES = "collections OrderedDict", "torch Size", "_codecs encode"
 _NAMES = {*_STORAGES, _TENSOR, _PARAMETER, _ORDERED, _SHAPE, _BYTES}
+_SET = "__builtin__ set"  # which torch makes of a list
+_BUILTINS = ("__builtin__", "builtins")
+_KNOWN_BUILTINS = {_SET, "__builtin__ getattr"}  # torch would make a bytearray as large as it is asked for
+_TYPES = {f"torch {name}" for name in ("float16", "bfloat16", "float32", "float64", "int64", "uint8", "bool")}
+_LAYERS = "torch.nn.modules."
+_TORCH_MAKES = ("torch", "collections", "_codecs")  # packages of which torch's reader knows names itself
+_TORCH_REFUSES = ("os", "sys", "posix", "nt")
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _NUMBERS_AND_TEXT = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"}
 _ARGUMENTS = ("name", "storage", "arguments")  # what only tensors are made of, and tuples with these in them
@@ -72,12 +80,17 @@ class _Value:
 class PickleScan:
     """Follows the pickles of one torch file."""
 
-    def __init__(self, file_bytes: int, storage_bytes: dict[str, int] | None) -> None:
+    def __init__(
+        self, file_bytes: int, storage_bytes: dict[str, int] | None, foreign: set[str] | None = None
+    ) -> None:
         """
         Args:
             file_bytes: size of the file.
             storage_bytes: sizes of the file's storages, by their keys; None: they follow later in the file.
+            foreign: takes the names of classes and functions that are not torch's own, as "module name"; they and
+                what is made with them count as values. None: they are refused.
         """
+        self._foreign = foreign
         self._file_bytes, self._storage_bytes = file_bytes, storage_bytes
         self._tensor_bytes = 0
         self._instructions = 0
@@ -135,17 +148,32 @@ class PickleScan:
         elif name == "MARK":
             self._marks.append(len(stack))
         elif name == "GLOBAL":
-            if argument not in _NAMES:
-                raise ForeignNameError(str(argument))
-            stack.append(_Value("name", argument))
+            stack.append(self._name(str(argument)))
         elif name in ("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
             self._make_tuple(name)
         elif name in ("APPEND", "APPENDS", "SETITEM", "SETITEMS"):
             self._fill(name)
-        elif name in ("REDUCE", "BUILD", "BINPERSID"):
+        elif name in ("REDUCE", "BUILD", "BINPERSID", "NEWOBJ"):
             getattr(self, f"_{name.lower()}")()
         elif (name, argument) != ("PROTO", 2):
             raise PickleError(f"its pickle uses {name}, which torch.save does not")
+
+    def _name(self, name: str) -> _Value:
+        """What a class or function becomes on the stack."""
+        if name in _NAMES:
+            return _Value("name", name)
+        if self._foreign is None:
+            raise ForeignNameError(name)
+        if name in _TYPES:
+            return _Value("plain")
+        if name != _SET:
+            package = name.partition(" ")[0].partition(".")[0]
+            made_by_torch = package in _TORCH_MAKES and not name.startswith(_LAYERS)
+            made_by_torch |= package in _BUILTINS and name not in _KNOWN_BUILTINS
+            if package in _TORCH_REFUSES or made_by_torch:
+                raise ForeignNameError(name)
+            self._foreign.add(name)
+        return _Value("foreign", name)
 
     def _make_tuple(self, name: str) -> None:
         if name == "TUPLE":
@@ -186,6 +214,9 @@ class PickleScan:
     def _reduce(self) -> None:
         arguments, name = self._arguments(self._pop()), self._pop()
         kinds = [argument.kind for argument in arguments]
+        if name.kind == "foreign":
+            self._make_object(arguments)
+            return
         if name.kind != "name":
             raise PickleError
         if name.content == _ORDERED and not kinds:
@@ -204,10 +235,22 @@ class PickleScan:
             raise PickleError
         self._stack.append(made)
 
+    def _newobj(self) -> None:
+        arguments, name = self._arguments(self._pop()), self._pop()
+        if name.kind != "foreign":
+            raise PickleError
+        self._make_object(arguments)
+
+    def _make_object(self, arguments: list[_Value]) -> None:
+        """Of a foreign class or function."""
+        made = _Value("object")
+        made.hold(arguments)
+        self._stack.append(made)
+
     def _build(self) -> None:
-        """The attribute _metadata of a state_dict."""
+        """The attribute _metadata of a state_dict, or all that a foreign object has."""
         attributes, of = self._pop(), self._stack[-1]
-        if of.kind != "dict" or attributes.kind != "dict":
+        if of.kind != "object" and (of.kind != "dict" or attributes.kind != "dict"):
             raise PickleError
         of.hold([attributes])
 

@@ -31,18 +31,63 @@ def read_torch_file(path: Path) -> Any:
     Raises:
         UserError: no such file, no torch file, damaged, compressed, too large, or with pickled code.
     """
+    return _read(path, None)
+
+
+class PickledObject:
+    """What read_foreign_file makes of an object of any class: its data, and nothing that could run.
+
+    Attributes:
+        class_name: as in "torch.nn.modules.conv.Conv2d".
+        arguments: with which it was to be made.
+        state: what it was to get, mostly a dict of its attributes.
+    """
+
+    class_name = ""
+
+    def __new__(cls, *arguments: Any) -> PickledObject:
+        made = super().__new__(cls)
+        made.arguments, made.state = arguments, None
+        return made
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def read_foreign_file(path: Path) -> tuple[Any, set[str]]:
+    """A file of another tool, in which classes and functions are left as names; see read_torch_file.
+
+    Returns:
+        the contents, in which every object of a class is a PickledObject, and every class or function a subclass
+        of it, and their names, as in class_name.
+    """
+    foreign: set[str] = set()
+    return _read(path, foreign), {name.replace(" ", ".") for name in foreign}
+
+
+def _read(path: Path, foreign: set[str] | None) -> Any:
+    """See PickleScan for `foreign`."""
     refuse_unusual_file(path)
     try:
         with path.open("rb") as file:
-            scan_torch_file(file, path)
+            scan_torch_file(file, path, foreign)
             file.seek(0)
-            return torch.load(file, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([_stand_in(name) for name in foreign or ()]):
+                return torch.load(file, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except Exception as error:  # the readers behind torch.load raise almost any type on a damaged file
         if isinstance(error, OSError) and error.filename:  # not readable at all
             raise
         raise UserError(f"{path} is not a torch file, or damaged") from None
+
+
+def _stand_in(name: str) -> type[PickledObject]:
+    """The class that torch takes for "module name"."""
+    module, _, attribute = name.partition(" ")
+    module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)  # the names of Python 2
+    facts = {"__module__": module, "__qualname__": attribute, "class_name": f"{module}.{attribute}"}
+    return type(attribute, (PickledObject,), facts)
 
 
 def refuse_unusual_file(path: Path, most_bytes: int = MOST_BYTES) -> None:
@@ -63,19 +108,20 @@ def refuse_unusual_file(path: Path, most_bytes: int = MOST_BYTES) -> None:
         )
 
 
-def scan_torch_file(file: BinaryIO, path: Path) -> None:
-    """Raise a UserError unless torch.load can make of the file what it holds, and nothing more; see PickleScan.
+def scan_torch_file(file: BinaryIO, path: Path, foreign: set[str] | None = None) -> None:
+    """Raise a UserError unless torch.load can make of the file what it holds, and nothing more.
 
     Args:
         file: at its beginning.
         path: to name.
+        foreign: see PickleScan.
     """
     try:
         if file.read(len(_ZIP_START)) == _ZIP_START:
-            _scan_zip(file, path)
+            _scan_zip(file, path, foreign)
         else:
             file.seek(0)
-            _scan_plain(file)
+            _scan_plain(file, foreign)
     except ForeignNameError as error:
         module, _, name = error.name.partition(" ")
         if module in ("torch", "torch._utils", "torch.storage"):
@@ -84,15 +130,16 @@ def scan_torch_file(file: BinaryIO, path: Path) -> None:
                 "with plain float32 tensors"
             ) from None
         raise UserError(
-            f"{path} holds pickled Python objects and is not opened, since that could run any code; "
-            "save it again as a state_dict: torch.save(model.state_dict(), path)"
+            f"{path} holds pickled Python objects ({printable(f'{module}.{name}'[:60])}) and is not opened, since "
+            "that could run any code; save it again as a state_dict: torch.save(model.state_dict(), path), or, if "
+            "another tool trained it, use python -m efficientad.convert"
         ) from None
     except PickleError as error:
         reason = f": {error}" if str(error) else ""
         raise UserError(f"{path} is not a torch file, or damaged{reason}") from None
 
 
-def _scan_zip(file: BinaryIO, path: Path) -> None:
+def _scan_zip(file: BinaryIO, path: Path, foreign: set[str] | None) -> None:
     """A file as torch.save writes it: a zip file, not compressed, with one pickle and a part for each storage."""
     size = file.seek(0, io.SEEK_END)
     with zipfile.ZipFile(file) as archive:
@@ -114,14 +161,14 @@ def _scan_zip(file: BinaryIO, path: Path) -> None:
         pickle_bytes = io.BytesIO(archive.read(pickles[0]))
     folder = pickles[0].removesuffix("data.pkl") + "data/"
     storages = {name.removeprefix(folder): count for name, count in names.items() if name.startswith(folder)}
-    PickleScan(size, storages).read(pickle_bytes)
+    PickleScan(size, storages, foreign).read(pickle_bytes)
 
 
-def _scan_plain(file: BinaryIO) -> None:
+def _scan_plain(file: BinaryIO, foreign: set[str] | None) -> None:
     """A file as torch.save wrote it before version 1.6: five pickles, then the storages."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
-    scan = PickleScan(size, None)
+    scan = PickleScan(size, None, foreign)
     if scan.read(file) != torch.serialization.MAGIC_NUMBER:
         raise PickleError("it does not begin like one")
     for _ in range(4):

@@ -5,15 +5,14 @@ import zipfile
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 from conftest import write_six_files
 from efficientad.benchmarking import reference
 from efficientad.data.ignored import read_ignored
 from efficientad.data.views import FIT, View
-from efficientad.detector import checkpoint
+from efficientad.detector import checkpoint, foreign_networks
 from efficientad.detector.calibration import Calibration
-from efficientad.detector.checkpoint import load_model, load_teacher_weights, save_model
+from efficientad.detector.checkpoint import load_model, read_training, save_model
 from efficientad.detector.model import MIRROR, NO_BORDER, EfficientAD
 from efficientad.system.errors import UserError
 
@@ -38,6 +37,8 @@ def test_saved_and_loaded_model_is_equal(fitted, tmp_path):
     save_model(fitted, tmp_path / "model.pt", {"steps": 7})
     loaded = load_model(tmp_path, CPU)
     assert_equal_models(fitted, loaded)
+    assert_equal_models(fitted, load_model(tmp_path / "model.pt", CPU))
+    assert read_training(tmp_path / "model.pt") == read_training(tmp_path) == {"steps": 7}
     assert not loaded.training
     image = torch.rand(1, 3, 256, 256)
     with torch.inference_mode():
@@ -95,10 +96,14 @@ def test_failed_save_keeps_the_old_file(fitted, tmp_path, monkeypatch):
 def test_six_files_of_other_tools(fitted, tmp_path):
     write_six_files(fitted, tmp_path / "six")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "infer_model_size", lambda state: "small")  # tiny networks have other widths
+        patch.setattr(
+            foreign_networks, "infer_model_size", lambda state: "small"
+        )  # tiny networks have other widths
         assert_equal_models(load_model(tmp_path / "six", CPU), fitted)
         (tmp_path / "six" / "quantiles.pt").unlink()
-        with pytest.raises(UserError, match="lacks quantiles.pt"):
+        with pytest.raises(
+            UserError, match="lacks quantiles.pt; .* python -m efficientad.convert --input .*six --"
+        ):
             load_model(tmp_path / "six", CPU)
 
 
@@ -124,7 +129,7 @@ def test_six_files_of_other_tools(fitted, tmp_path):
     ],
 )
 def test_six_files_that_are_refused(fitted, tmp_path, monkeypatch, name, value, message):
-    monkeypatch.setattr(checkpoint, "infer_model_size", lambda state: "small")
+    monkeypatch.setattr(foreign_networks, "infer_model_size", lambda state: "small")
     write_six_files(fitted, tmp_path / "six")
     torch.save(value, tmp_path / "six" / name)
     with pytest.raises(UserError, match=message):
@@ -160,12 +165,6 @@ def test_pickled_code_is_refused_and_not_run(tmp_path, as_zip):
     with pytest.raises(UserError, match="model.pt holds pickled Python objects.*state_dict"):
         load_model(tmp_path, CPU)
     assert not trace.exists()
-
-
-def test_pickled_module_is_refused(tmp_path):
-    torch.save(nn.Sequential(nn.Conv2d(3, 4, 4)), tmp_path / "teacher.pth")
-    with pytest.raises(UserError, match="teacher.pth holds pickled Python objects"):
-        load_teacher_weights(EfficientAD(), tmp_path / "teacher.pth")
 
 
 CALIBRATION = {
@@ -273,8 +272,9 @@ def test_files_that_are_no_model(fitted, tmp_path):
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(UserError, match="model.pt is not a torch file"):
         load_model(tmp_path, CPU)
-    with pytest.raises(UserError, match="model.pt is not a folder; .*name the training's folder"):
-        load_model(path, CPU)
+    path.rename(tmp_path / "net.ckpt")
+    with pytest.raises(UserError, match="net.ckpt is not a folder; .*efficientad.convert --input .*net.ckpt --im"):
+        load_model(tmp_path / "net.ckpt", CPU)
 
 
 @pytest.mark.parametrize("way", ["compressed", "overlapping"])
