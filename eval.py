@@ -46,7 +46,7 @@ def get_parser() -> argparse.ArgumentParser:
         "(default: %(default)s)",
     )
     arguments.add_on_error_argument(group)
-    arguments.add_output_dir_argument(group, "results go to DIR/anomaly_maps/<data set>/test")
+    arguments.add_output_dir_argument(group, "results go to DIR/anomaly_maps/<data set>")
     group.add_argument(
         "--no_report",
         action="store_true",
@@ -97,7 +97,7 @@ def evaluate_category(args: argparse.Namespace, category: str):
     for line in arguments.describe_unused_category(args):
         say(line)
     weights_dir = args.weights_dir or args.output_dir / "trainings" / dataset.name
-    below = f"anomaly_maps/{dataset.name}/test"
+    below = f"anomaly_maps/{dataset.name}"
     require_no_links(args.output_dir, [below])
     folder = args.output_dir / below
     own = argparse.Namespace(**{**vars(args), "subdataset": category})

@@ -31,11 +31,12 @@ from efficientad.evaluation.thumbnails import plan_pictures
 from efficientad.inference.detectors import Detector, load_detector
 from efficientad.system.distributed import gather_objects, rank, ranks, wait_for_ranks
 from efficientad.system.errors import UserError, count_of, printable
-from efficientad.system.files import claim_files, fitting_name, release_files
+from efficientad.system.files import adopt_files, claim_files, fitting_name, release_files
 from efficientad.system.progress_bars import progress_bar
 from efficientad.system.runs import lock_folder
 from efficientad.system.tables import WIDTH
 
+MAPS_FOLDER = "test"  # below the output folder; MVTec's evaluators expect it, with nothing else in it
 _MAP_SUFFIXES = {"tiff": ".tiff", "jpg": ".jpg", "none": None}
 
 
@@ -102,7 +103,7 @@ def evaluate_detector(
         wait_for_ranks()  # the others go on once the first holds the lock, and not at all if it fails
         run = open_run(dataset, weights_dir, folder, options)
         files = name_files(run)
-        stale = claim_files(folder, files) if rank() == 0 else set()
+        stale = claim_results(folder, files) if rank() == 0 else set()
         wait_for_ranks()
         if rank() == 0:
             print_start(run)
@@ -137,7 +138,8 @@ def open_run(dataset: Dataset, weights_dir: Path, folder: Path, options: Evaluat
     masks, about_masks = find_masks(dataset, samples)
     notes = [*found.notes, *_describe_seen(dataset, found.samples), *about_masks]
     suffix = _MAP_SUFFIXES[options.map_format]
-    maps = dict(zip(samples, map_names(samples, suffix), strict=True)) if suffix else {}
+    names = [f"{MAPS_FOLDER}/{name}" for name in map_names(samples, suffix)] if suffix else []
+    maps = dict(zip(samples, names, strict=True)) if suffix else {}
     return EvaluationRun(
         dataset, weights_dir, folder, options, samples, detector, threshold, origin, masks, notes, maps
     )
@@ -174,6 +176,12 @@ def name_files(run: EvaluationRun) -> list[str]:
     if not run.options.no_report:
         names.append(REPORT_FILE)
     return names
+
+
+def claim_results(folder: Path, files: Sequence[str]) -> set[str]:
+    """See claim_files. Earlier versions wrote all results into MAPS_FOLDER; they count as the last run's."""
+    adopt_files(folder, MAPS_FOLDER)
+    return claim_files(folder, files)
 
 
 def score_all(run: EvaluationRun) -> Scores:
@@ -270,7 +278,7 @@ def print_results(run: EvaluationRun, scores: Scores, evaluation: Evaluation) ->
 
 
 def map_names(samples: Sequence[Sample], suffix: str) -> list[str]:
-    """The file of each sample's map, below the output folder: <class>/<image without its suffix><suffix>.
+    """The file of each sample's map, below MAPS_FOLDER: <class>/<image without its suffix><suffix>.
 
     In a class where two images differ only in the suffix (a.jpg, a.png), all keep theirs (a.jpg.tiff). Names that
     are too long are shortened by fitting_name.

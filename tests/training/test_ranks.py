@@ -139,7 +139,7 @@ def test_two_processes_evaluate_as_one(dataset_folder, tiny_model, tmp_path):
     done = run_ranks("eval_worker.py", *words, "-o", tmp_path / "two")
     assert done.returncode == [0, 0], done.stderr
     assert done.stdout.count("Final image auc") == 1 and "Skipped 1 file" in done.stdout
-    one, two = (tmp_path / name / "anomaly_maps/custom/test" for name in ("one", "two"))
+    one, two = (tmp_path / name / "anomaly_maps/custom" for name in ("one", "two"))
     assert sorted(path.relative_to(one) for path in one.rglob("*")) == sorted(
         path.relative_to(two) for path in two.rglob("*")
     )
