@@ -1,4 +1,4 @@
-"""One table over all categories of a data set, and their mean."""
+"""One table over several data sets, such as the categories of one, and their mean."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from efficientad.system.tables import format_table, number
 CSV_FILE = "summary.csv"
 JSON_FILE = "summary.json"
 _HEADERS = {
-    "category": "Category",
+    "category": "Data set",
     "images": "Num\nSamples",
     "image_auroc": "AUROC",
     "accuracy": "Accuracy",
@@ -27,7 +27,7 @@ _HEADERS = {
 
 
 def summary_rows(evaluations: Mapping[str, Evaluation]) -> list[dict]:
-    """A row for each category, and the "mean" of the defined values; ratios in [0, 1]."""
+    """A row for each data set, and the "mean" of the defined values; ratios in [0, 1]."""
     rows = [_row(name, evaluation) for name, evaluation in evaluations.items()]
     means = {column: _mean([row[column] for row in rows]) for column in rows[0] if column != "category"}
     return [*rows, {"category": "mean", **means}]
