@@ -31,7 +31,16 @@ def get_parser() -> argparse.ArgumentParser:
         group, "refuse a model of another size; the model knows its own (default: not checked)", None
     )
     group = parser.add_argument_group("evaluation")
-    arguments.add_threshold_argument(group)
+    decision = group.add_mutually_exclusive_group()
+    arguments.add_threshold_argument(decision)
+    decision.add_argument(
+        "--target_recall",
+        type=arguments.ratio,
+        metavar="X",
+        help="in place of --threshold: the highest that finds at least this share of the defective test images. It "
+        "is chosen with their labels, so new images will do worse; the colours of .jpg maps are those of the "
+        "model's own threshold (default: none)",
+    )
     group.add_argument(
         "--thresholds",
         type=arguments.finite_float,

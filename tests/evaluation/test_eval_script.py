@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -282,3 +283,33 @@ def test_links_below_the_output_folder_are_refused(output, dataset_folder, link,
     (output / "trainings").rename(tmp_path / "trainings")
     (output / "trainings").symlink_to(tmp_path / "trainings")  # which is only read
     evaluate("-d", "custom", "-c", dataset_folder, "-o", output, "-f", "none")
+
+
+def test_a_wanted_recall_chooses_the_threshold(output, dataset_folder, monkeypatch, capsys):
+    words = ["-d", "custom", "-c", dataset_folder, "-o", output, "-f", "none"]
+    folder = output / "anomaly_maps/custom"
+    evaluate(*words, "--target_recall", 0.75)
+    printed = capsys.readouterr().out
+    assert "threshold to be chosen for a recall of 75 %" in printed
+    chosen = re.search(r"\nThreshold (\S+): the highest that finds 75 % of these very defective images", printed)[1]
+    assert "it has seen their labels; new images will do worse" in printed
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert (metrics["threshold"], metrics["overall"]["recall"]) == (float(chosen), 0.75)
+    assert "seen their labels" in metrics["threshold_origin"]
+    assert "it has seen their labels" in (folder / "report.html").read_text()
+    text = (folder / "scores.csv").read_text()
+    recalls = metrics["sweep_recalls"]
+    place = [row["threshold"] for row in metrics["sweep"]].index(float(chosen))
+    assert recalls["defect_type_1"][place] + recalls["defect_type_2"][place] == 1.5
+    table = printed[printed.index("Recall of each class at these thresholds:") :]
+    assert re.search(rf"Class .*\b{float(chosen):g}\b", table) and "defect_type_2 " in table
+    evaluate(*words, "-T", chosen)
+    assert (folder / "scores.csv").read_text() == text
+
+    assert "not allowed with argument" in fail(
+        monkeypatch, capsys, eval_script, *words, "-T", 5, "--target_recall", 1
+    )
+    for name in ("defect_type_1", "defect_type_2"):
+        shutil.rmtree(dataset_folder / "test" / name)
+    message = fail(monkeypatch, capsys, eval_script, *words, "--target_recall", 1)
+    assert "--target_recall needs defective test images, and" in message

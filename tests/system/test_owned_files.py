@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from efficientad.data.datasets import Sample
-from efficientad.evaluation.run import map_names
+from efficientad.evaluation.scoring import map_names
 from efficientad.system.errors import UserError
 from efficientad.system.files import FILE_LIST, adopt_files, claim_files, release_files
 
