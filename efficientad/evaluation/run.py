@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from efficientad.data.images import (
 from efficientad.detector import calibration
 from efficientad.evaluation import report, text_tables
 from efficientad.evaluation.localization import Localization
+from efficientad.evaluation.loco import format_kinds, kind_rows
 from efficientad.evaluation.masks import MaskSet, find_masks
 from efficientad.evaluation.report import Evaluation, ScoredSample
 from efficientad.evaluation.report_page import REPORT_FILE, describe_run, write_report
@@ -253,6 +254,8 @@ def write_results(run: EvaluationRun, scores: Scores, evaluation: Evaluation, co
     }
     report.write_scores(folder / report.SCORES_FILE, scored, threshold)
     report.write_mismatches(folder / report.MISMATCH_FILE, scored, threshold)
+    if kinds := kind_rows(evaluation):
+        facts["loco"] = list(map(asdict, kinds))
     report.write_metrics(folder / report.METRICS_FILE, evaluation, facts)
     if not run.options.no_report:
         page_facts = describe_run(
@@ -288,6 +291,8 @@ def print_results(run: EvaluationRun, scores: Scores, evaluation: Evaluation) ->
     by_class = run.dataset.name.startswith("mvtec_loco/")
     print(f"\n{text_tables.format_tables(evaluation, auc_by_class=by_class)}\n")
     print(f"{text_tables.format_metrics(evaluation)}\n")
+    if kinds := format_kinds(evaluation):
+        print(f"{kinds}\n")
     print(f"{text_tables.format_thresholds(evaluation)}\n")
     if warning := report.describe_chance(evaluation, run.detector.view.size):
         print(f"{textwrap.fill(warning, WIDTH)}\n")
