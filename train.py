@@ -1,8 +1,11 @@
 """Train an EfficientAD anomaly detector on images of good parts (arXiv 2303.14535)."""
 
+from __future__ import annotations
+
 import argparse
 import shlex
 import time
+from typing import TYPE_CHECKING
 
 from efficientad.system import arguments
 from efficientad.system.errors import run_command
@@ -27,6 +30,9 @@ from efficientad.training.options import (
     WINDOW,
 )
 
+if TYPE_CHECKING:
+    from efficientad.data.choices import Choice
+
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -36,7 +42,7 @@ def get_parser() -> argparse.ArgumentParser:
         "out: they normalize the maps and set the threshold. eval.py evaluates the result. On several GPUs: "
         "torchrun --nproc_per_node=N train.py ...",
     )
-    arguments.add_dataset_arguments(parser)
+    arguments.add_dataset_arguments(parser, several=True)
     add_view_arguments(parser.add_argument_group("images"))
     add_training_arguments(parser.add_argument_group("training"))
     group = arguments.add_machine_arguments(parser)
@@ -233,46 +239,44 @@ def add_training_arguments(group: argparse._ArgumentGroup) -> None:
 def main(args: argparse.Namespace) -> None:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
     import_torch()
-    from efficientad.data.datasets import ALL_CATEGORIES, find_categories
+    from efficientad.data.choices import Choice, choose_several
     from efficientad.data.formats import limit_megapixels
-    from efficientad.system.distributed import each_category, process_group, say
+    from efficientad.system.distributed import each_dataset, process_group, say
 
     limit_megapixels(args.max_megapixels)
     with process_group(args.device):
-        if args.subdataset != ALL_CATEGORIES or args.dataset == "custom":
-            train_category(args, args.subdataset)
+        paths = arguments.dataset_paths(args)
+        several = choose_several(args.dataset, paths, args.subdataset)
+        if not several:
+            train_choice(args, Choice(args.dataset, paths[0], args.subdataset))
             return
-        names = find_categories(args.dataset, arguments.dataset_path(args))
-        each_category(names, lambda name: train_category(args, name), print_trainings)
-        say(f"Evaluate them with: {evaluation_command(args, ALL_CATEGORIES)}")
+        each_dataset(list(several), lambda name: train_choice(args, several[name]), print_trainings)
+        say(f"Evaluate them with: {evaluation_command(args)}")
 
 
-def train_category(args: argparse.Namespace, category: str) -> tuple[int, int, float] | None:
+def train_choice(args: argparse.Namespace, choice: Choice) -> tuple[int, int, float] | None:
     """Train one detector; returns the numbers of images and steps and the seconds, or None if it was finished."""
-    from efficientad.data.datasets import open_dataset
     from efficientad.system.distributed import say
     from efficientad.training.options import TrainingOptions
     from efficientad.training.run import train_detector
 
     start = time.monotonic()
-    own = argparse.Namespace(**{**vars(args), "subdataset": category})
-    command = arguments.command_line(get_parser(), own)
-    dataset = open_dataset(args.dataset, arguments.dataset_path(args), category)
+    own = arguments.with_dataset(args, choice.path, choice.category)
+    again = args if choice.name else own
+    command = arguments.command_line(get_parser(), again)
+    dataset = choice.open()
     for line in arguments.describe_unused_category(args):
         say(line)
     trained = train_detector(dataset, arguments.read_options(TrainingOptions, own, command=command))
     if trained is None:
         return None
     seconds = time.monotonic() - start
-    say(
-        f"Trained in {seconds:.0f} s and wrote {trained.model_file}; "
-        f"evaluate it with: {evaluation_command(args, category)}"
-    )
+    say(f"Trained in {seconds:.0f} s and wrote {trained.model_file}; evaluate it with: {evaluation_command(again)}")
     return trained.images, trained.steps, seconds
 
 
 def print_trainings(trained: dict[str, tuple[int, int, float] | None]) -> None:
-    """Print a table of the trained categories, without those that were finished before."""
+    """Print a table of the trained data sets, without those that were finished before."""
     from tabulate import tabulate
 
     rows = [[name, *values] for name, values in trained.items() if values]
@@ -280,11 +284,11 @@ def print_trainings(trained: dict[str, tuple[int, int, float] | None]) -> None:
         print(f"Trained before, nothing to do: {', '.join(trained)}")
         return
     means = [sum(column) / len(rows) for column in list(zip(*rows, strict=True))[1:]]
-    headers = ["Category", "Images", "Steps", "Seconds"]
+    headers = ["Data set", "Images", "Steps", "Seconds"]
     print(f"\n{tabulate([*rows, ['mean', *means]], headers=headers, floatfmt='.0f')}\n")
 
 
-def evaluation_command(args: argparse.Namespace, category: str) -> str:
+def evaluation_command(args: argparse.Namespace) -> str:
     """The eval.py command line for what was trained with these arguments."""
     words = [
         "python",
@@ -292,10 +296,10 @@ def evaluation_command(args: argparse.Namespace, category: str) -> str:
         "--dataset",
         args.dataset,
         f"--{arguments.path_argument(args.dataset)}",
-        str(arguments.dataset_path(args)),
+        *map(str, arguments.dataset_paths(args)),
     ]
     if args.dataset != "custom":
-        words += ["--subdataset", category]
+        words += ["--subdataset", args.subdataset]
     return shlex.join([*words, "--output_dir", str(args.output_dir)])
 
 

@@ -33,9 +33,9 @@ run python prepare_dataset.py --annotations dataset/sample/annotations/instance.
 run python train.py --dataset custom --custom_dataset_path dataset/boards --output_dir output/demo --target_fpr 0.05 --overwrite
 run python eval.py --dataset custom --custom_dataset_path dataset/boards --output_dir output/demo --map_format jpg
 
-results=output/demo/anomaly_maps/custom/test
+results=output/demo/anomaly_maps/custom
 printf '\nThe most suspicious labels, from %s:\n' "$results/mismatch_samples.csv"
 head -n 6 "$results/mismatch_samples.csv" | cut -d, -f1-3
 printf '\nThree images of the sample are labelled wrongly on purpose (dataset/sample/mislabelled.csv):\n'
 tail -n +2 dataset/sample/mislabelled.csv
-printf '\nEach image beside its heat map: %s\nAll of it in a browser: %s\n' "$results/<class>/" "$results/report.html"
+printf '\nEach image beside its heat map: %s\nAll of it in a browser: %s\n' "$results/test/<class>/" "$results/report.html"

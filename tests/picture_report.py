@@ -1,6 +1,6 @@
 """Draws the README's picture of a report, dataset/report.png, from the demo's (dataset/demo.sh):
 
-python tests/picture_report.py output/demo/anomaly_maps/custom/test/report.html dataset/report.png
+python tests/picture_report.py output/demo/anomaly_maps/custom/report.html dataset/report.png
 """
 
 import sys

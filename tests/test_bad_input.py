@@ -70,7 +70,7 @@ class Case:
         }
         self.results = {
             "train": root / "out" / "trainings" / "custom",
-            "eval": root / "out" / "anomaly_maps" / "custom" / "test",
+            "eval": root / "out" / "anomaly_maps" / "custom",
             "prepare": root / "prepared",
         }
 
@@ -91,10 +91,10 @@ def test_odd_files_can_be_evaluated(tmp_path, model):
         rows = {row["image_name"] for row in read_csv(folder / "scores.csv") if row["defect_class"] == "dent"}
         assert rows == {csv_cell(name) for name in (*READABLE, "000.png", "001.png")}
         for name, stem in zip(READABLE, stems, strict=True):
-            with Image.open(folder / "dent" / f"{name if keeps_suffix else stem}.{map_format}") as image:
+            with Image.open(folder / "test" / "dent" / f"{name if keeps_suffix else stem}.{map_format}") as image:
                 if map_format == "tiff" and name.startswith("turned"):
                     assert image.size == ((60, 40) if int(name[7]) < 5 else (40, 60))
-    assert len(list((folder / "dent").iterdir())) == len(READABLE) + 2
+    assert len(list((folder / "test" / "dent").iterdir())) == len(READABLE) + 2
 
 
 def test_odd_files_can_be_prepared_and_replaced(tmp_path, model):
@@ -190,7 +190,7 @@ def test_the_old_map_of_an_image_that_broke_does_not_stay(tmp_path, model):
     run("eval", *case.flags["eval"], "-f", "tiff")
     (case.folders["eval"][0] / "000.png").write_text("text")
     run("eval", *case.flags["eval"], "-f", "tiff", "--on_error", "skip")
-    assert [name for name in tree(case.results["eval"]) if "dent" in name] == ["dent/001.tiff"]
+    assert [name for name in tree(case.results["eval"]) if "dent" in name] == ["test/dent/001.tiff"]
 
 
 def test_damage_in_the_middle_is_found_by_eval_at_the_end(tmp_path, model, monkeypatch, capsys):

@@ -32,7 +32,7 @@ def exact_convolutions(monkeypatch):
 
 
 def scores_of(output):
-    with (output / "anomaly_maps" / "custom" / "test" / "scores.csv").open(newline="") as file:
+    with (output / "anomaly_maps" / "custom" / "scores.csv").open(newline="") as file:
         return {row["path"]: float(row["y_score"]) for row in csv.DictReader(file)}
 
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "efficientad.convert": efficientad.convert,
 }
 OTHERS_FLAGS = {"--nproc_per_node"}  # torchrun's
+OTHERS_FLAGS |= {"--anomaly_maps_dir", "--dataset_base_dir", "--object_name"}  # of MVTec's evaluators
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 

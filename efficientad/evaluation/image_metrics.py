@@ -93,14 +93,14 @@ def decision_row(name: str, y_true: np.ndarray, y_score: np.ndarray, threshold: 
     return Row(
         name,
         accuracy=float((called == y_true).mean()),
-        precision=_ratio(hits, int(called.sum())),
-        recall=_ratio(hits, int(y_true.sum())),
+        precision=share_of(hits, int(called.sum())),
+        recall=share_of(hits, int(y_true.sum())),
         count=len(y_true),
         auroc=auroc,
     )
 
 
-def _ratio(part: int, whole: int) -> float:
+def share_of(part: int, whole: int) -> float:
     return part / whole if whole else math.nan
 
 
@@ -242,77 +242,3 @@ def _draw(places: np.ndarray, count: int, length: int, rng: np.random.Generator)
     drawn = places[rng.integers(len(places), size=(count, len(places)))]
     drawn += np.arange(count)[:, None] * length
     return np.bincount(drawn.ravel(), minlength=count * length).reshape(count, length)
-
-
-FALSE_POSITIVE_RATES = (0.0, 0.01, 0.05, 0.1, 0.2)
-RECALLS = (1.0, 0.95, 0.9)
-
-
-@dataclass(frozen=True)
-class SweepRow:
-    """Metrics of the decisions at one threshold. Ratios are in [0, 1], nan where undefined."""
-
-    threshold: float
-    accuracy: float
-    precision: float
-    recall: float
-    f1: float
-    false_positive_rate: float
-    notes: tuple[str, ...]  # why this threshold has a row
-
-
-def sweep_thresholds(y_true: np.ndarray, y_score: np.ndarray, threshold: float) -> list[SweepRow]:
-    """About ten rows, ascending: the threshold in use, the best F1, and those that just reach a rate.
-
-    Thresholds with the same decisions share a row. All but the one in use have seen the labels, so they flatter:
-    new images will do worse.
-
-    Args:
-        y_true: N bools, whether the image is labelled anomalous; N >= 1.
-        y_score: N finite floats; an image is called anomalous when its score is > threshold.
-        threshold: the one in use.
-
-    >>> rows = sweep_thresholds(np.array([False, True]), np.array([1.0, 2.0]), threshold=1.5)
-    >>> [(row.threshold, row.f1) for row in rows]
-    [(1.5, 1.0)]
-    """
-    y_score = y_score.astype(np.float64)
-    scores, place = curves.rank(y_score)
-    hits, alarms = (  # as in curves.py, after a first entry at which nothing is called anomalous
-        np.append(0, curves.count(place[kind], len(scores))) for kind in (y_true, ~y_true)
-    )
-    wanted: dict[int, list[str]] = {}  # notes by entry: how many of the highest scores are called anomalous
-
-    def want(entry: int, note: str) -> None:
-        wanted.setdefault(int(entry), []).append(note)
-
-    in_use = int((scores > threshold).sum())
-    want(in_use, "in use")
-    if hits[-1] and alarms[-1]:
-        f1 = curves.f1(hits, alarms)
-        want(np.flatnonzero(f1 == f1.max())[-1], "best F1")
-    if alarms[-1]:
-        for rate in FALSE_POSITIVE_RATES:
-            name = f"false positives <= {100 * rate:g} %" if rate else "no false positive"
-            want(np.flatnonzero(alarms <= rate * alarms[-1] + curves.ROUNDING)[-1], name)
-    if hits[-1]:
-        for recall in RECALLS:
-            name = f"recall >= {100 * recall:g} %" if recall < 1 else "every defect found"
-            want(np.flatnonzero(hits >= recall * hits[-1] - curves.ROUNDING)[0], name)
-    bounds = [np.inf, *scores, -np.inf]
-    return [
-        _sweep_row(
-            y_true,
-            y_score,
-            threshold if entry == in_use else curves.shortest_between(bounds[entry + 1], bounds[entry]),
-            tuple(notes),
-        )
-        for entry, notes in sorted(wanted.items(), reverse=True)
-    ]
-
-
-def _sweep_row(y_true: np.ndarray, y_score: np.ndarray, threshold: float, notes: tuple[str, ...]) -> SweepRow:
-    row, called = decision_row("", y_true, y_score, threshold, auroc=np.nan), y_score > threshold
-    f1 = _ratio(2 * int((called & y_true).sum()), int(called.sum()) + int(y_true.sum())) if y_true.any() else np.nan
-    false_positive_rate = np.nan if y_true.all() else float(called[~y_true].mean())
-    return SweepRow(threshold, row.accuracy, row.precision, row.recall, f1, false_positive_rate, notes)

@@ -1,4 +1,4 @@
-"""The results of an evaluation: the text tables, scores.csv, mismatch_samples.csv and metrics.json."""
+"""The results of an evaluation, and its files scores.csv, mismatch_samples.csv and metrics.json."""
 
 from __future__ import annotations
 
@@ -14,20 +14,16 @@ from efficientad.data.datasets import Sample
 from efficientad.evaluation.image_metrics import (
     INTERVAL,
     ImageMetrics,
-    ImageRow,
     Row,
-    SweepRow,
     class_groups,
     image_metrics,
     merge_copies,
     overall_group,
-    sweep_thresholds,
 )
 from efficientad.evaluation.pixel_metrics import PixelMetrics
+from efficientad.evaluation.sweep import SweepRow, sweep_thresholds
 from efficientad.evaluation.thumbnails import Picture
-from efficientad.system.errors import count_of, printable
 from efficientad.system.files import write_csv, write_text_atomically
-from efficientad.system.tables import format_table, number
 
 SCORES_FILE = "scores.csv"
 MISMATCH_FILE = "mismatch_samples.csv"
@@ -57,6 +53,7 @@ class Decisions:
     overall: Row
     distinct: Row | None  # over distinct images, if some are in several classes
     sweep: list[SweepRow]  # at this and other informative thresholds
+    sweep_recalls: dict[str, list[float]]  # of each defect class, in the order of the sweep
 
 
 @dataclass(frozen=True)
@@ -86,12 +83,18 @@ def evaluate_scores(
         distinct = overall_group(*merge_copies(digests, y_true, y_score), "Distinct images")
 
     def decide(threshold: float) -> Decisions:
+        sweep = sweep_thresholds(y_true, y_score, threshold)
         return Decisions(
             threshold,
             classes=[group.row(threshold) for group in groups],
             overall=overall.row(threshold),
             distinct=distinct and distinct.row(threshold),
-            sweep=sweep_thresholds(y_true, y_score, threshold),
+            sweep=sweep,
+            sweep_recalls={
+                group.name: [group.row(row.threshold).recall for row in sweep]
+                for group in groups
+                if group.y_true.all()
+            },
         )
 
     return Evaluation(
@@ -112,65 +115,6 @@ def _columns(scored: Sequence[ScoredSample]) -> tuple[np.ndarray, np.ndarray, li
     )
 
 
-def format_tables(evaluation: Decisions, auc_by_class: bool = False) -> str:
-    """The tables and the AUC lines for the terminal.
-
-    Args:
-        auc_by_class: add a line of AUC for each defect class (MVTec LOCO's logical and structural ones).
-    """
-    headers = ["Class", "Accuracy", "Precision", "Recall", "Num Samples"]
-    classes = [[*_cells(row), number(row.auroc)] for row in evaluation.classes]
-    lines = [
-        format_table([*headers, "AUROC"], classes, "lrrrrr"),
-        "",
-        format_table(headers, [_cells(evaluation.overall)], "lrrrr"),
-        _auc_line(evaluation),
-    ]
-    if auc_by_class:
-        anomalous = [row for row in evaluation.classes if not math.isnan(row.auroc)]
-        lines += [f"Image auc of {printable(row.name)}: {100 * row.auroc:.4f}" for row in anomalous]
-    if evaluation.distinct:
-        row = evaluation.distinct
-        lines.append(
-            f"Over the {row.count} distinct images (some are in several folders):\n"
-            f"accuracy {number(row.accuracy)}, precision {number(row.precision)}, recall {number(row.recall)}, "
-            f"image auc {number(100 * row.auroc)}"
-        )
-    return "\n".join(lines)
-
-
-def format_thresholds(evaluation: Evaluation) -> str:
-    """The tables at the further thresholds of --thresholds, then a short sweep over others."""
-    parts = [f"Threshold {other.threshold:g}:\n{format_tables(other)}\n" for other in evaluation.others]
-    headers = ["Threshold", "Accuracy", "Precision", "Recall", "F1", "FP rate", "Why it is listed"]
-    rows = [
-        [
-            _digits(row.threshold, row.notes),
-            *map(number, (row.accuracy, row.precision, row.recall, row.f1, row.false_positive_rate)),
-            "; ".join(row.notes),
-        ]
-        for row in evaluation.sweep
-    ]
-    title = "Other thresholds on these images; all but the one in use have seen the labels:"
-    return "\n".join([*parts, title, format_table(headers, rows, "rrrrrrl")])
-
-
-def _digits(threshold: float, notes: Sequence[str]) -> str:
-    """The digits that --threshold needs to decide the same; the one in use is printed as it was given."""
-    return f"{threshold:g}" if "in use" in notes else repr(threshold).removesuffix(".0")
-
-
-def _cells(row: Row) -> list[str]:
-    return [printable(row.name), *map(number, (row.accuracy, row.precision, row.recall)), str(row.count)]
-
-
-def _auc_line(evaluation: Decisions) -> str:
-    if not math.isnan(evaluation.overall.auroc):
-        return f"Final image auc: {100 * evaluation.overall.auroc:.4f}"
-    missing = "defective" if math.isnan(evaluation.overall.recall) else "good"
-    return f"AUC undefined: the test set has no {missing} images"
-
-
 def describe_chance(evaluation: Evaluation, input_size: tuple[int, int]) -> str:
     """A warning with advice where the detector is no better than chance, else empty.
 
@@ -186,65 +130,6 @@ def describe_chance(evaluation: Evaluation, input_size: tuple[int, int]) -> str:
         f"images cropped to the part (the networks see {height} x {width} pixels), and the same view and "
         "light for every part."
     )
-
-
-def format_metrics(evaluation: Evaluation) -> str:
-    """The tables of the metrics that need no threshold: images, and pixels where there are masks."""
-    headers = ["Class", "AUROC", "95 %\ninterval", "AP", "F1-max", "at\nscore", "Recall\n1 % FP", "Recall\n5 % FP"]
-    metrics = evaluation.image_metrics
-    if math.isnan(metrics.overall.auroc.value):
-        return "Without both good and defective test images there is nothing to compare them by."
-    rows = [_image_cells(row) for row in (*metrics.classes, metrics.overall)]
-    lines = [
-        "Images against all good ones, each distinct image once, whatever the threshold:",
-        format_table(headers, rows, "lrrrrrrr"),
-    ]
-    if evaluation.pixel_metrics:
-        lines += ["", _format_pixels(evaluation.pixel_metrics)]
-    return "\n".join(lines)
-
-
-def _image_cells(row: ImageRow) -> list[str]:
-    return [
-        printable(row.name),
-        number(row.auroc.value),
-        "-" if math.isnan(row.auroc.low) else f"{row.auroc.low:.3f}-{row.auroc.high:.3f}",
-        number(row.average_precision.value),
-        number(row.f1_max.value),
-        number(row.f1_max_threshold, 2),
-        number(row.recall_at_fpr_1.value),
-        number(row.recall_at_fpr_5.value),
-    ]
-
-
-def _format_pixels(metrics: PixelMetrics) -> str:
-    area = "AU-sPRO" if metrics.saturated else "AU-PRO"
-    headers = ["Class", "AUROC", "F1-max", "at\nscore", f"{area}\n0.05", f"{area}\n0.30", "Masks", "Defects"]
-    rows = [
-        [
-            printable(row.name),
-            number(row.auroc),
-            number(row.f1_max),
-            number(row.f1_max_threshold, 2),
-            number(row.au_pro_05),
-            number(row.au_pro_30),
-            str(row.images),
-            str(row.regions),
-        ]
-        for row in (*metrics.classes, metrics.overall)
-    ]
-    lines = ["Pixels of defects against all other pixels:", format_table(headers, rows, "lrrrrrrr")]
-    if metrics.left_out:
-        have = "has" if metrics.left_out == 1 else "have"
-        lines.append(
-            f"{metrics.left_out} of the {metrics.defective} defective images {have} no mask, or an empty one;\nthe "
-            "pixel metrics leave them out"
-        )
-    if metrics.hidden:
-        defects = f"{count_of(metrics.hidden, 'defect')} on {count_of(metrics.hiding, 'image')}"
-        verb = "lies" if metrics.hidden == 1 else "lie"
-        lines.append(f"{defects} {verb} wholly where nothing is inspected;\nthe pixel metrics leave them out")
-    return "\n".join(lines)
 
 
 def write_scores(path: Path, scored: Iterable[ScoredSample], threshold: float) -> None:

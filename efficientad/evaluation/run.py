@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
 
 from efficientad.data.copies import group_copies
 from efficientad.data.datasets import Dataset, Sample, find_test_samples, list_good_images
@@ -21,21 +22,24 @@ from efficientad.data.images import (
     write_skipped,
 )
 from efficientad.detector import calibration
-from efficientad.evaluation import report
+from efficientad.evaluation import report, text_tables
 from efficientad.evaluation.localization import Localization
+from efficientad.evaluation.loco import format_kinds, kind_rows
 from efficientad.evaluation.masks import MaskSet, find_masks
 from efficientad.evaluation.report import Evaluation, ScoredSample
 from efficientad.evaluation.report_page import REPORT_FILE, describe_run, write_report
-from efficientad.evaluation.scoring import ScoringWork, score_samples
+from efficientad.evaluation.scoring import ScoringWork, map_names, score_samples
+from efficientad.evaluation.sweep import threshold_for_recall
 from efficientad.evaluation.thumbnails import plan_pictures
 from efficientad.inference.detectors import Detector, load_detector
 from efficientad.system.distributed import gather_objects, rank, ranks, wait_for_ranks
 from efficientad.system.errors import UserError, count_of, printable
-from efficientad.system.files import claim_files, fitting_name, release_files
+from efficientad.system.files import adopt_files, claim_files, release_files
 from efficientad.system.progress_bars import progress_bar
 from efficientad.system.runs import lock_folder
 from efficientad.system.tables import WIDTH
 
+MAPS_FOLDER = "test"  # below the output folder; MVTec's evaluators expect it, with nothing else in it
 _MAP_SUFFIXES = {"tiff": ".tiff", "jpg": ".jpg", "none": None}
 
 
@@ -45,6 +49,7 @@ class EvaluationOptions:
 
     model_size: str | None  # a check only: the detector knows its size
     threshold: float | None  # None: the detector's own
+    target_recall: float | None  # in place of a threshold
     thresholds: list[float]  # further ones
     batch_size: int
     device: str
@@ -65,7 +70,7 @@ class EvaluationRun:
     options: EvaluationOptions
     samples: Sequence[Sample]
     detector: Detector
-    threshold: float
+    threshold: float  # until choose_by_recall, if there is a target_recall, for the colours of .jpg maps only
     threshold_origin: str
     masks: MaskSet | None
     notes: Sequence[str]  # about images and masks
@@ -102,13 +107,15 @@ def evaluate_detector(
         wait_for_ranks()  # the others go on once the first holds the lock, and not at all if it fails
         run = open_run(dataset, weights_dir, folder, options)
         files = name_files(run)
-        stale = claim_files(folder, files) if rank() == 0 else set()
+        stale = claim_results(folder, files) if rank() == 0 else set()
         wait_for_ranks()
         if rank() == 0:
             print_start(run)
         scores = score_all(run)
         if rank() > 0:
             return None
+        if options.target_recall:
+            run = choose_by_recall(run, scores, options.target_recall)
         pixel_metrics = scores.localization.metrics() if scores.localization else None
         evaluation = report.evaluate_scores(scores.scored, run.threshold, options.thresholds, pixel_metrics)
         write_results(run, scores, evaluation, command)
@@ -131,13 +138,16 @@ def open_run(dataset: Dataset, weights_dir: Path, folder: Path, options: Evaluat
             f"{weights_dir} holds a {detector.model_size} model but --model_size is {options.model_size}"
         )
     threshold, origin = calibration.choose_threshold(options.threshold, detector.calibration)
+    if options.target_recall and not any(sample.is_anomalous for sample in samples):
+        raise UserError(f"--target_recall needs defective test images, and {dataset.test_folder} holds none")
     if options.on_error == "stop":
         paths = [sample.path for sample in samples]
         raise_if_unreadable(find_unreadable(paths, check_file, options.num_workers, quiet=rank() > 0))
     masks, about_masks = find_masks(dataset, samples)
     notes = [*found.notes, *_describe_seen(dataset, found.samples), *about_masks]
     suffix = _MAP_SUFFIXES[options.map_format]
-    maps = dict(zip(samples, map_names(samples, suffix), strict=True)) if suffix else {}
+    names = [f"{MAPS_FOLDER}/{name}" for name in map_names(samples, suffix)] if suffix else []
+    maps = dict(zip(samples, names, strict=True)) if suffix else {}
     return EvaluationRun(
         dataset, weights_dir, folder, options, samples, detector, threshold, origin, masks, notes, maps
     )
@@ -176,6 +186,12 @@ def name_files(run: EvaluationRun) -> list[str]:
     return names
 
 
+def claim_results(folder: Path, files: Sequence[str]) -> set[str]:
+    """See claim_files. Earlier versions wrote all results into MAPS_FOLDER; they count as the last run's."""
+    adopt_files(folder, MAPS_FOLDER)
+    return claim_files(folder, files)
+
+
 def score_all(run: EvaluationRun) -> Scores:
     """Score this process's share of the images and write their maps; the first process gets all scores.
 
@@ -210,6 +226,23 @@ def score_all(run: EvaluationRun) -> Scores:
     return Scores(scored, skipped, work.localization)
 
 
+def choose_by_recall(run: EvaluationRun, scores: Scores, recall: float) -> EvaluationRun:
+    """The run with the highest threshold that finds this share of its defective images, as their labels tell.
+
+    Raises:
+        UserError: none of them could be read.
+    """
+    y_true = np.array([item.sample.is_anomalous for item in scores.scored])
+    if not y_true.any():
+        raise UserError("--target_recall needs defective test images, and none of them can be read")
+    threshold = threshold_for_recall(y_true, np.array([item.score for item in scores.scored]), recall)
+    origin = (
+        f"the highest that finds {100 * recall:g} % of these very defective images, so it has seen their labels"
+    )
+    print(f"\nThreshold {threshold!r}: {origin}; new images will do worse")
+    return replace(run, threshold=threshold, threshold_origin=origin)
+
+
 def write_results(run: EvaluationRun, scores: Scores, evaluation: Evaluation, command: str) -> None:
     """Write every file but the maps, which are already there."""
     folder, scored, threshold = run.folder, scores.scored, run.threshold
@@ -217,9 +250,12 @@ def write_results(run: EvaluationRun, scores: Scores, evaluation: Evaluation, co
         "dataset": run.dataset.name,
         "weights_dir": str(run.weights_dir),
         "model_size": run.detector.model_size,
+        "threshold_origin": run.threshold_origin,
     }
     report.write_scores(folder / report.SCORES_FILE, scored, threshold)
     report.write_mismatches(folder / report.MISMATCH_FILE, scored, threshold)
+    if kinds := kind_rows(evaluation):
+        facts["loco"] = list(map(asdict, kinds))
     report.write_metrics(folder / report.METRICS_FILE, evaluation, facts)
     if not run.options.no_report:
         page_facts = describe_run(
@@ -240,6 +276,8 @@ def remove_stale(run: EvaluationRun, scores: Scores, files: Sequence[str], stale
 def print_start(run: EvaluationRun) -> None:
     """Print what is evaluated, and with what."""
     origin = f"threshold {run.threshold:g} ({run.threshold_origin})"
+    if run.options.target_recall:
+        origin = f"threshold to be chosen for a recall of {100 * run.options.target_recall:g} %"
     print(f"Data set {run.dataset.name}: {len(run.samples)} test images, {origin}")
     print(f"Model {run.weights_dir} ({run.detector.model_size}), {run.detector.description}", flush=True)
     if described := run.detector.view.describe():
@@ -251,9 +289,11 @@ def print_start(run: EvaluationRun) -> None:
 def print_results(run: EvaluationRun, scores: Scores, evaluation: Evaluation) -> None:
     """Print the tables, and where the files are."""
     by_class = run.dataset.name.startswith("mvtec_loco/")
-    print(f"\n{report.format_tables(evaluation, auc_by_class=by_class)}\n")
-    print(f"{report.format_metrics(evaluation)}\n")
-    print(f"{report.format_thresholds(evaluation)}\n")
+    print(f"\n{text_tables.format_tables(evaluation, auc_by_class=by_class)}\n")
+    print(f"{text_tables.format_metrics(evaluation)}\n")
+    if kinds := format_kinds(evaluation):
+        print(f"{kinds}\n")
+    print(f"{text_tables.format_thresholds(evaluation)}\n")
     if warning := report.describe_chance(evaluation, run.detector.view.size):
         print(f"{textwrap.fill(warning, WIDTH)}\n")
     mismatches = sum(item.is_mismatch(run.threshold) for item in scores.scored)
@@ -267,23 +307,3 @@ def print_results(run: EvaluationRun, scores: Scores, evaluation: Evaluation) ->
     print(f"{'Maps, scores' if run.maps else 'Scores'} and metrics are in {run.folder}")
     if not run.options.no_report:
         print(f"Open this in a browser to look at all of it: {run.folder / REPORT_FILE}")
-
-
-def map_names(samples: Sequence[Sample], suffix: str) -> list[str]:
-    """The file of each sample's map, below the output folder: <class>/<image without its suffix><suffix>.
-
-    In a class where two images differ only in the suffix (a.jpg, a.png), all keep theirs (a.jpg.tiff). Names that
-    are too long are shortened by fitting_name.
-    """
-    stems: dict[str, list[str]] = defaultdict(list)
-    for sample in samples:
-        stems[sample.class_name].append(_stem(sample).casefold())
-    keeps_suffix = {name for name, inside in stems.items() if len(set(inside)) < len(inside)}
-    names = [sample.image_name if sample.class_name in keeps_suffix else _stem(sample) for sample in samples]
-    return [
-        fitting_name(f"{sample.class_name}/{name}{suffix}") for sample, name in zip(samples, names, strict=True)
-    ]
-
-
-def _stem(sample: Sample) -> str:
-    return PurePosixPath(sample.image_name).with_suffix("").as_posix()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from efficientad.evaluation.thumbnails import Picture, PictureSizes, encode_map,
 from efficientad.inference.detectors import Detector
 from efficientad.inference.maps import write_side_by_side, write_tiff
 from efficientad.inference.prediction import Prediction, limit_workers, predict
+from efficientad.system.files import fitting_name
 from efficientad.system.parallel import parallel_map
 
 
@@ -91,3 +93,23 @@ def _picture(
         encode_mask(defects, sizes.thumbnail_side // 2),
         float(prediction.anomaly_map.max()),
     )
+
+
+def map_names(samples: Sequence[Sample], suffix: str) -> list[str]:
+    """The file of each sample's map, below MAPS_FOLDER: <class>/<image without its suffix><suffix>.
+
+    In a class where two images differ only in the suffix (a.jpg, a.png), all keep theirs (a.jpg.tiff). Names that
+    are too long are shortened by fitting_name.
+    """
+    stems: dict[str, list[str]] = defaultdict(list)
+    for sample in samples:
+        stems[sample.class_name].append(_stem(sample).casefold())
+    keeps_suffix = {name for name, inside in stems.items() if len(set(inside)) < len(inside)}
+    names = [sample.image_name if sample.class_name in keeps_suffix else _stem(sample) for sample in samples]
+    return [
+        fitting_name(f"{sample.class_name}/{name}{suffix}") for sample, name in zip(samples, names, strict=True)
+    ]
+
+
+def _stem(sample: Sample) -> str:
+    return PurePosixPath(sample.image_name).with_suffix("").as_posix()

@@ -67,8 +67,9 @@ def add_dataset_arguments(
     parser: argparse.ArgumentParser,
     layout: str | None = "mvtec_ad",
     help: str = "layout of the data set (default: %(default)s)",
+    several: bool = False,
 ) -> None:
-    """-d, whose default is `layout`, -s and the path of each layout."""
+    """-d, whose default is `layout`, -s and the path of each layout; with `several` -c takes any number of sets."""
     group = parser.add_argument_group("data set")
     group.add_argument(
         "-d",
@@ -87,7 +88,11 @@ def add_dataset_arguments(
         "(default: %(default)s)",
     )
     for flags, default, help in (
-        (["-c", "--custom_dataset_path"], "custom_dataset", "folder with train/good and test/<class>"),
+        (
+            ["-c", "--custom_dataset_path"],
+            "custom_dataset",
+            "folder with train/good and test/<class>" + (", or several such folders" if several else ""),
+        ),
         (["--mvtec_ad_path"], "dataset/original/mvtec_anomaly_detection", "folder of the MVTec AD categories"),
         (["--mvtec_loco_path"], "mvtec_loco_anomaly_detection", "folder of the MVTec LOCO categories"),
         (
@@ -96,9 +101,9 @@ def add_dataset_arguments(
             "folder of the VisA categories, as downloaded or prepared (1cls)",
         ),
     ):
-        group.add_argument(
-            *flags, type=named_path, default=Path(default), metavar="DIR", help=f"{help} (default: ./%(default)s)"
-        )
+        more = {"nargs": "+"} if several and "-c" in flags else {}
+        help = f"{help} (default: ./%(default)s)"
+        group.add_argument(*flags, type=named_path, default=Path(default), metavar="DIR", help=help, **more)
 
 
 def name(text: str) -> str:
@@ -134,6 +139,17 @@ def path_argument(layout: str) -> str:
 def dataset_path(args: argparse.Namespace) -> Path:
     """The path given for the chosen layout."""
     return getattr(args, path_argument(args.dataset))
+
+
+def dataset_paths(args: argparse.Namespace) -> list[Path]:
+    """The paths given for the chosen layout; several only of custom sets."""
+    paths = dataset_path(args)
+    return paths if isinstance(paths, list) else [paths]
+
+
+def with_dataset(args: argparse.Namespace, path: Path, category: str) -> argparse.Namespace:
+    """The arguments for one data set of the chosen layout."""
+    return argparse.Namespace(**{**vars(args), path_argument(args.dataset): path, "subdataset": category})
 
 
 def describe_unused_category(args: argparse.Namespace) -> list[str]:

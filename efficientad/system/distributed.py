@@ -16,7 +16,7 @@ from torch import distributed as dist
 
 from efficientad.system.errors import UserError, is_out_of_memory
 
-# A process may wait long for another one's category; a dead one is noticed at once
+# A process may wait long for another one's data set; a dead one is noticed at once
 _PATIENCE = timedelta(days=7)
 _alone = False
 _Item = TypeVar("_Item")
@@ -145,15 +145,15 @@ def _naming_lost_ranks() -> Iterator[None]:
 _Result = TypeVar("_Result")
 
 
-def each_category(
+def each_dataset(
     names: Sequence[str], work: Callable[[str], _Result], report: Callable[[dict[str, _Result]], None]
 ) -> None:
-    """Do the work of each category, several processes a share of them each; the first one reports all results.
+    """Do the work of each data set, several processes a share of them each; the first one reports all results.
 
-    A category that fails does not stop the others: its error is printed, and it has no result.
+    One that fails does not stop the others: its error is printed, and it has no result.
 
     Args:
-        report: called with the results by the categories' names, in their order.
+        report: called with the results by the data sets' names, in their order.
 
     Raises:
         UserError: all failed; on the first process also if some failed, after the report.
@@ -170,13 +170,13 @@ def each_category(
                 print(f"{name} failed: {error}", file=sys.stderr, flush=True)
     everywhere = {name: result for part in gather_objects(results) for name, result in part.items()}
     if not everywhere:
-        raise UserError(f"all {len(names)} categories failed; their messages are above")
+        raise UserError(f"all {len(names)} data sets failed; their messages are above")
     if rank() == 0:
         report({name: everywhere[name] for name in names if name in everywhere})
         failed = [name for name in names if name not in everywhere]
         if failed:
             raise UserError(
-                f"{len(failed)} of {len(names)} categories failed: {', '.join(failed)}; their messages are above"
+                f"{len(failed)} of {len(names)} data sets failed: {', '.join(failed)}; their messages are above"
             )
 
 

@@ -207,6 +207,19 @@ def claim_files(folder: Path, names: Sequence[str]) -> set[str]:
     return earlier.difference(names)
 
 
+def adopt_files(folder: Path, subfolder: str) -> None:
+    """Make what a run wrote into the subfolder, if there is its list, files of the last run in `folder`.
+
+    Raises:
+        UserError: there are links on the way to a list, or it is damaged.
+    """
+    require_no_links(folder, [f"{subfolder}/{FILE_LIST}", FILE_LIST])
+    if not (folder / subfolder / FILE_LIST).is_file():
+        return
+    names = {FILE_LIST, *written_files(folder / subfolder)}
+    write_file_list(folder, written_files(folder).union(f"{subfolder}/{name}" for name in names))
+
+
 def release_files(folder: Path, stale: set[str], names: Sequence[str]) -> None:
     """Remove the stale files of an earlier run, and the folders that they leave empty.
 
@@ -218,7 +231,8 @@ def release_files(folder: Path, stale: set[str], names: Sequence[str]) -> None:
         remove_file(folder / name)
     for name in stale.union(names):  # left by a killed run
         remove_file(part_of(folder / name))
-    for parent in {(folder / name).parent for name in stale} - {folder}:
+    parents = {parent for name in stale for parent in PurePosixPath(name).parents} - {PurePosixPath()}
+    for parent in (folder / name for name in sorted(parents, reverse=True)):  # the inner ones first
         if parent.is_dir() and not any(parent.iterdir()):
             parent.rmdir()
     write_file_list(folder, names)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -29,7 +30,7 @@ def test_further_thresholds_and_the_sweep(output, dataset_folder, capsys):
     sweep = printed[printed.index("Other thresholds on these images;") :].splitlines()
     assert any("in use" in line and line.split()[0] == "7" for line in sweep)
     assert any("best F1" in line for line in sweep)
-    metrics = json.loads((output / "anomaly_maps/custom/test/metrics.json").read_text())
+    metrics = json.loads((output / "anomaly_maps/custom/metrics.json").read_text())
     assert [other["threshold"] for other in metrics["others"]] == [1e6, -1]
     assert metrics["others"][0]["overall"]["recall"] == 0
     assert metrics["others"][1]["overall"]["recall"] == 1
@@ -40,12 +41,12 @@ def test_tiff_maps_are_float_at_the_images_own_size(output, dataset_folder):
     """60 x 40 images give 60 x 40 maps, never rounded; the score is the maximum of the 256 x 256 map."""
     Image.new("RGB", (31, 57), (255, 0, 255)).save(dataset_folder / "test" / "defect_type_1" / "odd.1.png")
     evaluate("-d", "custom", "-c", dataset_folder, "-o", output)
-    folder = output / "anomaly_maps" / "custom" / "test"
-    with Image.open(folder / "good" / "000.tiff") as image:
+    folder = output / "anomaly_maps" / "custom"
+    with Image.open(folder / "test/good/000.tiff") as image:
         assert (image.mode, image.size) == ("F", (60, 40))
         values = np.asarray(image)
     assert (values != np.rint(values)).any()
-    with Image.open(folder / "defect_type_1" / "odd.1.tiff") as image:
+    with Image.open(folder / "test/defect_type_1/odd.1.tiff") as image:
         assert image.size == (31, 57)
     with (folder / "scores.csv").open() as file:
         scores = {(row["defect_class"], row["image_name"]): float(row["y_score"]) for row in csv.DictReader(file)}
@@ -60,7 +61,7 @@ def test_the_report_has_scores_pictures_facts_and_commands(output, dataset_folde
     Image.new("L", (60, 40), 255).save(masks / "000_mask.png")
     words = ["-d", "custom", "-c", dataset_folder, "-o", output, "-T", 3.5]
     evaluate(*words)
-    folder = output / "anomaly_maps" / "custom" / "test"
+    folder = output / "anomaly_maps" / "custom"
     page = Page(folder / "report.html")
     with (folder / "scores.csv").open() as file:
         expected = {(row["defect_class"], row["image_name"]): float(row["y_score"]) for row in csv.DictReader(file)}
@@ -79,25 +80,25 @@ def test_the_report_has_scores_pictures_facts_and_commands(output, dataset_folde
 
 def test_evaluating_again_replaces_its_own_files_and_no_others(output, dataset_folder, capsys):
     words = ["-d", "custom", "-c", dataset_folder, "-o", output]
-    folder = output / "anomaly_maps" / "custom" / "test"
+    folder = output / "anomaly_maps" / "custom"
     evaluate(*words, "-f", "jpg", "-T", 1)
-    with Image.open(folder / "good" / "001.jpg") as image:
+    with Image.open(folder / "test/good/001.jpg") as image:
         assert image.size == (120, 40)
-    (folder / "good" / "notes.txt").write_text("mine")
+    (folder / "test/good/notes.txt").write_text("mine")
     shutil.rmtree(dataset_folder / "test" / "defect_type_2")
     evaluate(*words, "-f", "tiff", "-T", 1e6)
     left = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     assert left == [
-        "defect_type_1/000.tiff",
-        "defect_type_1/001.tiff",
-        "good/000.tiff",
-        "good/001.tiff",
-        "good/002.tiff",
-        "good/notes.txt",
         "metrics.json",
         "mismatch_samples.csv",
         "report.html",
         "scores.csv",
+        "test/defect_type_1/000.tiff",
+        "test/defect_type_1/001.tiff",
+        "test/good/000.tiff",
+        "test/good/001.tiff",
+        "test/good/002.tiff",
+        "test/good/notes.txt",
         "written_files.json",
     ]
     mismatches = (folder / "mismatch_samples.csv").read_text().splitlines()
@@ -118,7 +119,7 @@ def test_six_files_of_other_tools_give_the_same_scores(tmp_path, capsys):
     written = []
     for name in ("own", "six"):
         evaluate("-d", "custom", "-c", root, "-w", tmp_path / name, "-o", tmp_path / name, "-m", "small")
-        written.append((tmp_path / name / "anomaly_maps" / "custom" / "test" / "scores.csv").read_text())
+        written.append((tmp_path / name / "anomaly_maps" / "custom" / "scores.csv").read_text())
     assert written[0] == written[1]
     assert "Final image auc: " in capsys.readouterr().out
 
@@ -154,7 +155,7 @@ def draw_masks(dataset_folder, count=4):
 
 def test_masks_give_pixel_metrics_whatever_the_map_format(output, dataset_folder, capsys):
     words = ["-d", "custom", "-c", dataset_folder, "-o", output]
-    folder = output / "anomaly_maps" / "custom" / "test"
+    folder = output / "anomaly_maps" / "custom"
     evaluate(*words, "-f", "none")
     assert "Pixels" not in capsys.readouterr().out
     assert json.loads((folder / "metrics.json").read_text())["pixel_metrics"] is None
@@ -180,7 +181,7 @@ def test_masks_give_pixel_metrics_whatever_the_map_format(output, dataset_folder
         if mask_file.exists() or path.parent.name == "good":
             mask = np.asarray(Image.open(mask_file)) if mask_file.exists() else np.zeros((40, 60))
             truth.append(mask.ravel() > 0)
-            scores.append(np.asarray(Image.open(folder / path.parent.name / f"{path.stem}.tiff")).ravel())
+            scores.append(np.asarray(Image.open(folder / "test" / path.parent.name / f"{path.stem}.tiff")).ravel())
     direct = roc_auc_score(np.concatenate(truth), np.concatenate(scores))
     assert metrics["overall"]["auroc"] == pytest.approx(direct, abs=1e-3)
 
@@ -219,28 +220,56 @@ def test_wrong_evaluation_commands(output, dataset_folder, monkeypatch, capsys):
 
 def test_a_folder_in_use_is_one_line(output, dataset_folder, monkeypatch, capsys):
     words = ["-d", "custom", "-c", dataset_folder, "-o", output]
-    with lock_folder(output / "anomaly_maps/custom/test"):
+    with lock_folder(output / "anomaly_maps/custom"):
         error = fail(monkeypatch, capsys, eval_script, *words)
-    assert "test is in use by another run (process " in error
+    assert "custom is in use by another run (process " in error
 
 
-def test_a_class_named_like_a_result_is_refused_before_anything_is_scored(
-    output, dataset_folder, monkeypatch, capsys
-):
+def test_a_class_named_like_a_result_is_in_nobodys_way(output, dataset_folder):
     (dataset_folder / "test" / "defect_type_1").rename(dataset_folder / "test" / "scores.csv")
-    monkeypatch.setattr("efficientad.evaluation.run.score_all", None)
-    message = fail(monkeypatch, capsys, eval_script, "-d", "custom", "-c", dataset_folder, "-o", output)
-    assert "scores.csv would have to be a file of the results and the folder of others; rename" in message
+    evaluate("-d", "custom", "-c", dataset_folder, "-o", output)
+    folder = output / "anomaly_maps/custom"
+    assert (folder / "scores.csv").is_file() and (folder / "test/scores.csv/000.tiff").is_file()
+
+
+def test_results_of_an_earlier_version_are_replaced(output, dataset_folder):
+    """They were all in the folder of the maps, and their list, too."""
+    words = ["-d", "custom", "-c", dataset_folder, "-o", output]
+    evaluate(*words, "-f", "jpg")
+    folder = output / "anomaly_maps/custom"
+    for path in [path for path in folder.iterdir() if path.is_file()]:
+        path.rename(folder / "test" / path.name)
+    names = json.loads((folder / "test/written_files.json").read_text())
+    names = [name.removeprefix("test/") for name in names]
+    (folder / "test/written_files.json").write_text(json.dumps(names))
+    (folder / "test/notes.txt").write_text("mine")
+    evaluate(*words)
+    left = {path.name for path in (folder / "test").rglob("*") if path.is_file()}
+    assert left == {"notes.txt", "000.tiff", "001.tiff", "002.tiff"}
+    assert (folder / "report.html").is_file() and "notes" not in (folder / "written_files.json").read_text()
+
+
+def test_nothing_but_maps_is_where_the_evaluators_of_mvtec_look(output, dataset_folder):
+    """LOCO's takes every entry of this folder that is not hidden for a class, and MVTec AD's wants one map each."""
+    Image.new("RGB", (31, 57)).save(dataset_folder / "test" / "good" / "odd.1.png")
+    evaluate("-d", "custom", "-c", dataset_folder, "-o", output)
+    folder = output / "anomaly_maps/custom/test"
+    assert {path.name for path in folder.iterdir()} == {"good", "defect_type_1", "defect_type_2"}
+    for image in (dataset_folder / "test").glob("*/*"):
+        found = list((folder / image.parent.name).glob(f"{image.stem}.*"))
+        assert [path.name for path in found] == [f"{image.stem}.tiff"]
+        with Image.open(found[0]) as opened, Image.open(image) as original:
+            assert (opened.mode, opened.size) == ("F", original.size)
 
 
 def test_images_with_the_longest_names_have_maps(output, dataset_folder):
     for end in "ab":
         draw_part(5).save(dataset_folder / "test" / "good" / ("x" * 250 + f"{end}.png"))
-    folder = output / "anomaly_maps" / "custom" / "test"
+    folder = output / "anomaly_maps" / "custom"
     evaluate("-d", "custom", "-c", dataset_folder, "-o", output)
-    assert len(list((folder / "good").glob("*.tiff"))) == 5
+    assert len(list((folder / "test" / "good").glob("*.tiff"))) == 5
     evaluate("-d", "custom", "-c", dataset_folder, "-o", output, "-f", "none")
-    assert not list(folder.rglob("*.tiff"))
+    assert not (folder / "test").exists()
 
 
 @pytest.mark.parametrize("link", ["anomaly_maps", "anomaly_maps/custom/test", "anomaly_maps/custom/test/good"])
@@ -254,3 +283,33 @@ def test_links_below_the_output_folder_are_refused(output, dataset_folder, link,
     (output / "trainings").rename(tmp_path / "trainings")
     (output / "trainings").symlink_to(tmp_path / "trainings")  # which is only read
     evaluate("-d", "custom", "-c", dataset_folder, "-o", output, "-f", "none")
+
+
+def test_a_wanted_recall_chooses_the_threshold(output, dataset_folder, monkeypatch, capsys):
+    words = ["-d", "custom", "-c", dataset_folder, "-o", output, "-f", "none"]
+    folder = output / "anomaly_maps/custom"
+    evaluate(*words, "--target_recall", 0.75)
+    printed = capsys.readouterr().out
+    assert "threshold to be chosen for a recall of 75 %" in printed
+    chosen = re.search(r"\nThreshold (\S+): the highest that finds 75 % of these very defective images", printed)[1]
+    assert "it has seen their labels; new images will do worse" in printed
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert (metrics["threshold"], metrics["overall"]["recall"]) == (float(chosen), 0.75)
+    assert "seen their labels" in metrics["threshold_origin"]
+    assert "it has seen their labels" in (folder / "report.html").read_text()
+    text = (folder / "scores.csv").read_text()
+    recalls = metrics["sweep_recalls"]
+    place = [row["threshold"] for row in metrics["sweep"]].index(float(chosen))
+    assert recalls["defect_type_1"][place] + recalls["defect_type_2"][place] == 1.5
+    table = printed[printed.index("Recall of each class at these thresholds:") :]
+    assert re.search(rf"Class .*\b{float(chosen):g}\b", table) and "defect_type_2 " in table
+    evaluate(*words, "-T", chosen)
+    assert (folder / "scores.csv").read_text() == text
+
+    assert "not allowed with argument" in fail(
+        monkeypatch, capsys, eval_script, *words, "-T", 5, "--target_recall", 1
+    )
+    for name in ("defect_type_1", "defect_type_2"):
+        shutil.rmtree(dataset_folder / "test" / name)
+    message = fail(monkeypatch, capsys, eval_script, *words, "--target_recall", 1)
+    assert "--target_recall needs defective test images, and" in message

@@ -42,11 +42,11 @@ def test_an_evaluation_of_a_region(tiny_networks, parts, tmp_path, capsys, resiz
     assert f"Input 96 x 160 pixels (height x width), {flag}--roi 6 4 24 30\n" in printed
     assert "2 defects on 2 images lie wholly where nothing is inspected" in printed
     assert "have no mask" not in printed
-    folder = tmp_path / "out" / "anomaly_maps" / "custom" / "test"
+    folder = tmp_path / "out" / "anomaly_maps" / "custom"
     metrics = json.loads((folder / "metrics.json").read_text())["pixel_metrics"]
     assert (metrics["hidden"], metrics["hiding"], metrics["left_out"]) == (2, 2, 0)
     assert (metrics["overall"]["images"], metrics["overall"]["regions"]) == (1, 1)
-    with Image.open(folder / "good" / "000.tiff") as opened:
+    with Image.open(folder / "test/good/000.tiff") as opened:
         anomaly_map = np.asarray(opened)
     inspected = np.zeros((40, 60), dtype=bool)
     inspected[4:34, 6:30] = True

@@ -13,13 +13,11 @@ from efficientad.evaluation.report import (
     ScoredSample,
     describe_chance,
     evaluate_scores,
-    format_metrics,
-    format_tables,
-    format_thresholds,
     write_metrics,
     write_mismatches,
     write_scores,
 )
+from efficientad.evaluation.text_tables import format_metrics, format_tables, format_thresholds
 
 
 def scored(*rows):

@@ -53,7 +53,7 @@ def test_btad(reports, quick, tmp_path, capsys):
     evaluate(*words, "-o", tmp_path / "out", "-f", "none")
     printed = capsys.readouterr().out
     assert f"Note: {tmp_path / 'BTech/01/test/ok'} is taken as good" in printed
-    page = Page(tmp_path / "out/anomaly_maps/mvtec_ad/01/test/report.html")
+    page = Page(tmp_path / "out/anomaly_maps/mvtec_ad/01/report.html")
     assert [(name, folder) for name, _, folder in page.data["classes"]] == [("good", "ok"), ("ko", "ko")]
     assert re.search(r"Final image auc: \d", printed) and re.search(r"ko +[\d.]+ .* 3 +3\n", printed)
 
@@ -66,7 +66,7 @@ def test_the_same_masks_in_another_folder(reports, quick, tmp_path, capsys):
         capsys.readouterr()
         words = ["-w", tmp_path / "out/trainings/custom", "-f", "none", "--no_report"]
         evaluate("-d", "custom", "-c", reports / name, *words, "-o", tmp_path / name)
-        found[name] = pixels_of(tmp_path / name / "anomaly_maps/custom/test")
+        found[name] = pixels_of(tmp_path / name / "anomaly_maps/custom")
     assert found["masks_right"] and found["masks_right"] == found["masks_odd"]
     assert f"Note: masks are taken from {reports / 'masks_odd/masks'}" in capsys.readouterr().out
 
@@ -97,8 +97,8 @@ def test_visa_as_downloaded(reports, quick, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "Data set visa/candle: 4 test images" in printed and "Note: masks" not in printed
     assert re.search(r"anomaly +[\d.]+ .* 3 +3\n", printed)
-    results = tmp_path / "out/anomaly_maps/visa/candle/test"
-    maps = sorted(path.name for path in (results / "anomaly").iterdir())
+    results = tmp_path / "out/anomaly_maps/visa/candle"
+    maps = sorted(path.name for path in (results / "test" / "anomaly").iterdir())
     assert maps == [f"{path.stem}.tiff" for path in anomaly]
     page = Page(results / "report.html")
     assert [folder for *_, folder in page.data["classes"]] == ["Normal", "Anomaly"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from efficientad.evaluation.image_metrics import sweep_thresholds
+from efficientad.evaluation.sweep import sweep_thresholds, threshold_for_recall
 
 
 def noted(rows, note):
@@ -72,3 +72,21 @@ def test_one_kind_of_label_only():
     defective = sweep_thresholds(np.array([True, True]), np.array([1.0, 2.0]), 1.5)
     assert all(np.isnan(row.false_positive_rate) for row in defective)
     assert noted(defective, "every defect found").recall == 1
+
+
+@pytest.mark.parametrize("recall", [0.001, 0.5, 0.9, 0.95, 0.997, 1])
+def test_the_threshold_for_a_recall_is_the_highest(images, recall):
+    y_true, y_score = images
+    threshold = threshold_for_recall(y_true, y_score, recall)
+    found = (y_score > threshold)[y_true].mean()
+    assert found >= recall - 1e-12
+    lowest_found = y_score[y_true & (y_score > threshold)].min()
+    assert (y_score >= np.nextafter(lowest_found, np.inf))[y_true].mean() < recall  # any higher one finds too few
+    assert threshold == float(repr(threshold))
+
+
+def test_a_recall_of_19_in_20_needs_no_20th():
+    y_true, y_score = np.append(np.ones(20, dtype=bool), [False]), np.append(np.arange(20.0) + 10, [4.0])
+    threshold = threshold_for_recall(y_true, y_score, 0.95)
+    assert 10 <= threshold < 11
+    assert 4 <= threshold_for_recall(y_true, y_score, 1) < 10

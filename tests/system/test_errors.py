@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from efficientad.system.distributed import each_category, process_group
+from efficientad.system.distributed import each_dataset, process_group
 from efficientad.system.errors import UserError, run_command
 
 SHORTAGES = [
@@ -45,8 +45,8 @@ def test_a_category_without_memory_does_not_stop_the_others(shortage, capsys):
             raise shortage
         return name
 
-    with pytest.raises(UserError, match="1 of 2 categories failed: large"):
-        each_category(["large", "small"], work, print)
+    with pytest.raises(UserError, match="1 of 2 data sets failed: large"):
+        each_dataset(["large", "small"], work, print)
     printed = capsys.readouterr()
     assert "large failed: " in printed.err and printed.out == "{'small': 'small'}\n"
 
@@ -56,7 +56,7 @@ def test_a_bug_in_a_category_is_not_hidden():
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
-        each_category(["one"], work, print)
+        each_dataset(["one"], work, print)
 
 
 def test_more_processes_than_gpus(monkeypatch):

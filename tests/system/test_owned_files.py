@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 
 from efficientad.data.datasets import Sample
-from efficientad.evaluation.run import map_names
+from efficientad.evaluation.scoring import map_names
 from efficientad.system.errors import UserError
-from efficientad.system.files import FILE_LIST, claim_files, release_files
+from efficientad.system.files import FILE_LIST, adopt_files, claim_files, release_files
 
 
 def samples(*names, class_name="good"):
@@ -43,6 +43,19 @@ def test_evaluating_again_leaves_no_stale_file(tmp_path):
     evaluate(tmp_path, ["good/a.jpg", "scores.csv"])
     assert files_in(tmp_path) == {"good/a.jpg", "scores.csv"}
     assert not (tmp_path / "dent").exists()
+
+
+def test_what_a_run_wrote_into_a_subfolder_is_adopted(tmp_path):
+    evaluate(tmp_path / "test", ["good/a.tiff", "scores.csv"])
+    (tmp_path / "test" / "mine.csv").write_text("mine")
+    for _ in range(2):  # a run may be killed after it
+        adopt_files(tmp_path, "test")
+    evaluate(tmp_path, ["test/dent/a.tiff", "scores.csv"])
+    assert files_in(tmp_path) == {"test/dent/a.tiff", "test/mine.csv", "scores.csv"}
+    assert not (tmp_path / "test" / FILE_LIST).exists() and not (tmp_path / "test" / "good").exists()
+    (tmp_path / "test" / "mine.csv").unlink()
+    evaluate(tmp_path, ["scores.csv"])
+    assert not (tmp_path / "test").exists()
 
 
 def test_files_of_others_stay(tmp_path):

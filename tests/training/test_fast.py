@@ -67,7 +67,7 @@ def test_defects_are_found_by_every_command(tmp_path, tiny_teacher, capsys):
     capsys.readouterr()
     evaluate(*words, "-f", "tiff")
     assert "Final image auc: 100.0000" in capsys.readouterr().out
-    folder = tmp_path / "out/anomaly_maps/custom/test"
+    folder = tmp_path / "out/anomaly_maps/custom"
     with (folder / "scores.csv").open(newline="") as file:
         evaluated = {row["path"].split("test/")[-1]: float(row["y_score"]) for row in csv.DictReader(file)}
     words = ["-w", folder_of(tmp_path / "out"), "-i", root / "test", "-o", tmp_path / "predictions"]

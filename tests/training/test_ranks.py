@@ -139,7 +139,7 @@ def test_two_processes_evaluate_as_one(dataset_folder, tiny_model, tmp_path):
     done = run_ranks("eval_worker.py", *words, "-o", tmp_path / "two")
     assert done.returncode == [0, 0], done.stderr
     assert done.stdout.count("Final image auc") == 1 and "Skipped 1 file" in done.stdout
-    one, two = (tmp_path / name / "anomaly_maps/custom/test" for name in ("one", "two"))
+    one, two = (tmp_path / name / "anomaly_maps/custom" for name in ("one", "two"))
     assert sorted(path.relative_to(one) for path in one.rglob("*")) == sorted(
         path.relative_to(two) for path in two.rglob("*")
     )
@@ -161,11 +161,11 @@ def test_every_category_over_two_processes(categories, tiny_teacher, tmp_path):
     done = run_ranks("train_worker.py", *words, *train)
     assert done.returncode == [2, 0], done.stderr
     assert "broken failed: " in done.stderr
-    assert "train.py: error: 1 of 3 categories failed: broken; their messages are above" in done.stderr
+    assert "train.py: error: 1 of 3 data sets failed: broken; their messages are above" in done.stderr
     for name in ("nut", "bolt"):
         assert (tmp_path / "out/trainings/mvtec_ad" / name / "model.pt").is_file()
-    table = done.stdout[done.stdout.index("Category") :].splitlines()
-    assert [line.split()[0] for line in table[2:5]] == ["bolt", "nut", "mean"]
+    table = done.stdout[done.stdout.index("\nData set  ") :].splitlines()
+    assert [line.split()[0] for line in table[3:6]] == ["bolt", "nut", "mean"]
 
 
 def test_every_category_one_after_another(categories, tiny_networks, tiny_teacher, tmp_path, monkeypatch, capsys):
@@ -185,12 +185,12 @@ def test_every_category_one_after_another(categories, tiny_networks, tiny_teache
     assert [row["image_auroc"] for row in summary] == pytest.approx(aurocs)
     (tmp_path / "out/trainings/mvtec_ad/nut/model.pt").unlink()
     train_script.main(train_script.get_parser().parse_args([str(word) for word in [*train_words, "--resume"]]))
-    table = capsys.readouterr().out.split("Category")[1].splitlines()
+    table = capsys.readouterr().out.split("\nData set  ")[1].splitlines()
     assert [line.split()[0] for line in table[2:4]] == ["nut", "mean"]  # the other was finished
     train_script.main(train_script.get_parser().parse_args([str(word) for word in [*train_words, "--resume"]]))
     printed = capsys.readouterr().out
     assert "Trained before, nothing to do: bolt, nut\n" in printed and "mean" not in printed
     error = fail(monkeypatch, capsys, train_script, *train_words)
-    assert "all 2 categories failed; their messages are above" in error
+    assert "all 2 data sets failed; their messages are above" in error
     error = fail(monkeypatch, capsys, eval_script, *words, "-w", tmp_path)
     assert "--weights_dir names one detector" in error

@@ -89,7 +89,7 @@ def test_the_threshold_is_calibrated_on_held_out_images_and_taken(tmp_path, tiny
 
     evaluate(*words, "-f", "none")
     assert f"threshold {threshold} (calibrated for 10 % false positives)" in capsys.readouterr().out
-    folder = tmp_path / "out/anomaly_maps/custom/test"
+    folder = tmp_path / "out/anomaly_maps/custom"
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["threshold"] == calibration["threshold"] and metrics["others"] == []
     with (folder / "scores.csv").open() as file:
@@ -144,7 +144,7 @@ def test_layouts_with_categories(tmp_path, tiny_teacher, layout, capsys):
     evaluate(*words, "-f", "none")
     printed = capsys.readouterr().out
     assert (tmp_path / "out" / "trainings" / layout / "nut" / "model.pt").is_file()
-    folder = tmp_path / "out" / "anomaly_maps" / layout / "nut" / "test"
+    folder = tmp_path / "out" / "anomaly_maps" / layout / "nut"
     files = {path.name for path in folder.iterdir()}
     tables = {"scores.csv", "metrics.json", "mismatch_samples.csv", "written_files.json"}
     assert files == {*tables, "report.html"}
