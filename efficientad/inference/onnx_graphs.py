@@ -186,6 +186,8 @@ def _write_as_before_18(onnx: Any, proto: Any) -> None:
         if node.op_type in ("ReduceMean", "ReduceMax") and len(node.input) == 2 and node.input[1] in values:
             axes = onnx.numpy_helper.to_array(values[node.input.pop()]).tolist()
             node.attribute.append(onnx.helper.make_attribute("axes", axes))
+            if "noop_with_empty_axes" in attributes:
+                node.attribute.remove(attributes["noop_with_empty_axes"])
         if node.op_type == "Split" and "num_outputs" in attributes:
             node.attribute.remove(attributes["num_outputs"])
         if node.op_type == "Resize" and not ("antialias" in attributes and attributes["antialias"].i):
