@@ -1,16 +1,12 @@
 """Export a detector to a file for ONNX Runtime, OpenVINO or torch, if it answers as the original does there."""
 
 import argparse
-from contextlib import ExitStack
-from pathlib import Path
 
+from efficientad.inference import export_options
+from efficientad.inference.export_options import CALIBRATION_IMAGES, PARITY_IMAGES, PRECISIONS, ExportOptions
 from efficientad.system import arguments
 from efficientad.system.errors import UserError, run_command
 from efficientad.system.startup import import_torch
-
-PRECISIONS = {"onnx": ("fp32", "fp16", "int8"), "openvino": ("fp32", "bf16", "int8"), "torch": ("fp32", "bf16")}
-PARITY_IMAGES = 32
-CALIBRATION_IMAGES = 48
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -19,7 +15,8 @@ def get_parser() -> argparse.ArgumentParser:
         prog="python -m efficientad.export",
         description=__doc__,
         epilog="The file takes uint8 RGB images N x H x W x 3 and returns anomaly_map N x H x W and score N, both "
-        "float32; threshold, size H W and versions are in its metadata. With a model of --resize fit it takes "
+        "float32; --input and --outputs change that. Threshold, size H W and versions are in its metadata. With a "
+        "model of --resize fit it takes "
         "inspected, too: uint8 N x H x W, 0 where a pixel does not count. It is written only if it answers as "
         "torch does, within the bounds that are printed. eval.py and predict take it as --weights_dir.",
     )
@@ -58,6 +55,7 @@ def get_parser() -> argparse.ArgumentParser:
         "be left out",
     )
     group.add_argument("--overwrite", action="store_true", help="replace an existing file (default: refuse)")
+    _add_interface_arguments(parser)
     group = parser.add_argument_group("check")
     group.add_argument(
         "--images",
@@ -79,138 +77,62 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_interface_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what the file takes and gives")
+    group.add_argument(
+        "--input",
+        choices=(export_options.MODEL_SIZE, export_options.ANY_SIZE),
+        default=export_options.MODEL_SIZE,
+        help="model: images of the model's size; any: of any size, which an ONNX file resizes as the toolkit does; "
+        "not with --roi, --ignore or --resize fit of train.py (default: %(default)s)",
+    )
+    group.add_argument(
+        "--outputs",
+        choices=(export_options.SCORES, export_options.ALL),
+        default=export_options.SCORES,
+        help="scores: anomaly_map and score; all: also pred_score (N, from 0 to 1, 0.5 at the threshold), "
+        "pred_label (N, whether the score is above it) and pred_mask (N x H x W, whether the map is) "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--threshold",
+        type=arguments.threshold,
+        default="auto",
+        metavar="X",
+        help="what --outputs all and the metadata go by; eval.py and predict have a flag of their own. auto: the "
+        "model's own, calibrated by train.py (default: %(default)s)",
+    )
+    group.add_argument(
+        "--opset",
+        type=int,
+        choices=range(export_options.LOWEST_OPSET, export_options.HIGHEST_OPSET + 1),
+        metavar="N",
+        help=f"of an ONNX file, {export_options.LOWEST_OPSET} to {export_options.HIGHEST_OPSET} (default: the "
+        "lowest that can express it, for old runtimes)",
+    )
+
+
 def main(args: argparse.Namespace) -> None:
     # Heavy imports after parsing: --help and a wrong flag answer at once.
     import_torch()
+    from efficientad.benchmarking import export_run
+    from efficientad.data.datasets import open_dataset
     from efficientad.data.formats import limit_megapixels
 
     limit_megapixels(args.max_megapixels)
-    if args.fastest:
-        export_fastest(args)
-    elif args.dataset:
-        raise UserError("--dataset is for --fastest; name images to compare on with --images")
-    else:
-        export(args)
-
-
-def export(args: argparse.Namespace) -> None:
-    """Write the format that was asked for."""
-    import torch
-
-    from efficientad.benchmarking.fastest import measure_speed
-    from efficientad.detector.checkpoint import load_model
-    from efficientad.inference import export_check, exporting
-    from efficientad.inference.detectors import load_detector
-    from efficientad.inference.export_files import unfinished_file
-    from efficientad.inference.exported import load_exported
-    from efficientad.inference.metadata import SUFFIXES
-
-    name, precision = args.format or "onnx", args.precision or "fp32"
-    if precision not in PRECISIONS[name]:
-        raise UserError(
-            f"--format {name} has no --precision {precision}; choose from {', '.join(PRECISIONS[name])}"
-        )
-    output = args.output or args.weights_dir / f"detector{SUFFIXES[name]}"
-    with unfinished_file(output, SUFFIXES[name], args.overwrite) as part:
-        model = load_model(args.weights_dir, torch.device("cpu"))
-        images = read_images(args, model.view, precision == "int8")
-        print(f"Exporting {args.weights_dir} ({model.model_size}) as {name} in {precision}", flush=True)
-        metadata = exporting.describe(model, precision)
-        calibration = [metadata.inputs(*export_check.stack([image])) for image in images.to_calibrate]
-        exporting.write_export(name, model, metadata, part, calibration)
-        found = export_check.compare_files(model, part, images.to_compare, metadata.threshold)
-        print(found.format(precision, metadata.threshold))
-        if not found.keeps(export_check.BOUNDS[precision]):
-            raise UserError(
-                f"{output} is not written: it would differ too much from torch; take another --precision"
-            )
-        reference, exported = load_detector(args.weights_dir, "cpu"), load_exported(part, "cpu", "auto")
-        speed = measure_speed(reference, exported, images.to_compare[:1], seconds=1.0)
-    print(f"Wrote {output}; predict and eval.py take it as --weights_dir {output}")
-    print(speed.format())
-
-
-def export_fastest(args: argparse.Namespace) -> None:
-    """Try what can be computed here, and write the fastest file."""
-    import torch
-
-    from efficientad.benchmarking import fastest
-    from efficientad.data.datasets import open_dataset
-    from efficientad.detector.checkpoint import load_model
-    from efficientad.inference.export_files import unfinished_file
-    from efficientad.inference.metadata import SUFFIXES
-
-    candidates = choose_candidates(args)
+    options = ExportOptions(
+        args.input == export_options.ANY_SIZE, args.outputs == export_options.ALL, args.threshold, args.opset
+    )
+    plan = arguments.read_options(export_run.ExportPlan, args, options=options)
     dataset = None
     if args.dataset:
+        if not args.fastest:
+            raise UserError("--dataset is for --fastest; name images to compare on with --images")
         dataset = open_dataset(args.dataset, arguments.dataset_path(args), args.subdataset)
-    samples = fastest.find_labelled_images(dataset, args.weights_dir)
-    outputs = {name: name_output(args, SUFFIXES[name]) for name, _ in candidates}
-    with ExitStack() as stack:
-        parts = {
-            name: stack.enter_context(unfinished_file(output, SUFFIXES[name], args.overwrite))
-            for name, output in outputs.items()
-        }
-        view = load_model(args.weights_dir, torch.device("cpu")).view
-        images = read_images(args, view, any(precision == "int8" for _, precision in candidates))
-        trials = fastest.Trials(args.weights_dir, images, samples, args.num_workers)
-        for name, precision in candidates:
-            print(f"Trying {name} in {precision}", flush=True)
-            folder = parts[name].parent / precision
-            folder.mkdir()
-            trials.add(name, precision, folder / parts[name].name)
-        best = trials.fastest()
-        print(f"\n{trials.format()}\n")
-        was_named = args.format or (args.output and args.output.suffix in SUFFIXES.values())
-        if best.speed.factor < 1 and not was_named:
-            print("Nothing is written: model.pt is the fastest here; for a file nevertheless name a --format")
-            return
-        for file in list(best.path.parent.iterdir()):
-            file.replace(parts[best.format].with_name(file.name))
-    output = outputs[best.format]
-    print(f"Wrote {output} ({best.precision}); predict and eval.py take it as --weights_dir {output}")
-    print(best.speed.format())
-
-
-def choose_candidates(args: argparse.Namespace) -> list[tuple[str, str]]:
-    """The formats and precisions to try.
-
-    Raises:
-        UserError: the flags leave none.
-    """
-    import torch
-
-    from efficientad.inference.metadata import SUFFIXES
-    from efficientad.system.devices import resolve_precision
-
-    named = {suffix: name for name, suffix in SUFFIXES.items()}.get(args.output.suffix) if args.output else None
-    has_bf16 = resolve_precision("auto", torch.device("cpu")) == "bf16"
-    precisions = [args.precision] if args.precision else ["fp32", "int8", *(["bf16"] if has_bf16 else [])]
-    found = [
-        (name, precision)
-        for name in PRECISIONS
-        for precision in precisions
-        if precision in PRECISIONS[name] and {args.format, named} <= {name, None}
-    ]
-    if not found:
-        raise UserError("no format fits --format, --precision and the ending of --output; leave one of them out")
-    return found
-
-
-def name_output(args: argparse.Namespace, suffix: str) -> Path:
-    """The file of a format that --fastest may write."""
-    output = args.output or args.weights_dir / "detector"
-    return output if output.suffix == suffix else output.with_name(output.name + suffix)
-
-
-def read_images(args: argparse.Namespace, view, calibrates: bool):
-    """The images to compare on, and to calibrate int8 with: export_check.CheckImages."""
-    from efficientad.inference import export_check
-
-    stored = export_check.find_good_images(args.images, args.weights_dir)
-    return export_check.read_images(
-        stored, PARITY_IMAGES, CALIBRATION_IMAGES if calibrates else 0, view, args.num_workers
-    )
+    if args.fastest:
+        export_run.export_fastest(plan, dataset)
+    else:
+        export_run.export(plan)
 
 
 if __name__ == "__main__":

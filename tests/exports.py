@@ -1,22 +1,29 @@
-"""The formats of exported detectors, and the packages that they need."""
+"""The formats of exported detectors, the packages that they need, and how they compare."""
 
 import pytest
 import torch
 
-from efficientad import export
+from efficientad.inference import export_check
+from efficientad.inference.export_options import PRECISIONS
 
 NEEDS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("onnx", "onnxscript", "onnxruntime", "openvino"),
     "torch": (),
 }
-VARIANTS = [(name, precision) for name, precisions in export.PRECISIONS.items() for precision in precisions]
+VARIANTS = [(name, precision) for name, precisions in PRECISIONS.items() for precision in precisions]
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 
 
 def skip_without(name):
     for package in NEEDS[name]:
         pytest.importorskip(package)
+
+
+def compare_with_torch(model, path, images, threshold=80.0):
+    """The parity of a file that takes images of the model's size."""
+    expected = export_check.answer_as_torch(model, images)
+    return export_check.compare_file(expected, path, export_check.CheckImages(images, [], []), threshold)
 
 
 def random_pixels(count, size=(256, 256)):

@@ -19,7 +19,8 @@ from efficientad.evaluation.image_metrics import image_auroc
 from efficientad.inference import export_check, exporting
 from efficientad.inference.detectors import Detector, load_detector
 from efficientad.inference.export_check import BOUNDS, CheckImages, Parity, SeenImage, spread
-from efficientad.inference.exported import load_exported
+from efficientad.inference.export_options import ExportOptions
+from efficientad.inference.exported import Answers, load_exported
 from efficientad.inference.prediction import predict
 from efficientad.system.errors import UserError
 from efficientad.system.tables import format_table, number
@@ -47,10 +48,13 @@ class Speed:
     def format(self) -> str:
         """A sentence for the terminal."""
         slower = ", so model.pt is faster here" if self.factor < 1 else ""
-        return (
-            f"On this machine's CPU: {1000 * self.file:.3g} ms per image (model.pt: {1000 * self.model:.3g} ms)"
-            f"{slower}"
-        )
+        file, model = (_three(1000 * seconds) for seconds in (self.file, self.model))
+        return f"On this machine's CPU: {file} ms per image (model.pt: {model} ms){slower}"
+
+
+def _three(value: float) -> str:
+    """With three digits that count, and as many as it has before the point: 0.985, 48.1, 1150."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def measure_speed(model: Detector, exported: Detector, images: Sequence[SeenImage], seconds: float) -> Speed:
@@ -82,17 +86,26 @@ class Candidate:
 class Trials:
     """Exports of one detector, made and measured one after another."""
 
-    def __init__(self, weights_dir: Path, images: CheckImages, samples: Sequence[Sample], workers: int) -> None:
+    def __init__(
+        self,
+        weights_dir: Path,
+        images: CheckImages,
+        samples: Sequence[Sample],
+        workers: int,
+        options: ExportOptions | None = None,
+    ) -> None:
         """
         Args:
             samples: test images for the AUROC, of which it is measured on as many as time allows; empty: it is not.
             workers: threads that read them.
+            options: of all the files.
 
         Raises:
             UserError: the model cannot be loaded, or a test image cannot be read.
         """
         self._model, self._detector = load_model(weights_dir, _CPU), load_detector(weights_dir, "cpu")
-        self._images, self._workers = images, workers
+        self._images, self._workers, self._options = images, workers, options or ExportOptions()
+        self._expected: Answers | None = None  # of torch, which every file is compared with
         self._graphs: dict[str, Any] = {}
         self._file = weights_dir / MODEL_FILE
         batch = export_check.stack(images.to_compare[:1])
@@ -114,12 +127,14 @@ class Trials:
         self.candidates.append(candidate)
 
     def _measure(self, name: str, precision: str, path: Path) -> Candidate:
-        metadata = exporting.describe(self._model, precision)
+        metadata = exporting.describe(self._model, precision, self._options)
         calibration = [metadata.inputs(*export_check.stack([image])) for image in self._images.to_calibrate]
-        exporting.write_export(name, self._model, metadata, path, calibration, self._graphs)
+        exporting.write_export(name, self._model, metadata, path, calibration, self._graphs, self._options.opset)
         exported = load_exported(path, "cpu", "auto")
         compared = self._images.to_compare
-        parity = export_check.compare_files(self._model, path, compared, metadata.threshold)
+        if self._expected is None:
+            self._expected = export_check.answer_as_torch(self._model, compared)
+        parity = export_check.compare_file(self._expected, path, self._images, metadata.threshold)
         speed = measure_speed(self._detector, exported, compared[:1], _SECONDS)
         size = min(exported.images_per_pass(_BATCH_SIZE), self._detector.images_per_pass(_BATCH_SIZE))
         in_batches = measure_speed(self._detector, exported, (list(compared) * size)[:size], _SECONDS)
@@ -154,16 +169,16 @@ class Trials:
         seconds, rates = (float(np.median(values)) for values in zip(*self._model_speeds, strict=True))
         auroc = number(100 * self.model_auroc, 2)
         megabytes = f"{self._file.stat().st_size / 1e6:.1f}" if self._file.exists() else "-"
-        cells = ["model.pt", f"{1000 * seconds:.3g}", "1.00x", f"{rates:.3g}", "-", "-", auroc]
+        cells = ["model.pt", _three(1000 * seconds), "1.00x", _three(rates), "-", "-", auroc]
         rows = [(1.0, [*cells, megabytes, ""])]
         for found in self.candidates:
             cells = [
                 f"{found.format} {found.precision}",
-                f"{1000 * found.speed.file:.3g}",
+                _three(1000 * found.speed.file),
                 f"{found.speed.factor:.2f}x",
-                f"{found.images_per_second:.3g}",
-                f"{found.parity.scores.mean:.3g}",
-                f"{found.parity.scores.largest:.3g}",
+                _three(found.images_per_second),
+                _three(found.parity.scores.mean),
+                _three(found.parity.scores.largest),
                 number(100 * found.auroc, 2),
                 f"{found.megabytes:.1f}",
                 found.problem(self.model_auroc),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -15,11 +15,12 @@ from torch import Tensor
 from efficientad.data.datasets import Dataset, find_training_images, open_dataset
 from efficientad.data.image_collections import StoredImage, find_stored_images
 from efficientad.data.images import UnreadableImageError, raise_if_unreadable, were_skipped
+from efficientad.data.transforms import to_tensor
 from efficientad.data.views import View
 from efficientad.detector.checkpoint import read_training
 from efficientad.detector.model import MAP_SCALE, EfficientAD, anomaly_score
 from efficientad.inference.detectors import Detector, TorchDetector
-from efficientad.inference.exported import ExportedDetector, load_exported
+from efficientad.inference.exported import Answers, load_exported
 from efficientad.system.arguments import path_argument
 from efficientad.system.errors import UserError
 from efficientad.system.parallel import parallel_map
@@ -45,6 +46,7 @@ class CheckImages:
 
     to_compare: Sequence[SeenImage]
     to_calibrate: Sequence[SeenImage]
+    whole: Sequence[StoredImage]  # those to compare on
 
 
 def find_good_images(given: Sequence[Path], weights_dir: Path) -> list[StoredImage]:
@@ -103,7 +105,7 @@ def read_images(
     chosen = [*to_compare, *to_calibrate]
     images = list(progress_bar(parallel_map(read, chosen, workers), "Reading images", len(chosen), unit="image"))
     raise_if_unreadable([problem for problem in images if isinstance(problem, str)])
-    return CheckImages(images[: len(to_compare)], images[len(to_compare) :])
+    return CheckImages(images[: len(to_compare)], images[len(to_compare) :], to_compare)
 
 
 def stack(images: Sequence[SeenImage]) -> tuple[Tensor, Tensor | None]:
@@ -173,35 +175,39 @@ class Parity:
         )
 
 
-def compare_files(model: EfficientAD, path: Path, images: Sequence[SeenImage], threshold: float) -> Parity:
-    """Compare a model with the export at `path`, both on the CPU; see compare."""
-    reference, exported = TorchDetector(model, torch.device("cpu"), "fp32"), load_exported(path, "cpu", "auto")
-    return compare(reference, exported, images, exported.images_per_pass(_BATCH_SIZE), threshold)
+@torch.inference_mode()
+def answer_as_torch(model: EfficientAD, images: Sequence[SeenImage]) -> Answers:
+    """The model's maps and scores, on the CPU in fp32: what the files are compared with."""
+    detector = TorchDetector(model, torch.device("cpu"), "fp32")
+    maps = torch.cat([detector(*batch).cpu() for batch in _batches(detector, images)])
+    return maps[:, 0].numpy(), anomaly_score(maps).numpy()
 
 
-def compare(
-    reference: Detector,
-    exported: ExportedDetector,
-    images: Sequence[SeenImage],
-    batch_size: int,
-    threshold: float,
-) -> Parity:
-    """Compare the maps and scores of two detectors."""
-    maps, scores, other_maps, other_scores = [], [], [], []
-    for start in range(0, len(images), batch_size):
-        batch = stack(images[start : start + batch_size])
-        expected = reference(*batch).cpu()
-        maps.append(expected[:, 0].numpy())
-        scores.append(anomaly_score(expected).numpy())
-        answer = exported.answer(*batch)
-        other_maps.append(answer[0])
-        other_scores.append(answer[1])
-    expected_scores, found_scores = np.concatenate(scores), np.concatenate(other_scores)
+def compare_file(expected: Answers, path: Path, images: CheckImages, threshold: float) -> Parity:
+    """Compare what answer_as_torch found for `images.to_compare` with the export at `path`, on the CPU.
+
+    A file that resizes images gets them whole.
+    """
+    exported = load_exported(path, "cpu", "auto")
+    if exported.metadata.any_size:
+        view = exported.view
+        batches = ((to_tensor(np.asarray(image.read(view.decode_whole)))[None], None) for image in images.whole)
+    else:
+        batches = _batches(exported, images.to_compare)
+    maps, scores = zip(*(exported.answer(*batch) for batch in batches), strict=True)
+    return compare(expected, (np.concatenate(maps), np.concatenate(scores)), threshold)
+
+
+def _batches(detector: Detector, images: Sequence[SeenImage]) -> Iterator[tuple[Tensor, Tensor | None]]:
+    size = detector.images_per_pass(_BATCH_SIZE)
+    return (stack(images[start : start + size]) for start in range(0, len(images), size))
+
+
+def compare(expected: Answers, found: Answers, threshold: float) -> Parity:
+    """Compare two answers to the same images."""
+    same = (expected[1] > threshold) == (found[1] > threshold)
     return Parity(
-        _differences(np.concatenate(maps), np.concatenate(other_maps)),
-        _differences(expected_scores, found_scores),
-        int(((expected_scores > threshold) == (found_scores > threshold)).sum()),
-        len(images),
+        *(_differences(*values) for values in zip(expected, found, strict=True)), int(same.sum()), len(same)
     )
 
 

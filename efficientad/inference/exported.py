@@ -49,6 +49,8 @@ class ExportedDetector:
         self.calibration, self.metadata = metadata.calibration, metadata
         self.provenance = {"versions": metadata.versions}  # the file does not say how it was trained
         self.description = f"{runtime}, precision {_describe_precision(metadata.precision, floats)}"
+        if metadata.given_threshold is not None:  # ours go by the calibration, or by a flag of their own
+            self.description += f", made to decide at {metadata.given_threshold:g} in other programs"
         self._path, self._run = path, run
 
     def images_per_pass(self, most: int) -> int:
@@ -66,7 +68,8 @@ class ExportedDetector:
             if is_out_of_memory(error):
                 raise
             raise UserError(f"{self._path} cannot compute an answer: {_reason(error)}") from None
-        for values, shape in zip((maps, scores), self.metadata.output_shapes().values(), strict=True):
+        shapes = self.metadata.output_shapes()
+        for values, shape in zip((maps, scores), (shapes[name] for name in OUTPUT_NAMES), strict=True):
             if (values.dtype, values.shape) != (np.float32, (len(pixels), *shape[1:])):
                 raise UserError(f"{self._path} is damaged: its answer has the shape {values.shape}")
         return maps, scores
@@ -222,7 +225,8 @@ def _load_program(path: Path) -> ExportedDetector:
 
     @torch.inference_mode()
     def run(inputs: dict[str, np.ndarray]) -> Answers:
-        return tuple(output.numpy() for output in program(*map(torch.from_numpy, inputs.values())))
+        outputs = program(*map(torch.from_numpy, inputs.values()))
+        return tuple(output.numpy() for output in outputs[: len(OUTPUT_NAMES)])
 
     return ExportedDetector(path, metadata, run, f"torch program on cpu, {torch.get_num_threads()} threads")
 

@@ -24,14 +24,14 @@ _VALUES_PER_PIXEL, _BORDER, _FIXED_VALUES = 300, 64, 2**22
 # a few that say the same in other versions of them. None of them branches, repeats, or reads anything.
 _ONNX_OPERATORS = re.findall(
     r"\w+",
-    "Add ArgMax AveragePool Cast Concat Conv DequantizeLinear Div Equal Gather GatherND Greater MatMul Max MaxPool "
-    "Mul Neg Not Pad Pow QuantizeLinear ReduceMax ReduceMean ReduceSum Relu Reshape Resize ScatterND Shape Slice "
-    "Split Sub TopK Transpose Unsqueeze Where Constant Expand Flatten Gemm Identity Squeeze",
+    "Abs Add ArgMax AveragePool Cast Concat Conv DequantizeLinear Div Equal Gather GatherND Greater MatMul Max "
+    "MaxPool Mul Neg Not Pad Pow QuantizeLinear ReduceMax ReduceMean ReduceSum Relu Reshape Resize ScatterND Shape "
+    "Slice Split Sub TopK Transpose Unsqueeze Where Constant Expand Flatten Gemm Identity Squeeze",
 )
 _ONNX_TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16"}
 _OPENVINO_LAYERS = re.findall(
     r"\w+",
-    "Add AvgPool Broadcast Concat Const Convert Convolution Divide Equal FakeQuantize Gather GatherND Greater "
+    "Abs Add AvgPool Broadcast Concat Const Convert Convolution Divide Equal FakeQuantize Gather GatherND Greater "
     "Interpolate LogicalNot MatMul MaxPool Maximum Multiply Negative Pad Parameter Power ReLU ReduceMax ReduceMean "
     "ReduceSum Reshape Result ScatterNDUpdate Select ShapeOf Slice Split Squeeze Subtract TopK Transpose Unsqueeze "
     "VariadicSplit",
@@ -64,7 +64,7 @@ def check_ports(
         if found.keys() != expected.keys():
             raise ForeignGraphError(f"its {kind} are {', '.join(found)}, not {', '.join(expected)}")
         for name, (dtype, shape) in found.items():
-            wanted = metadata.port_types[kind]
+            wanted = metadata.port_type(name)
             if dtype != wanted or shape is None or tuple(shape) != expected[name]:
                 raise ForeignGraphError(
                     f"{name} is {dtype} {_describe(shape)}, not {wanted} {_describe(expected[name])}"
@@ -116,8 +116,10 @@ def check_onnx(onnx: Any, model: Any, metadata: Metadata, file_bytes: int) -> No
     check_ports(
         metadata, *({port.name: _onnx_port(port) for port in ports} for ports in (graph.input, graph.output))
     )
+    of_one = metadata.shapes_of_one()
     for port in (*graph.input, *graph.output):
-        port.type.tensor_type.shape.dim[0].dim_value = 1
+        for side, value in zip(port.type.tensor_type.shape.dim, of_one.get(port.name, (1,)), strict=False):
+            side.dim_value = value
     del graph.value_info[:]  # whatever the file says of its results
     for tensor in tensors:
         if len(tensor.raw_data) > _ONNX_SHAPE_BYTES:
@@ -186,7 +188,7 @@ def check_openvino(model: Any, metadata: Metadata, file_bytes: int) -> None:
         ports.append({name: _openvino_port(port) for name, port in named.items()})
     check_ports(metadata, *ports)
     of_one = model.clone()
-    of_one.reshape({name: [1, *shape[1:]] for name, shape in metadata.input_shapes().items()})
+    of_one.reshape({name: list(shape) for name, shape in metadata.shapes_of_one().items()})
     for step in of_one.get_ops():
         for output in step.outputs():
             check_result_size(metadata, step.get_friendly_name(), _openvino_port(output)[1], file_bytes)
@@ -197,4 +199,4 @@ def _openvino_port(port: Any) -> tuple[str, Shape | None]:
     if shape.rank.is_dynamic:
         return kind, None
     sides = [side.get_length() if side.is_static else None for side in shape]
-    return {"u8": "uint8", "f32": "float32"}.get(kind, kind), sides
+    return {"u8": "uint8", "f32": "float32", "boolean": "bool"}.get(kind, kind), sides

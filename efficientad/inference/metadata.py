@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import textwrap
 from collections.abc import Mapping
@@ -22,8 +23,10 @@ SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 INPUT_NAME = "images"  # uint8 RGB, N x H x W x 3
 INSPECTED_NAME = "inspected"  # uint8, N x H x W, not 0 where a pixel counts; see Metadata.takes_inspected
 OUTPUT_NAMES = ("anomaly_map", "score")  # float32, N x H x W and N
+# Of the outputs that only some files have, for clients that expect decisions: N in [0, 1], N, and N x H x W
+DECISIONS = {"pred_score": "float32", "pred_label": "bool", "pred_mask": "bool"}
 METADATA_FILE = "metadata.json"  # within a .pt2
-_FORMAT_VERSION = 3  # 2 knew no bit depth; 1 saw whole images, squares
+_FORMAT_VERSION = 4  # 3 had two outputs and one size; 2 knew no bit depth; 1 saw whole images, squares
 _MODEL_SIZES, _PRECISIONS = ("small", "medium"), ("fp32", "fp16", "bf16", "int8")
 _LONGEST_VERSION = 100  # letters
 # Of an input: a file computes an image in one pass, and from here on that takes more than 17 GB.
@@ -39,9 +42,15 @@ class Metadata:
     precision: str
     calibration: Calibration | None
     versions: dict[str, str]  # of this toolkit and of torch
+    any_size: bool = False  # images of any size are resized in the file; see View.is_whole
+    decides: bool = False  # the file has the outputs DECISIONS, too
+    given_threshold: float | None = None  # in place of the model's own
 
     @property
     def threshold(self) -> float:
+        """What the file's decisions, and those of other programs, go by."""
+        if self.given_threshold is not None:
+            return self.given_threshold
         return self.calibration.threshold if self.calibration else DEFAULT_THRESHOLD
 
     @property
@@ -56,20 +65,27 @@ class Metadata:
             arrays[INSPECTED_NAME] = inspected.to(torch.uint8).numpy()
         return arrays
 
-    @property
-    def port_types(self) -> dict[str, str]:
-        """Types of the file's inputs and outputs, as numpy names them."""
-        return {"inputs": "uint8", "outputs": "float32"}
+    def port_type(self, name: str) -> str:
+        """The type of an input or output, as numpy names it."""
+        inputs = dict.fromkeys((INPUT_NAME, INSPECTED_NAME), "uint8")
+        return (inputs | dict.fromkeys(OUTPUT_NAMES, "float32") | DECISIONS)[name]
 
     def input_shapes(self) -> dict[str, tuple[int | None, ...]]:
-        """Of the file's inputs, by name; None: the number of images."""
+        """Of the file's inputs, by name; None: any number of images, or size."""
         size = self.view.size
         inspected = {INSPECTED_NAME: (None, *size)} if self.takes_inspected else {}
-        return {INPUT_NAME: (None, *size, 3), **inspected}
+        return {INPUT_NAME: (None, *((None, None) if self.any_size else size), 3), **inspected}
+
+    def shapes_of_one(self) -> dict[str, tuple[int, ...]]:
+        """Of the inputs for one image of the size that the networks see."""
+        sides = (1, *self.view.size, 3)
+        return {name: sides[: len(shape)] for name, shape in self.input_shapes().items()}
 
     def output_shapes(self) -> dict[str, tuple[int | None, ...]]:
-        """Of the file's outputs; see input_shapes."""
-        return dict(zip(OUTPUT_NAMES, ((None, *self.view.size), (None,)), strict=True))
+        """Of the file's outputs, in their order; None: the number of images."""
+        of_map, of_score = (None, *self.view.size), (None,)
+        decisions = dict(zip(DECISIONS, (of_score, of_score, of_map), strict=True)) if self.decides else {}
+        return dict(zip(OUTPUT_NAMES, (of_map, of_score), strict=True)) | decisions
 
     def as_text(self) -> dict[str, str]:
         """Texts by name, which every format can hold."""
@@ -82,6 +98,9 @@ class Metadata:
             "threshold": f"{self.threshold:.9g}",
             "calibration": json.dumps(asdict(self.calibration) if self.calibration else None),
             "versions": json.dumps(self.versions),
+            "any_size": json.dumps(self.any_size),
+            "decides": json.dumps(self.decides),
+            "given_threshold": json.dumps(self.given_threshold),
         }
 
     @classmethod
@@ -108,6 +127,7 @@ class Metadata:
                 text["precision"],
                 None if calibration is None else Calibration.from_dict(calibration),
                 versions,
+                *(_parse(text[key]) for key in ("any_size", "decides", "given_threshold") if int(version) > 3),
             )
             _check(found, text, version)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -138,6 +158,13 @@ def _check(metadata: Metadata, text: Mapping[str, str], version: str) -> None:
     )
     if not all(isinstance(part, str) and part.isprintable() and len(part) <= _LONGEST_VERSION for part in texts):
         raise ValueError("its versions are not short texts")
+    if type(metadata.any_size) is not bool or type(metadata.decides) is not bool:
+        raise ValueError("any_size or decides is neither true nor false")
+    given = metadata.given_threshold
+    if given is not None and not (type(given) is float and math.isfinite(given)):
+        raise ValueError("given_threshold is no number")
+    if metadata.any_size and not metadata.view.is_whole:
+        raise ValueError("images of its view cannot have any size")
     if metadata.view.height * metadata.view.width > MOST_EXPORTED_PIXELS:
         raise ValueError(f"its images have more than {MOST_EXPORTED_PIXELS:,} pixels")
     expected = metadata.as_text()

@@ -25,7 +25,7 @@ from efficientad.system.torch_files import scan_torch_file
 
 _MOST_JSON_BYTES = 2**26
 _ATEN = r"torch\.ops\.aten\.({})\.\w+".format(
-    "_assert_tensor_metadata|add|alias|avg_pool2d|bitwise_not|clone|conv2d|detach_?|div|dropout|fill_|flatten|gt|index|"
+    "_assert_tensor_metadata|abs|add|alias|avg_pool2d|bitwise_not|clone|conv2d|detach_?|div|dropout|fill_|flatten|gt|index|"
     "lift_fresh_copy|linear|matmul|max|max_pool2d|maximum|mean|mul|ne|neg|numpy_T|ones|pad|permute|relu_?|select|slice|"
     "split|square|sub|sum|to|topk|transpose|unbind|unsqueeze|upsample_bilinear2d|view|where"
 )
@@ -86,7 +86,7 @@ def check_result_sizes(program: Callable[..., Any], metadata: Metadata, file_byt
             return results
 
     with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
-        inputs = [torch.empty((1, *shape[1:]), dtype=torch.uint8) for shape in metadata.input_shapes().values()]
+        inputs = [torch.empty(shape, dtype=torch.uint8) for shape in metadata.shapes_of_one().values()]
         with CheckResults():
             program(*inputs)
 

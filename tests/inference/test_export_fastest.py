@@ -9,10 +9,13 @@ import torch
 from conftest import fail, make_dataset
 from efficientad import export
 from efficientad.benchmarking import fastest
+from efficientad.benchmarking.export_run import ExportPlan, choose_candidates
 from efficientad.benchmarking.fastest import Candidate, Speed, Trials
 from efficientad.detector.checkpoint import save_model
 from efficientad.inference import export_check, exported, exporting
+from efficientad.inference.export_options import ExportOptions
 from efficientad.inference.exported import load_exported
+from efficientad.system import arguments
 from exports import skip_without
 
 
@@ -170,14 +173,21 @@ def test_missing_packages_are_told(weights, tried, monkeypatch, capsys):
 
 def test_bf16_is_tried_where_the_processor_has_it(weights, monkeypatch):
     def candidates(*words):
-        args = export.get_parser().parse_args(["-w", str(weights), "--fastest", *words])
-        return export.choose_candidates(args)
+        plan = arguments.read_options(
+            ExportPlan,
+            export.get_parser().parse_args(["-w", str(weights), "--fastest", *words]),
+            options=ExportOptions(any_size="any" in words, opset=17 if "17" in words else None),
+        )
+        return choose_candidates(plan)
 
     everywhere = [("onnx", "fp32"), ("onnx", "int8"), ("openvino", "fp32"), ("openvino", "int8"), ("torch", "fp32")]
     for native, more in (("fp32", []), ("bf16", [("openvino", "bf16"), ("torch", "bf16")])):
-        monkeypatch.setattr("efficientad.system.devices.resolve_precision", lambda name, device, n=native: n)
+        monkeypatch.setattr(
+            "efficientad.benchmarking.export_run.resolve_precision", lambda name, device, n=native: n
+        )
         assert sorted(candidates()) == sorted([*everywhere, *more])
     assert candidates("--precision", "fp16") == [("onnx", "fp16")]
+    assert candidates("--input", "any") == candidates("--opset", "17") == [("onnx", "fp32"), ("onnx", "int8")]
     assert candidates("-o", "d.xml", "--precision", "int8") == [("openvino", "int8")]
 
 
@@ -194,8 +204,8 @@ def test_an_export_says_how_fast_it_is(weights, capsys):
 def test_graphs_are_shared_between_formats(weights, tiny_model, tmp_path, monkeypatch):
     """And each file has the facts of its own precision."""
     skip_without("openvino")
-    made, make = [], exporting._graph
-    monkeypatch.setattr(exporting, "_graph", lambda *args: made.append(args[1].precision) or make(*args))
+    made, make = [], exporting.build_graph
+    monkeypatch.setattr(exporting, "build_graph", lambda *args: made.append(args[1].precision) or make(*args))
     graphs = {}
     for name, precision, file in (
         ("onnx", "fp32", "a.onnx"),

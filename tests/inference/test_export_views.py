@@ -13,12 +13,13 @@ from efficientad.detector.checkpoint import save_model
 from efficientad.detector.model import EfficientAD
 from efficientad.inference import export_check, exporting
 from efficientad.inference.detectors import load_detector
-from efficientad.inference.export_check import SeenImage, compare_files
+from efficientad.inference.export_check import SeenImage
+from efficientad.inference.exportable import ExportableDetector
 from efficientad.inference.exported import load_exported
 from efficientad.inference.metadata import Metadata
 from efficientad.inference.prediction import inspect
 from efficientad.system.errors import UserError
-from exports import SUFFIXES, skip_without
+from exports import SUFFIXES, compare_with_torch, skip_without
 
 VARIANTS = [("onnx", "fp16"), ("onnx", "int8"), ("openvino", "fp32"), ("torch", "fp32")]
 KINDS = {
@@ -67,7 +68,7 @@ def test_exports_of_any_view_answer_as_torch_does(tiny_networks, tmp_path, name,
     path = tmp_path / f"d{SUFFIXES[name]}"
     calibration = [metadata.inputs(*export_check.stack([image])) for image in images]
     exporting.write_export(name, model, metadata, path, calibration)
-    found = compare_files(model, path, images, 40.0)
+    found = compare_with_torch(model, path, images)
     bound = export_check.BOUNDS[precision]
     assert found.keeps(bound), found
     detector = load_exported(path, "cpu", "auto")
@@ -84,7 +85,7 @@ def test_the_real_networks_at_384_x_640(tmp_path):
     skip_without("openvino")
     model, path = build(View(384, 640), "mirror", True, 32), tmp_path / "d.xml"
     exporting.write_export("openvino", model, exporting.describe(model, "fp32"), path)
-    found = compare_files(model, path, images_of(model.view, 1), 40.0)
+    found = compare_with_torch(model, path, images_of(model.view, 1))
     assert found.keeps(export_check.Bound(1e-5, 1e-5)), found
 
 
@@ -171,5 +172,5 @@ def test_a_mask_that_is_smaller_than_the_region(tiny_networks):
     view = View(96, 160, roi=(50.0, 30.0, 60.0, 40.0), ignored=ignored_corner())
     model = EfficientAD("small", view).eval()
     with pytest.raises(UserError, match="cannot export this model: .*; give train.py a mask of the images' size"):
-        exporting.ExportableDetector(model)
+        ExportableDetector(model)
     assert view.inspected((120, 80)).shape == (96, 160)
