@@ -95,7 +95,7 @@ def export(args: argparse.Namespace) -> None:
     from efficientad.benchmarking.fastest import measure_speed
     from efficientad.detector.checkpoint import load_model
     from efficientad.inference import export_check, exporting
-    from efficientad.inference.detectors import load_detector
+    from efficientad.inference.detectors import open_detector
     from efficientad.inference.export_files import unfinished_file
     from efficientad.inference.exported import load_exported
     from efficientad.inference.metadata import SUFFIXES
@@ -119,7 +119,7 @@ def export(args: argparse.Namespace) -> None:
             raise UserError(
                 f"{output} is not written: it would differ too much from torch; take another --precision"
             )
-        reference, exported = load_detector(args.weights_dir, "cpu"), load_exported(part, "cpu", "auto")
+        reference, exported = open_detector(args.weights_dir, "cpu"), load_exported(part, "cpu", "auto")
         speed = measure_speed(reference, exported, images.to_compare[:1], seconds=1.0)
     print(f"Wrote {output}; predict and eval.py take it as --weights_dir {output}")
     print(speed.format())

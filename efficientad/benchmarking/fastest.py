@@ -17,7 +17,7 @@ from efficientad.data.datasets import Dataset, Sample, find_test_samples
 from efficientad.detector.checkpoint import MODEL_FILE, load_model, read_training
 from efficientad.evaluation.image_metrics import image_auroc
 from efficientad.inference import export_check, exporting
-from efficientad.inference.detectors import Detector, load_detector
+from efficientad.inference.detectors import Detector, open_detector
 from efficientad.inference.export_check import BOUNDS, CheckImages, Parity, SeenImage, spread
 from efficientad.inference.exported import load_exported
 from efficientad.inference.prediction import predict
@@ -91,7 +91,7 @@ class Trials:
         Raises:
             UserError: the model cannot be loaded, or a test image cannot be read.
         """
-        self._model, self._detector = load_model(weights_dir, _CPU), load_detector(weights_dir, "cpu")
+        self._model, self._detector = load_model(weights_dir, _CPU), open_detector(weights_dir, "cpu")
         self._images, self._workers = images, workers
         self._graphs: dict[str, Any] = {}
         self._file = weights_dir / MODEL_FILE

@@ -84,11 +84,11 @@ class TorchDetector:
         return values.to(self._device, non_blocking=True)
 
 
-def load_detector(path: str | Path, device_name: str = "auto", precision_name: str = "auto") -> Detector:
-    """The detector of a training's folder or of an exported file; see prediction.inspect for its use.
+def open_detector(path: str | Path, device_name: str = "auto", precision_name: str = "auto") -> Detector:
+    """The detector of a training's folder or of an exported file.
 
     Args:
-        device_name: auto, cuda or cpu.
+        device_name: auto, cpu, cuda, cuda:N or mps.
         precision_name: auto, fp32, bf16 or fp16.
 
     Raises:

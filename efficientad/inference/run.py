@@ -15,7 +15,7 @@ from efficientad.data.folders import describe_others, find_images, is_image_name
 from efficientad.data.images import SKIPPED_FILE, UnreadableImageError, write_skipped
 from efficientad.detector.calibration import choose_threshold
 from efficientad.inference import results
-from efficientad.inference.detectors import Detector, load_detector
+from efficientad.inference.detectors import Detector, open_detector
 from efficientad.inference.prediction import limit_workers, predict
 from efficientad.inference.watching import FolderWatcher, LatencyLog
 from efficientad.system.errors import UserError, count_of, list_some, printable
@@ -196,7 +196,7 @@ def _watch(
 
 def _open(options: PredictOptions, file_per_image: bool) -> tuple[Detector, results.ResultWriter]:
     """Load the detector, and print it and its threshold."""
-    detector = load_detector(options.weights_dir, options.device, options.precision)
+    detector = open_detector(options.weights_dir, options.device, options.precision)
     threshold, origin = choose_threshold(options.threshold, detector.calibration)
     print(f"Model {options.weights_dir} ({detector.model_size}), {detector.description}")
     if described := detector.view.describe():
