@@ -106,3 +106,13 @@ def test_seeds_that_would_overflow_are_refused(capsys):
         with pytest.raises(SystemExit):
             pretrain.get_parser().parse_args(["--images", "x", "-o", "y", "--seed", seed])
         assert f"expects a whole number >= 0 and < 4294967296, not '{seed}'" in capsys.readouterr().err
+
+
+def test_devices_by_name(capsys):
+    for name in ("auto", "cpu", "cuda", "cuda:0", "cuda:12", "mps"):
+        for command in (train_script, eval_script, benchmark):
+            assert command.get_parser().parse_args(["--device", name]).device == name
+    for name in ("gpu", "cuda:", "cuda:x", "cuda:-1", "mps:0", ""):
+        with pytest.raises(SystemExit):
+            train_script.get_parser().parse_args(["--device", name])
+        assert f"expects auto, cpu, cuda, a GPU as in cuda:1, or mps, not '{name}'" in capsys.readouterr().err
