@@ -3,6 +3,7 @@
 import argparse
 
 from efficientad.system import arguments
+from efficientad.system.args_file import Parser
 from efficientad.system.errors import run_command
 from efficientad.system.startup import import_torch
 
@@ -10,9 +11,10 @@ ANOMALOUS = 3  # the exit status; 1 is Python's own for a crash, 2 is that of an
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m efficientad.predict",
         description=__doc__,
+        leave_out=lambda settings: ["batch_size", "output_dir"],  # a training's mean something else
         epilog="scores.csv has the path, score, threshold, decision (1: anomalous), milliseconds, size and time of "
         "each image. Exit status: 0 all images are good, 3 some are anomalous, 2 an error (also if just one image "
         "cannot be read or its maps not be written; the others have their results), 130 interrupted; 1 is always a "
