@@ -4,7 +4,7 @@ import argparse
 
 from efficientad.system import arguments
 from efficientad.system.args_file import Parser
-from efficientad.system.errors import run_command
+from efficientad.system.errors import UserError, run_command
 from efficientad.system.startup import import_torch
 
 ANOMALOUS = 3  # the exit status; 1 is Python's own for a crash, 2 is that of an error
@@ -68,6 +68,13 @@ def get_parser() -> argparse.ArgumentParser:
         help="write the connected pixels above the threshold, however few, as COCO annotations with score, box and "
         "mask: regions.json, or with --watch regions/<image>.json",
     )
+    group.add_argument(
+        "--report",
+        action="store_true",
+        help="write report.html, too: the images with their heat maps, the highest scores first, and a threshold "
+        "to move, in one file of at most 30 MB, for which pictures become smaller or those of low scores are left "
+        "out; not with --watch",
+    )
     group.add_argument("--print", action="store_true", dest="print_each", help="print a line for each image")
     return parser
 
@@ -80,10 +87,19 @@ def main(args: argparse.Namespace) -> int:
 
     limit_megapixels(args.max_megapixels)
     options = arguments.read_options(run.PredictOptions, args)
+    if args.watch and args.report:
+        raise UserError(
+            "--report is a page of one batch: give the images with --input, or leave it out with --watch"
+        )
     if args.watch:
         run.watch_folder(args.watch, options)
         return 0
-    return ANOMALOUS if run.score_inputs(args.input, options) else 0
+    report = None
+    if args.report:
+        from efficientad.evaluation.batch_report import BatchReport
+
+        report = BatchReport(arguments.command_line(get_parser(), args))
+    return ANOMALOUS if run.score_inputs(args.input, options, report) else 0
 
 
 if __name__ == "__main__":

@@ -147,16 +147,17 @@ def describe_unused_category(args: argparse.Namespace) -> list[str]:
 
 def command_line(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
     """The shortest command line that gives these arguments: every flag whose value is not the default."""
-    words = []
-    defaults = parser.parse_args([])
+    words, program = [], parser.prog if parser.prog.startswith("python ") else f"python {parser.prog}"
     for action in parser._actions:
-        value = getattr(args, action.dest, None)
-        if value == getattr(defaults, action.dest, None):
+        if not hasattr(args, action.dest):  # --help
+            continue
+        value, default = getattr(args, action.dest), action.default
+        if value == (parser._get_value(action, default) if isinstance(default, str) else default):
             continue
         words.append(max(action.option_strings, key=len))
         if action.nargs != 0:
             words += map(str, value if isinstance(value, (list, tuple)) else [value])
-    return shlex.join(["python", parser.prog, *words])
+    return f"{program} {shlex.join(words)}".rstrip()
 
 
 def add_machine_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

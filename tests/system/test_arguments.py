@@ -27,13 +27,19 @@ from efficientad.system.arguments import command_line
             ["-i", "x", "y", "--overwrite", "-e", "3"],
             "python train.py --epochs 3 --imagenet_train_path x y --overwrite",
         ),
+        (
+            predict,
+            ["-w", "m", "-i", "a b", "c", "--print", "-T", "auto"],
+            "python -m efficientad.predict --weights_dir m --input 'a b' c --print",
+        ),
     ],
 )
 def test_noted_command_lines(script, words, noted):
     args = script.get_parser().parse_args(words)
     line = command_line(script.get_parser(), args)
     assert line == noted
-    assert script.get_parser().parse_args(shlex.split(line)[2:]) == args
+    of_the_program = 3 if script is predict else 2
+    assert script.get_parser().parse_args(shlex.split(line)[of_the_program:]) == args
 
 
 def test_an_empty_output_is_not_the_current_folder(capsys):
