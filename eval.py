@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from efficientad.system import arguments
+from efficientad.system.args_file import Parser
 from efficientad.system.errors import UserError, run_command
 from efficientad.system.startup import import_torch
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="eval.py", description=__doc__)
+    parser = Parser(prog="eval.py", description=__doc__, leave_out=lambda settings: ["batch_size"])
     arguments.add_dataset_arguments(parser, several=True)
     group = parser.add_argument_group("model")
     group.add_argument(

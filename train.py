@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from efficientad.system import arguments
+from efficientad.system.args_file import Parser
 from efficientad.system.errors import run_command
 from efficientad.system.startup import import_torch
 from efficientad.training.options import (
@@ -28,6 +29,7 @@ from efficientad.training.options import (
     RECIPES,
     WEIGHT_DECAY,
     WINDOW,
+    settings_of_that_run,
 )
 
 if TYPE_CHECKING:
@@ -35,8 +37,9 @@ if TYPE_CHECKING:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="train.py",
+        leave_out=settings_of_that_run,
         description=__doc__,
         epilog="Annotations are not needed. 10 % of the good images, or the set's own validation/good, are held "
         "out: they normalize the maps and set the threshold. eval.py evaluates the result. On several GPUs: "

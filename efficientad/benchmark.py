@@ -51,6 +51,8 @@ def main(args: argparse.Namespace) -> None:
     if args.json and not args.json.parent.is_dir():
         raise UserError(f"--json {args.json}: there is no folder {args.json.parent}")
     compute = resolve_device(args.device)
+    if compute.type == "mps":
+        raise UserError("--device mps: only CPUs and CUDA GPUs can be measured")
     keep_freed_memory(compute)
     precision = resolve_precision(args.precision, compute)
     facts = {

@@ -3,16 +3,18 @@
 import argparse
 
 from efficientad.system import arguments
-from efficientad.system.errors import run_command
+from efficientad.system.args_file import Parser
+from efficientad.system.errors import UserError, run_command
 from efficientad.system.startup import import_torch
 
 ANOMALOUS = 3  # the exit status; 1 is Python's own for a crash, 2 is that of an error
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m efficientad.predict",
         description=__doc__,
+        leave_out=lambda settings: ["batch_size", "output_dir"],  # a training's mean something else
         epilog="scores.csv has the path, score, threshold, decision (1: anomalous), milliseconds, size and time of "
         "each image. Exit status: 0 all images are good, 3 some are anomalous, 2 an error (also if just one image "
         "cannot be read or its maps not be written; the others have their results), 130 interrupted; 1 is always a "
@@ -66,6 +68,13 @@ def get_parser() -> argparse.ArgumentParser:
         help="write the connected pixels above the threshold, however few, as COCO annotations with score, box and "
         "mask: regions.json, or with --watch regions/<image>.json",
     )
+    group.add_argument(
+        "--report",
+        action="store_true",
+        help="write report.html, too: the images with their heat maps, the highest scores first, and a threshold "
+        "to move, in one file of at most 30 MB, for which pictures become smaller or those of low scores are left "
+        "out; not with --watch",
+    )
     group.add_argument("--print", action="store_true", dest="print_each", help="print a line for each image")
     return parser
 
@@ -78,10 +87,19 @@ def main(args: argparse.Namespace) -> int:
 
     limit_megapixels(args.max_megapixels)
     options = arguments.read_options(run.PredictOptions, args)
+    if args.watch and args.report:
+        raise UserError(
+            "--report is a page of one batch: give the images with --input, or leave it out with --watch"
+        )
     if args.watch:
         run.watch_folder(args.watch, options)
         return 0
-    return ANOMALOUS if run.score_inputs(args.input, options) else 0
+    report = None
+    if args.report:
+        from efficientad.evaluation.batch_report import BatchReport
+
+        report = BatchReport(arguments.command_line(get_parser(), args))
+    return ANOMALOUS if run.score_inputs(args.input, options, report) else 0
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from efficientad.data.datasets import Dataset
 from efficientad.data.views import View
 from efficientad.detector.checkpoint import load_model
 from efficientad.inference import export_check, exporting
-from efficientad.inference.detectors import load_detector
+from efficientad.inference.detectors import open_detector
 from efficientad.inference.export_check import CheckImages
 from efficientad.inference.export_files import unfinished_file
 from efficientad.inference.export_options import CALIBRATION_IMAGES, PARITY_IMAGES, PRECISIONS, ExportOptions
@@ -69,7 +69,7 @@ def export(plan: ExportPlan) -> None:
             raise UserError(
                 f"{output} is not written: it would differ too much from torch; take another --precision"
             )
-        reference, exported = load_detector(plan.weights_dir, "cpu"), load_exported(part, "cpu", "auto")
+        reference, exported = open_detector(plan.weights_dir, "cpu"), load_exported(part, "cpu", "auto")
         speed = fastest.measure_speed(reference, exported, images.to_compare[:1], seconds=1.0)
     print(f"Wrote {output}; predict and eval.py take it as --weights_dir {output}")
     print(speed.format())

@@ -17,7 +17,7 @@ from efficientad.data.datasets import Dataset, Sample, find_test_samples
 from efficientad.detector.checkpoint import MODEL_FILE, load_model, read_training
 from efficientad.evaluation.image_metrics import image_auroc
 from efficientad.inference import export_check, exporting
-from efficientad.inference.detectors import Detector, load_detector
+from efficientad.inference.detectors import Detector, open_detector
 from efficientad.inference.export_check import BOUNDS, CheckImages, Parity, SeenImage, spread
 from efficientad.inference.export_options import ExportOptions
 from efficientad.inference.exported import Answers, load_exported
@@ -103,7 +103,7 @@ class Trials:
         Raises:
             UserError: the model cannot be loaded, or a test image cannot be read.
         """
-        self._model, self._detector = load_model(weights_dir, _CPU), load_detector(weights_dir, "cpu")
+        self._model, self._detector = load_model(weights_dir, _CPU), open_detector(weights_dir, "cpu")
         self._images, self._workers, self._options = images, workers, options or ExportOptions()
         self._expected: Answers | None = None  # of torch, which every file is compared with
         self._graphs: dict[str, Any] = {}

@@ -74,7 +74,7 @@ def augment(images: Tensor, changes: Changes, whole: Tensor | None = None) -> Te
         images: N x 3 x H x W, float32 in [0, 1].
         whole: the whole images of any size, if these are windows of them, whose mean gray then counts.
     """
-    kind, factor = (values.to(images.device, non_blocking=True) for values in changes)
+    kind, factor = (values.to(images.device, non_blocking=images.is_cuda) for values in changes)
     gray = _grayscale(images)
     mean_gray = (gray if whole is None else _grayscale(whole)).mean(dim=(1, 2, 3), keepdim=True)
     other = torch.where(kind == 0, torch.zeros_like(gray), torch.where(kind == 1, mean_gray, gray))
@@ -83,7 +83,7 @@ def augment(images: Tensor, changes: Changes, whole: Tensor | None = None) -> Te
 
 def where_gray(images: Tensor, chosen: Tensor) -> Tensor:
     """N x 3 x S x S with the chosen images (N booleans) replaced by their gray versions."""
-    chosen = chosen.view(-1, 1, 1, 1).to(images.device, non_blocking=True)
+    chosen = chosen.view(-1, 1, 1, 1).to(images.device, non_blocking=images.is_cuda)
     return torch.where(chosen, _grayscale(images), images)
 
 

@@ -1,4 +1,4 @@
-"""report.html: an evaluation as one self-contained page, which needs neither a network nor other files."""
+"""report.html: scored images as one self-contained page, which needs neither a network nor other files."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from efficientad.data.images import UnreadableImageError
 from efficientad.data.labels import GOOD
 from efficientad.detector.calibration import Calibration, describe_calibration
 from efficientad.evaluation.image_metrics import INTERVAL
-from efficientad.evaluation.report import Evaluation, ScoredSample, describe_chance
+from efficientad.evaluation.report import Decisions, Evaluation, ScoredSample, describe_chance
 from efficientad.evaluation.thumbnails import MAP_FLOOR, MAP_LEVELS, PAGE_BYTES, REPORT_BYTES, TEXT_BYTES
+from efficientad.inference import results
 from efficientad.inference.detectors import Detector
 from efficientad.system.arguments import path_argument
 from efficientad.system.files import write_text_atomically
 
-REPORT_FILE = "report.html"
+REPORT_FILE = results.REPORT_FILE
 _TEMPLATES = Path(__file__).parent / "templates"
 _SCRIPTS = ("pictures.js", "charts.js", "report.js")
 _KEPT_FORMAT_LETTERS = "\u200c\u200d"  # Persian and Indic words and emoji need these joiners
@@ -43,13 +44,14 @@ class ReportFacts:
     commands: Sequence[tuple[str, str]]  # label and command line
     calibration: Calibration | None
     warning: str = ""  # where the detector is no better than chance
+    has_labels: bool = True  # else the page has no metrics, and all images are of the class GOOD
 
 
 def write_report(
     path: Path,
     scored: Sequence[ScoredSample],
     maps: Mapping[Sample, str],
-    evaluation: Evaluation,
+    evaluation: Decisions,
     facts: ReportFacts,
 ) -> None:
     """Write the page.
@@ -72,6 +74,7 @@ def write_report(
     page = template.render(
         title=visible(facts.title),
         warning=facts.warning,
+        labelled=facts.has_labels,
         facts=[(label, visible(value)) for label, value in facts.rows],
         commands=[(label, visible(command)) for label, command in facts.commands],
         style=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
@@ -115,30 +118,42 @@ def describe_run(
         command: the command line of the evaluation.
         skipped: test images that could not be read.
     """
-    known, calibration = detector.provenance, detector.calibration
+    known = detector.provenance
     facts = [
-        ("Evaluated", datetime.now().strftime("%Y-%m-%d %H:%M")),
+        ("Evaluated", now()),
         ("Test images", _test_fact(dataset, evaluation)),
-        ("Threshold", f"{evaluation.threshold:g} ({threshold_origin})"),
-        ("Model", f"EfficientAD {detector.model_size} in {weights}"),
-        ("Evaluated with", f"{detector.description}; efficientad {efficientad.__version__}"),
+        *model_facts(detector, weights, f"{evaluation.threshold:g} ({threshold_origin})"),
     ]
-    if described := detector.view.describe():
-        facts.append(("Input", described))
     facts += _metric_facts(evaluation)
     if skipped:
         facts.insert(2, ("Unreadable images", f"{len(skipped)}, not in this report"))
-    if calibration:
-        described = describe_calibration(calibration, len(calibration.scores))
-        facts.append(("Calibration", described.replace("\nNote: ", ". ")))
+    facts += training_facts(detector)
     commands = [("Evaluate again", command)]
-    if "steps" in known:
-        facts += _training_facts(known)
     if "command" in known:
         commands.insert(0, ("Train again", str(known["command"])))
     title = dataset.root.resolve().name if dataset.name == "custom" else dataset.name
     warning = describe_chance(evaluation, detector.view.size)
-    return ReportFacts(title, dataset.test_folder, facts, commands, calibration, warning)
+    return ReportFacts(title, dataset.test_folder, facts, commands, detector.calibration, warning)
+
+
+def now() -> str:
+    """The date and time as a report shows them."""
+    return datetime.now().strftime("%Y-%m-%d %H:%M")
+
+
+def model_facts(detector: Detector, weights: Path, threshold: str) -> list[tuple[str, str]]:
+    """What scores the images, and how they are decided on.
+
+    Args:
+        threshold: with its origin, in words.
+    """
+    facts = [
+        ("Threshold", threshold),
+        ("Model", f"EfficientAD {detector.model_size} in {weights}"),
+        ("Scored with", f"{detector.description}; efficientad {efficientad.__version__}"),
+    ]
+    described = detector.view.describe()
+    return [*facts, ("Input", described)] if described else facts
 
 
 def _metric_facts(evaluation: Evaluation) -> list[tuple[str, str]]:
@@ -158,10 +173,18 @@ def _metric_facts(evaluation: Evaluation) -> list[tuple[str, str]]:
     return facts
 
 
-def _training_facts(known: Mapping[str, Any]) -> list[tuple[str, str]]:
+def training_facts(detector: Detector) -> list[tuple[str, str]]:
+    """The calibration of a detector and its training, as far as they are on record."""
+    known, calibration, facts = detector.provenance, detector.calibration, []
+    if calibration:
+        described = describe_calibration(calibration, len(calibration.scores))
+        facts.append(("Calibration", described.replace("\nNote: ", ". ")))
+    if "steps" not in known:
+        return facts
     source = known.get(path_argument(known.get("dataset", "custom")))
     versions = ", ".join(f"{name} {version}" for name, version in known.get("versions", {}).items())
     return [
+        *facts,
         (
             "Trained on",
             f"{known.get('train_images')} good images, {known.get('validation_images')} more held out, "
@@ -201,7 +224,7 @@ def _page_data(
     folder: Path,
     scored: Sequence[ScoredSample],
     maps: Mapping[Sample, str],
-    evaluation: Evaluation,
+    evaluation: Decisions,
     facts: ReportFacts,
 ) -> dict[str, Any]:
     """The data of the page's script: numbers, strings and lists only."""
@@ -228,7 +251,11 @@ def _page_data(
     return {
         "key": hashlib.sha256("".join(item.digest for item in scored).encode()).hexdigest()[:16],
         "threshold": evaluation.threshold,
-        "classes": [[visible(row.name), _number(row.auroc), visible(folders[row.name])] for row in classes],
+        "labelled": facts.has_labels,
+        "classes": [
+            [visible(row.name) if facts.has_labels else "", _number(row.auroc), visible(folders[row.name])]
+            for row in classes
+        ],
         "good": numbers.get(GOOD),
         "auroc": _number(evaluation.overall.auroc),
         "images": images,

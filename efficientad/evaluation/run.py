@@ -31,7 +31,7 @@ from efficientad.evaluation.report_page import REPORT_FILE, describe_run, write_
 from efficientad.evaluation.scoring import ScoringWork, map_names, score_samples
 from efficientad.evaluation.sweep import threshold_for_recall
 from efficientad.evaluation.thumbnails import plan_pictures
-from efficientad.inference.detectors import Detector, load_detector
+from efficientad.inference.detectors import Detector, open_detector
 from efficientad.system.distributed import gather_objects, rank, ranks, wait_for_ranks
 from efficientad.system.errors import UserError, count_of, printable
 from efficientad.system.files import adopt_files, claim_files, release_files
@@ -132,7 +132,7 @@ def open_run(dataset: Dataset, weights_dir: Path, folder: Path, options: Evaluat
     """
     found = find_test_samples(dataset)
     samples = found.samples
-    detector = load_detector(weights_dir, options.device, options.precision)
+    detector = open_detector(weights_dir, options.device, options.precision)
     if options.model_size not in (None, detector.model_size):
         raise UserError(
             f"{weights_dir} holds a {detector.model_size} model but --model_size is {options.model_size}"

@@ -61,7 +61,7 @@ def score_samples(work: ScoringWork) -> Iterator[ScoredSample]:
         picture = None
         if sizes:
             shown = prediction.anomaly_map if is_whole else anomaly_map
-            picture = _picture(prediction, shown, sizes, work.masks)
+            picture = make_picture(prediction, shown, sizes, work.masks)
         return ScoredSample(sample, prediction.digest, prediction.score, picture), located
 
     make_thumbnail = partial(encode_thumbnail, sizes=sizes) if sizes else None
@@ -81,10 +81,15 @@ def score_samples(work: ScoringWork) -> Iterator[ScoredSample]:
         yield scored
 
 
-def _picture(
-    prediction: Prediction, anomaly_map: np.ndarray, sizes: PictureSizes, masks: MaskSet | None
+def make_picture(
+    prediction: Prediction, anomaly_map: np.ndarray, sizes: PictureSizes, masks: MaskSet | None = None
 ) -> Picture:
-    """The pictures of an image; its map, of any size, shows the whole image."""
+    """The pictures of an image for a report.
+
+    Args:
+        prediction: with a thumbnail.
+        anomaly_map: of the whole image, of any size.
+    """
     defects = masks.values(prediction.sample) if masks else []
     return Picture(
         prediction.image_size,

@@ -68,7 +68,7 @@ class TorchDetector:
         self.provenance, self.description = model.provenance, describe_device(device, precision)
         self.images_per_pass = model.images_per_pass
         self._model, self._device, self._precision = model, device, precision
-        self._run = GraphedStep(self._map, CudaGraphs()) if device.type == "cuda" else self._map
+        self._run = GraphedStep(self._map, CudaGraphs(device)) if device.type == "cuda" else self._map
 
     @torch.inference_mode()
     def __call__(self, pixels: Tensor, inspected: Tensor | None = None) -> Tensor:
@@ -79,16 +79,17 @@ class TorchDetector:
             return self._model(to_unit_range(pixels), inspected)
 
     def _copy(self, values: Tensor) -> Tensor:
-        if self._device.type == "cuda":
-            values = values.pin_memory()  # otherwise the copy would wait for the previous batch
-        return values.to(self._device, non_blocking=True)
+        if self._device.type != "cuda":
+            return values.to(self._device)
+        # Otherwise the copy would wait for the previous batch
+        return values.pin_memory().to(self._device, non_blocking=True)
 
 
-def load_detector(path: str | Path, device_name: str = "auto", precision_name: str = "auto") -> Detector:
-    """The detector of a training's folder or of an exported file; see prediction.inspect for its use.
+def open_detector(path: str | Path, device_name: str = "auto", precision_name: str = "auto") -> Detector:
+    """The detector of a training's folder or of an exported file.
 
     Args:
-        device_name: auto, cuda or cpu.
+        device_name: auto, cpu, cuda, cuda:N or mps.
         precision_name: auto, fp32, bf16 or fp16.
 
     Raises:

@@ -90,7 +90,7 @@ def load_exported(path: Path, device_name: str, precision_name: str) -> Exported
     """Open an exported file, chosen by its suffix.
 
     Args:
-        device_name: auto, cuda or cpu; only ONNX Runtime uses a GPU.
+        device_name: auto, cpu, cuda or cuda:N; only ONNX Runtime uses a GPU.
         precision_name: auto, or the file's own.
 
     Raises:
@@ -99,8 +99,10 @@ def load_exported(path: Path, device_name: str, precision_name: str) -> Exported
     if not path.exists():
         raise UserError(f"{path} does not exist; name an exported file or a training's folder")
     refuse_unusual_file(path, _MOST_BYTES)
-    if device_name == "cuda" and path.suffix != SUFFIXES["onnx"]:
-        raise UserError(f"--device cuda: {path} runs on the CPU only; use model.pt, or export to ONNX")
+    if device_name == "mps":
+        raise UserError(f"--device mps: {path} does not run there; use model.pt, or --device cpu")
+    if device_name.startswith("cuda") and path.suffix != SUFFIXES["onnx"]:
+        raise UserError(f"--device {device_name}: {path} runs on the CPU only; use model.pt, or export to ONNX")
     if path.suffix == SUFFIXES["onnx"]:
         detector = _load_onnx(path, device_name)
     elif path.suffix == SUFFIXES["openvino"]:
@@ -134,11 +136,14 @@ def import_package(module: str, *packages: str) -> ModuleType:
 
 def _load_onnx(path: Path, device_name: str) -> ExportedDetector:
     onnxruntime = import_package("onnxruntime", "onnxruntime")
-    providers = ["CPUExecutionProvider"]
+    providers: list[Any] = ["CPUExecutionProvider"]
+    number = device_name.partition(":")[2]
     if device_name != "cpu" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        providers.insert(0, "CUDAExecutionProvider")
-    elif device_name == "cuda":
-        raise UserError("--device cuda: this ONNX Runtime has no CUDA; pip install onnxruntime-gpu instead of it")
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": number or "0"}))
+    elif device_name.startswith("cuda"):
+        raise UserError(
+            f"--device {device_name}: this ONNX Runtime has no CUDA; pip install onnxruntime-gpu instead of it"
+        )
     onnx = import_package("onnx", "onnx", "onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -158,7 +163,9 @@ def _load_onnx(path: Path, device_name: str) -> ExportedDetector:
     def run(inputs: dict[str, np.ndarray]) -> Answers:
         return session.run(OUTPUT_NAMES, inputs)
 
-    where = "cuda" if session.get_providers()[0].startswith("CUDA") else "cpu"
+    where = f"cuda:{number or 0}" if session.get_providers()[0].startswith("CUDA") else "cpu"
+    if device_name.startswith("cuda") and where == "cpu":
+        raise UserError(f"--device {device_name}: ONNX Runtime cannot use that GPU; check it with nvidia-smi")
     threads = options.intra_op_num_threads
     return ExportedDetector(
         path, metadata, run, f"ONNX Runtime {onnxruntime.__version__} on {where}, {threads} threads"

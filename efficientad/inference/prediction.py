@@ -6,7 +6,6 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,57 +13,16 @@ from PIL import Image
 from torch import Tensor
 
 from efficientad.data.datasets import Sample
-from efficientad.data.images import (
-    UnreadableImageError,
-    raise_if_unreadable,
-    read_bytes,
-    to_upright_rgb,
-)
+from efficientad.data.images import UnreadableImageError, raise_if_unreadable, read_bytes
 from efficientad.data.views import View
-from efficientad.detector.calibration import choose_threshold
 from efficientad.detector.model import anomaly_score
 from efficientad.inference.detectors import Detector
 from efficientad.system.errors import UserError
 from efficientad.system.parallel import parallel_map
 
+NOT_FINITE = "its score is not finite; try --precision fp32, or train again"  # why an image has no prediction
 _PIXELS_AHEAD = 2**24  # of inputs, that are read, or of maps, that are written, at once
 _PIXELS_KEPT = 2**26  # of decoded images that wait for their pictures: 256 MB
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """A detector's answer for one image."""
-
-    score: float  # of the map, float32; see model.anomaly_score
-    is_anomalous: bool
-    threshold: float
-    anomaly_map: np.ndarray  # float32, height x width of the upright image, 0-255 scale; 0 if not inspected
-
-
-def inspect(detector: Detector, image: str | Path | Image.Image, threshold: float | None = None) -> Inspection:
-    """Score one image as predict does.
-
-    Args:
-        image: a file, or an image of any mode.
-        threshold: None for the detector's own.
-
-    Raises:
-        UnreadableImageError: the file cannot be read, or the detector's view does not fit the image.
-    """
-    name = "the image" if isinstance(image, Image.Image) else str(image)
-    view = detector.view
-    if isinstance(image, Image.Image):
-        try:
-            rgb = to_upright_rgb(image, view.depth)
-        except ValueError as error:
-            raise UnreadableImageError(name, str(error)) from None
-        size = rgb.size
-    else:
-        rgb, size = view.decode(read_bytes(Path(image)), name)
-    pixels, inspected = view.pixels(rgb, name, size), view.inspected(size)
-    maps = detector(pixels[None], None if inspected is None else inspected[None]).cpu()
-    score, (threshold, _) = anomaly_score(maps).item(), choose_threshold(threshold, detector.calibration)
-    return Inspection(score, score > threshold, threshold, view.to_image(maps[0, 0].numpy(), size))
 
 
 @dataclass(frozen=True)
@@ -222,7 +180,7 @@ def copy_to_host(results: list[Tensor]) -> tuple[list[Tensor], torch.cuda.Event 
         results: tensors on one device.
     """
     if not results[0].is_cuda:
-        return results, None
+        return [result.cpu() for result in results], None
     on_host = [torch.empty(result.shape, dtype=result.dtype, pin_memory=True) for result in results]
     for copy, result in zip(on_host, results, strict=True):
         copy.copy_(result, non_blocking=True)
@@ -241,10 +199,9 @@ def _finish(
     share = (started.seconds + time.perf_counter() - start) / len(started.batch)
     for loaded, score, anomaly_map in zip(started.batch, scores, anomaly_maps[:, 0].numpy(), strict=True):
         if not np.isfinite(score):
-            reason = "its score is not finite; try --precision fp32, or train again"
             if on_unreadable is None:
-                raise UserError(f"{loaded.sample.path}: {reason}")
-            on_unreadable(UnreadableImageError(str(loaded.sample.path), reason))
+                raise UserError(f"{loaded.sample.path}: {NOT_FINITE}")
+            on_unreadable(UnreadableImageError(str(loaded.sample.path), NOT_FINITE))
             continue
         milliseconds = 1000 * (loaded.seconds + share)
         yield Prediction(

@@ -31,6 +31,7 @@ from efficientad.system.runs import LOCK_FILE
 
 SCORES_FILE = "scores.csv"
 MAP_FOLDER = "maps"
+REPORT_FILE = "report.html"
 REGIONS_FILE, REGIONS_FOLDER = "regions.json", "regions"
 WRITTEN_BY_WATCH = (SCORES_FILE, MAP_FOLDER, REGIONS_FOLDER)
 MAP_SUFFIXES = {"tiff": ".tiff", "jpg": ".jpg", "overlay": ".jpg", "none": None}
@@ -185,7 +186,7 @@ def check_results_folder(folder: Path, is_watching: bool) -> None:
     Raises:
         UserError: there are other files, or links in their place.
     """
-    require_no_links(folder, [*WRITTEN_BY_WATCH, REGIONS_FILE, FILE_LIST])
+    require_no_links(folder, [*WRITTEN_BY_WATCH, REGIONS_FILE, REPORT_FILE, FILE_LIST])
     path = folder / SCORES_FILE
     written = written_files(folder)
     is_replaceable = SCORES_FILE in written and MAP_FOLDER not in written

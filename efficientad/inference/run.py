@@ -8,15 +8,16 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from efficientad.data.datasets import Sample
 from efficientad.data.folders import describe_others, find_images, is_image_name, leave_out_written
 from efficientad.data.images import SKIPPED_FILE, UnreadableImageError, write_skipped
 from efficientad.detector.calibration import choose_threshold
 from efficientad.inference import results
-from efficientad.inference.detectors import Detector, load_detector
-from efficientad.inference.prediction import limit_workers, predict
+from efficientad.inference.batches import Batch, Report
+from efficientad.inference.detectors import Detector, open_detector
+from efficientad.inference.prediction import Prediction, limit_workers, predict
 from efficientad.inference.watching import FolderWatcher, LatencyLog
 from efficientad.system.errors import UserError, count_of, list_some, printable
 from efficientad.system.files import claim_files, release_files, write_file_list
@@ -77,8 +78,11 @@ def find_inputs(words: Sequence[str], others: list[Path]) -> list[Sample]:
     return [Sample(image, "", Path(os.path.relpath(whole, common)).as_posix()) for whole, image in found.items()]
 
 
-def score_inputs(words: Sequence[str], options: PredictOptions) -> int:
+def score_inputs(words: Sequence[str], options: PredictOptions, report: Report | None = None) -> int:
     """Score the images of folders, files and patterns; returns how many are anomalous.
+
+    Args:
+        report: written, too, unless no image can be read.
 
     Raises:
         UserError: nothing can be scored or written; or images are unreadable or their maps cannot be written, once
@@ -92,28 +96,44 @@ def score_inputs(words: Sequence[str], options: PredictOptions) -> int:
     folder = options.output_dir
     with lock_folder(folder):
         results.check_results_folder(folder, is_watching=False)
-        detector, writer = _open(options, file_per_image=False)
+        detector, writer, origin = _open(options, file_per_image=False)
         of_all = [results.SCORES_FILE, *([results.REGIONS_FILE] if options.save_regions else [])]
         names = [file for sample in samples for file in writer.names(sample.image_name)]
-        claimed = [*names, *of_all, SKIPPED_FILE]
+        claimed = [*names, *of_all, SKIPPED_FILE, *([results.REPORT_FILE] if report else [])]
         stale = claim_files(folder, claimed)
-        done = _score(detector, samples, writer, options, unreadable)
+        done = _score(detector, samples, writer, options, unreadable, report)
         if options.save_regions:
             results.write_regions(folder / results.REGIONS_FILE, done, writer.threshold)
         unwritten = [result.failure for result in done if result.failure]
         if unreadable or unwritten:
             write_skipped(folder, [*unreadable, *unwritten])
             of_all.append(SKIPPED_FILE)
+        if report and done:
+            maps = {
+                result.name: writer.names(result.name)[0]
+                for result in done
+                if options.map_format != "none" and not result.failure
+            }
+            about = (options.weights_dir, writer.threshold, origin, maps, len(unreadable))
+            report.write(folder / results.REPORT_FILE, Batch(_common_folder(samples[0]), detector, *about))
+            of_all.append(results.REPORT_FILE)
         written = [file for result in done if not result.failure for file in writer.names(result.name)] + of_all
         release_files(folder, stale.union(claimed).difference(written), written)
     anomalous = sum(result.is_anomalous for result in done)
     if done:
         verb = "is" if 1 in (anomalous, len(done)) else "are"
         print(f"{anomalous} of {count_of(len(done), 'image')} {verb} anomalous; results are in {folder}")
+    if report and done:
+        print(f"Open this in a browser to look at all of it: {folder / results.REPORT_FILE}")
     for line in detector.view.notes.lines():
         print(line)
     _raise_problems(folder / SKIPPED_FILE, unreadable, unwritten, len(samples))
     return anomalous
+
+
+def _common_folder(sample: Sample) -> Path:
+    """The folder below which find_inputs named the image."""
+    return Path(os.path.abspath(sample.path)).parents[len(PurePosixPath(sample.image_name).parts) - 1]
 
 
 def _raise_problems(
@@ -140,7 +160,7 @@ def watch_folder(folder: Path, options: PredictOptions) -> None:
         raise UserError(f"--watch {folder}: there is no such folder")
     with lock_folder(options.output_dir):
         results.check_results_folder(options.output_dir, is_watching=True)
-        detector, writer = _open(options, file_per_image=True)
+        detector, writer, _ = _open(options, file_per_image=True)
         scores = results.ScoresFile(options.output_dir / results.SCORES_FILE, go_on=True)
         write_file_list(options.output_dir, results.WRITTEN_BY_WATCH)  # not to be taken for input
         count = _watch(folder.absolute(), detector, writer, scores, options)
@@ -194,17 +214,18 @@ def _watch(
     return count
 
 
-def _open(options: PredictOptions, file_per_image: bool) -> tuple[Detector, results.ResultWriter]:
-    """Load the detector, and print it and its threshold."""
-    detector = load_detector(options.weights_dir, options.device, options.precision)
+def _open(options: PredictOptions, file_per_image: bool) -> tuple[Detector, results.ResultWriter, str]:
+    """Load the detector, and print it and its threshold, whose origin is returned, too."""
+    detector = open_detector(options.weights_dir, options.device, options.precision)
     threshold, origin = choose_threshold(options.threshold, detector.calibration)
     print(f"Model {options.weights_dir} ({detector.model_size}), {detector.description}")
     if described := detector.view.describe():
         print(f"Input {described}")
     print(f"Threshold {threshold:g} ({origin})", flush=True)
-    return detector, results.ResultWriter(
+    writer = results.ResultWriter(
         options.output_dir, threshold, options.map_format, options.save_regions, file_per_image
     )
+    return detector, writer, origin
 
 
 def _score(
@@ -213,14 +234,29 @@ def _score(
     writer: results.ResultWriter,
     options: PredictOptions,
     unreadable: list[UnreadableImageError],
+    report: Report | None,
 ) -> list[results.Result]:
     """Score the images and write scores.csv and the maps; collects the unreadable ones."""
+    if report:
+        report.begin(len(samples))
     signatures = {sample: results.signature_of(sample.path) for sample in samples}  # it may be gone when scored
     predictions = predict(
-        detector, samples, options.batch_size, options.num_workers, writer.needs_data, unreadable.append
+        detector,
+        samples,
+        options.batch_size,
+        options.num_workers,
+        writer.needs_data,
+        unreadable.append,
+        report.make_thumbnail if report else None,
     )
+
+    def write(one: Prediction) -> results.Result:
+        if report:
+            report.add(one)
+        return writer.write(one, signatures[one.sample])
+
     written = parallel_map(
-        lambda one: writer.write(one, signatures[one.sample]),
+        write,
         predictions,
         limit_workers(options.num_workers, detector.view),
         more_ahead=detector.images_per_pass(options.batch_size),

@@ -108,6 +108,8 @@ def make_plan(options: PretrainingOptions) -> DistillationPlan:
     """
     device = resolve_device(options.device)
     precision = resolve_precision(options.precision, device)
+    if device.type == "mps":
+        raise UserError("--device mps: a distillation needs float64, which Apple's GPUs lack; use --device cpu")
     if precision == "fp16":
         raise UserError("--precision fp16 is for train.py and eval.py; a distillation takes bf16 or fp32")
     return DistillationPlan(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import shlex
 from collections.abc import Callable
 from contextlib import suppress
@@ -48,6 +49,13 @@ _threshold = _number(float, "a number or auto", lambda value: True)
 def threshold(text: str) -> float | None:
     """A number, or None for "auto"."""
     return None if text == "auto" else _threshold(text)
+
+
+def device(text: str) -> str:
+    """auto, cpu, cuda, mps, or one certain GPU as in cuda:1."""
+    if not re.fullmatch("auto|cpu|mps|cuda(:[0-9]{1,3})?", text):
+        raise argparse.ArgumentTypeError(f"expects auto, cpu, cuda, a GPU as in cuda:1, or mps, not {text!r}")
+    return text
 
 
 def usable_cores() -> int:
@@ -161,16 +169,17 @@ def describe_unused_category(args: argparse.Namespace) -> list[str]:
 
 def command_line(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
     """The shortest command line that gives these arguments: every flag whose value is not the default."""
-    words = []
-    defaults = parser.parse_args([])
+    words, program = [], parser.prog if parser.prog.startswith("python ") else f"python {parser.prog}"
     for action in parser._actions:
-        value = getattr(args, action.dest, None)
-        if value == getattr(defaults, action.dest, None):
+        if not hasattr(args, action.dest):  # --help
+            continue
+        value, default = getattr(args, action.dest), action.default
+        if value == (parser._get_value(action, default) if isinstance(default, str) else default):
             continue
         words.append(max(action.option_strings, key=len))
         if action.nargs != 0:
             words += map(str, value if isinstance(value, (list, tuple)) else [value])
-    return shlex.join(["python", parser.prog, *words])
+    return f"{program} {shlex.join(words)}".rstrip()
 
 
 def add_machine_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -178,9 +187,11 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> argparse._Argument
     group = parser.add_argument_group("machine")
     group.add_argument(
         "--device",
-        choices=("auto", "cuda", "cpu"),
+        type=device,
         default="auto",
-        help="where to compute; auto: on a CUDA GPU if there is one (default: %(default)s)",
+        metavar="NAME",
+        help="where to compute: cpu, cuda, one of several GPUs as in cuda:1, or mps, Apple's GPUs; auto: on a CUDA "
+        "GPU if there is one, else on the CPU (default: %(default)s)",
     )
     group.add_argument(
         "--precision",

@@ -36,12 +36,16 @@ class Recorder(Protocol):
 class CudaGraphs:
     """Runs steps on its own stream, since the default one cannot be recorded, and records them as CUDA graphs."""
 
-    def __init__(self) -> None:
-        self._stream = torch.cuda.Stream()
+    def __init__(self, device: torch.device) -> None:
+        """
+        Args:
+            device: of the inputs; threads may have another current one.
+        """
+        self._device, self._stream = device, torch.cuda.Stream(device)
 
     def run(self, step: Step, inputs: Inputs) -> Tensor:
         """See Recorder."""
-        before = torch.cuda.current_stream()
+        before = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(before)
         with torch.cuda.stream(self._stream):
             output = step(*inputs)
@@ -50,6 +54,10 @@ class CudaGraphs:
 
     def record(self, step: Step, inputs: Inputs) -> Replay:
         """See Recorder."""
+        with torch.cuda.device(self._device):
+            return self._record(step, inputs)
+
+    def _record(self, step: Step, inputs: Inputs) -> Replay:
         graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         generator = torch.cuda.default_generators[torch.cuda.current_device()]
         noise = generator.clone_state()

@@ -17,17 +17,28 @@ _AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device(name: str) -> torch.device:
-    """The torch device for --device auto, cuda or cpu.
+    """The torch device for --device auto, cpu, cuda, cuda:N or mps; a GPU with a number becomes the current one.
 
     Raises:
-        UserError: CUDA was requested and torch sees none.
+        UserError: torch sees no such GPU.
     """
+    if name == "mps":
+        if not torch.backends.mps.is_available():
+            raise UserError("--device mps: torch sees no GPU of Apple here; use --device cpu")
+        return torch.device(name)
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         reason = "this torch was built without CUDA" if torch.version.cuda is None else "torch sees no CUDA GPU"
         raise UserError(f"--device {name}: {reason}; use --device cpu or check the driver with nvidia-smi")
-    return torch.device("cuda")
+    device = torch.device("cuda" if name == "auto" else name)
+    if device.index is not None:
+        count = torch.cuda.device_count()
+        if device.index >= count:
+            there = "1 GPU: cuda:0" if count == 1 else f"{count} GPUs: cuda:0 to cuda:{count - 1}"
+            raise UserError(f"--device {name}: this machine has {there}")
+        torch.cuda.set_device(device)  # what does not name a device means this one: streams, events, Triton
+    return device
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
@@ -36,8 +47,13 @@ def resolve_precision(name: str, device: torch.device) -> str:
     Choosing fp32 on a GPU turns TF32 off, in which torch computes convolutions by default.
 
     Raises:
-        UserError: fp16 on a CPU, where training would not converge and nothing is gained.
+        UserError: fp16 on a CPU, where training would not converge and nothing is gained; or another than fp32 on
+            a GPU of Apple, where nobody has tried it.
     """
+    if device.type == "mps":
+        if name not in ("auto", "fp32"):
+            raise UserError(f"--precision {name}: --device mps computes in fp32; leave it out")
+        return "fp32"
     if name == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16 needs a CUDA GPU; on a CPU use bf16 or fp32")
     if name == "auto":
@@ -76,11 +92,18 @@ def describe_device(device: torch.device, precision: str) -> str:
     """Device and precision in words, as in "device cuda (NVIDIA H200), precision bf16"; warns if that is slow."""
     if device.type == "cuda":
         hardware = torch.cuda.get_device_name(device)
+    elif device.type == "mps":
+        hardware = platform.machine()
     else:
         hardware = f"{platform.machine()}, {torch.get_num_threads()} threads"
     slow = precision == "bf16" and not _has_fast_bf16(device)
     warning = " (not native to this hardware: expect it to be far slower than fp32)" if slow else ""
-    return f"device {device.type} ({hardware}), precision {precision}{warning}"
+    return f"device {device} ({hardware}), precision {precision}{warning}"
+
+
+def fitting_device(device: torch.device) -> torch.device:
+    """Where to fit what needs float64 or rare operations: the device, but for a GPU of Apple, which lacks them."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h

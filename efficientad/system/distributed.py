@@ -29,6 +29,10 @@ def process_group(device_name: str) -> Iterator[None]:
     if world == 1:
         yield
         return
+    if device_name not in ("auto", "cpu", "cuda"):
+        raise UserError(
+            f"--device {device_name} is one GPU for {world} processes; take cuda, for one GPU each, or cpu"
+        )
     on_gpu = device_name != "cpu" and torch.cuda.is_available()
     if on_gpu:
         place, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()

@@ -31,8 +31,9 @@ class ImageBatch(NamedTuple):
 
     def to(self, device: torch.device) -> ImageBatch:
         """The same on another device."""
-        inspected = None if self.inspected is None else self.inspected.to(device, non_blocking=True)
-        return ImageBatch(self.indices, self.pixels.to(device, non_blocking=True), inspected)
+        at_once = device.type == "cuda"  # a copy to a GPU of Apple would read memory that may be free by then
+        inspected = None if self.inspected is None else self.inspected.to(device, non_blocking=at_once)
+        return ImageBatch(self.indices, self.pixels.to(device, non_blocking=at_once), inspected)
 
 
 class ImageSet:

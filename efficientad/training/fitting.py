@@ -17,7 +17,7 @@ from efficientad.data.transforms import to_unit_range
 from efficientad.detector.calibration import FEWEST_SCORES, calibrate
 from efficientad.detector.model import UNFITTED_QUANTILES, EfficientAD, RawMaps, anomaly_score
 from efficientad.detector.networks import FEATURE_CHANNELS
-from efficientad.system.devices import autocast
+from efficientad.system.devices import autocast, fitting_device
 from efficientad.system.distributed import gather_objects, rank, ranks, sum_over_ranks
 from efficientad.system.errors import UserError
 from efficientad.system.progress_bars import progress_bar
@@ -47,7 +47,8 @@ def fit_teacher_statistics(
         teacher_features: of the model's teacher, which keeps what it can.
     """
     device = model.teacher_mean.device
-    total = Moments.of(torch.zeros(FEATURE_CHANNELS, 0, dtype=torch.float64, device=device))
+    place = fitting_device(device)
+    total = Moments.of(torch.zeros(FEATURE_CHANNELS, 0, dtype=torch.float64, device=place))
     tiles = model.tiles()
     for batch in _batches(model, images, indices, "Computing statistics of features"):
         batch = batch.to(device)
@@ -55,14 +56,13 @@ def fit_teacher_statistics(
         for cells in tiles:
             windows = None if len(tiles) == 1 else [cells] * len(batch.indices)
             values = teacher_features(batch.indices, batch.pixels, windows).transpose(0, 1)
-            if counted is None:
-                total = total.joined(Moments.of(values.flatten(1).double()))
-            else:
-                total = total.joined(Moments.of(values[:, counted[(slice(None), *cells.slices)]].double()))
+            values = values.flatten(1) if counted is None else values[:, counted[(slice(None), *cells.slices)]]
+            total = total.joined(Moments.of(values.to(place).double()))
     total = total.over_ranks()
     std = total.variance().sqrt()
-    model.teacher_mean.copy_(total.mean.view(1, -1, 1, 1))
-    model.teacher_std.copy_(torch.where(std > _SMALLEST_STD, std, torch.ones_like(std)).view(1, -1, 1, 1))
+    std = torch.where(std > _SMALLEST_STD, std, torch.ones_like(std))
+    for buffer, values in ((model.teacher_mean, total.mean), (model.teacher_std, std)):
+        buffer.copy_(values.float().view(1, -1, 1, 1))
 
 
 class Moments(NamedTuple):

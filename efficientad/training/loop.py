@@ -57,7 +57,7 @@ class Learner:
         self._batch = 0  # images of this step, over all processes
         # Untried with the gradient scaler of fp16 and with several processes.
         self._graphed = plan.device.type == "cuda" and plan.cuda_graph and plan.precision != "fp16" and ranks() == 1
-        self._run = GraphedStep(self._learn, CudaGraphs()) if self._graphed else self._learn
+        self._run = GraphedStep(self._learn, CudaGraphs(plan.device)) if self._graphed else self._learn
         self._lr_on_device = torch.zeros((), device=plan.device)
 
     def learning_rate(self) -> float:
@@ -93,7 +93,7 @@ class Learner:
         own, device = own_part(batch), self._plan.device
         gray = () if natural is None else (torch.rand(batch, generator=self._generator) < NATURAL_GRAY_SHARE,)
         drawn = (*draw_changes(batch, self._generator), *gray)
-        choices = (values[own].to(device, non_blocking=True) for values in drawn)
+        choices = (values[own].to(device, non_blocking=device.type == "cuda") for values in drawn)
         lr = self.learning_rate()
         for group in self._optimizer.param_groups:
             group["lr"] = self._lr_on_device.fill_(lr) if self._graphed else lr  # a graph reads it from there
@@ -237,7 +237,8 @@ class Training:
         images = images.to(device)
         natural = None
         if penalty_batches is not None:
-            natural = to_unit_range(next(penalty_batches)[: len(images.indices)].to(device, non_blocking=True))
+            natural = next(penalty_batches)[: len(images.indices)]
+            natural = to_unit_range(natural.to(device, non_blocking=device.type == "cuda"))
         if self._windows is None:
             seen = see_whole(self._model, images)
         else:

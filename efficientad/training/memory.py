@@ -16,6 +16,7 @@ from torch import Tensor
 from efficientad.data.views import SIDE, View
 from efficientad.detector.memory_map import pool_features
 from efficientad.detector.model import EfficientAD
+from efficientad.system.devices import fitting_device
 from efficientad.system.distributed import gather_objects, rank, ranks
 from efficientad.system.errors import UserError
 from efficientad.system.progress_bars import progress_bar
@@ -65,12 +66,12 @@ def fit_memory(
         some = torch.randperm(len(of_image), generator=generator)[:candidates_each]
         collected[int(batch.indices)] = of_image[some.to(device)].cpu()
     everywhere = {index: rows for part in gather_objects(collected) for index, rows in part.items()}
-    candidates = torch.cat([everywhere[index] for index in sorted(everywhere)]).to(device)
+    candidates = torch.cat([everywhere[index] for index in sorted(everywhere)]).to(fitting_device(device))
     if not len(candidates):
         raise UserError("what is inspected of the images is too narrow to learn from; see --roi and --ignore")
     chosen = choose_coreset(candidates, patches, seed) if rank() == 0 else None
-    model.memory = candidates[gather_objects(chosen)[0].to(device)].float()
-    model.memory_weights = weigh_patches(model.memory)
+    memory = candidates[gather_objects(chosen)[0].to(candidates.device)].float()
+    model.memory, model.memory_weights = memory.to(device), weigh_patches(memory).to(device)
 
 
 def count_candidates(view: View) -> int:

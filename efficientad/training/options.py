@@ -213,6 +213,15 @@ _OF_STEPS = (
 )
 
 
+def settings_of_that_run(settings: Mapping[str, Any]) -> set[str]:
+    """Settings in an args.json that another training should not take over: those of its folder, or not used.
+
+    The size that "native" led to is in image_size.
+    """
+    of_the_folder = {"resume", "overwrite", "max_pixels"}
+    return of_the_folder.union(_OF_STEPS if settings.get("recipe") == FAST else ())
+
+
 def describe_unused(asked: TrainingOptions, recipe: str) -> list[str]:
     """Notes on given flags that the recipe does not use."""
     notes = []

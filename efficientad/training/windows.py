@@ -102,6 +102,6 @@ def see_windows(model: EfficientAD, images: ImageBatch, windows: Windows, drawn:
         to_unit_range(torch.cat(parts or [model.cut(images.pixels, spare)])),
         chosen or [spare],
         model.overview(to_unit_range(images.pixels)),
-        Places(*(part[: len(chosen)].to(device, non_blocking=True) for part in all_places)),
+        Places(*(part[: len(chosen)].to(device, non_blocking=device.type == "cuda") for part in all_places)),
         counted,
     )

@@ -241,8 +241,10 @@ def test_flags_that_a_file_cannot_follow(detector_file, tmp_path, monkeypatch, c
     message = fail(monkeypatch, capsys, predict, *words, detector_file, "--precision", "bf16")
     assert "computes in fp32, not in bf16" in message
     if not torch.cuda.is_available():
-        message = fail(monkeypatch, capsys, predict, *words, detector_file, "--device", "cuda")
-        assert "this ONNX Runtime has no CUDA" in message
+        for device in ("cuda", "cuda:1"):
+            message = fail(monkeypatch, capsys, predict, *words, detector_file, "--device", device)
+            assert f"--device {device}: this ONNX Runtime has no CUDA" in message
+    assert "does not run there" in fail(monkeypatch, capsys, predict, *words, detector_file, "--device", "mps")
     (tmp_path / "d.pt2").write_text("text")
     message = fail(monkeypatch, capsys, predict, *words, tmp_path / "d.pt2", "--device", "cuda")
     assert "runs on the CPU only" in message

@@ -19,12 +19,10 @@ from efficientad.benchmarking import fastest
 from efficientad.data.views import View
 from efficientad.detector.calibration import calibrate
 from efficientad.detector.checkpoint import save_model
-from efficientad.inference import export_check, exporting, onnx_graphs
-from efficientad.inference.detectors import load_detector
+from efficientad.inference import export_check, exporting, load_detector, onnx_graphs
 from efficientad.inference.export_options import ExportOptions
 from efficientad.inference.exportable import decide
 from efficientad.inference.exported import load_exported
-from efficientad.inference.prediction import inspect
 from efficientad.system.errors import UserError
 from exports import SUFFIXES, skip_without
 
@@ -102,17 +100,17 @@ def test_a_file_that_resizes_answers_as_predict_does(client_file, trained):
     path, printed = client_file
     assert "of 10 decisions agree" in printed
     assert versions(onnx.load(path)) == ([("", 18)], 8)
-    session, detector = onnxruntime.InferenceSession(path), load_exported(path, "cpu", "auto")
-    original = load_detector(trained, "cpu", "fp32")
+    session, detector = onnxruntime.InferenceSession(path), load_detector(path, device="cpu")
+    original = load_detector(trained, device="cpu", precision="fp32")
     shape = [None if isinstance(side, str) else side for side in session.get_inputs()[0].shape]
     assert shape == [None, None, None, 3]
     for size in ((60, 40), (431, 77), (900, 1201)):
         image = draw_part(3, True, size)
-        expected = inspect(original, image)
+        expected = original(image)
         maps, scores = session.run(["anomaly_map", "score"], {"images": np.asarray(image)[None].repeat(2, 0)})
         assert maps.shape == (2, 96, 160)
         assert scores.tolist() == pytest.approx(2 * [expected.score], rel=1e-3)
-        assert inspect(detector, image).score == pytest.approx(expected.score, rel=1e-4)
+        assert detector(image).score == pytest.approx(expected.score, rel=1e-4)
 
 
 def test_the_resize_within_is_that_of_the_toolkit(tmp_path):
@@ -279,7 +277,7 @@ def test_the_program_in_cpp(client_file, trained, tmp_path):
         )
         assert done.returncode == 0, done.stderr
         decision, score = done.stdout.split()
-        expected = inspect(load_detector(trained, "cpu", "fp32"), image).score
+        expected = load_detector(trained, device="cpu", precision="fp32")(image).score
         assert float(score) == pytest.approx(expected, rel=1e-3)
         assert decision == ("anomalous" if expected > THRESHOLD else "good")
 

@@ -11,13 +11,11 @@ from efficientad import export
 from efficientad.data.views import View
 from efficientad.detector.checkpoint import save_model
 from efficientad.detector.model import EfficientAD
-from efficientad.inference import export_check, exporting
-from efficientad.inference.detectors import load_detector
+from efficientad.inference import export_check, exporting, load_detector
 from efficientad.inference.export_check import SeenImage
 from efficientad.inference.exportable import ExportableDetector
 from efficientad.inference.exported import load_exported
 from efficientad.inference.metadata import Metadata
-from efficientad.inference.prediction import inspect
 from efficientad.system.errors import UserError
 from exports import SUFFIXES, compare_with_torch, skip_without
 
@@ -102,10 +100,10 @@ def test_the_command_and_its_file(tiny_networks, tmp_path, capsys):
     words = ["-w", tmp_path / "trained", "--precision", "int8", "-o", path]
     export.main(export.get_parser().parse_args([str(word) for word in words]))
     assert "of 11 decisions agree" in capsys.readouterr().out
-    original, exported = load_detector(tmp_path / "trained", "cpu", "fp32"), load_detector(path)
+    original, exported = load_detector(tmp_path / "trained", precision="fp32"), load_detector(path)
     for size in ((60, 40), (40, 60)):
         image = draw_part(3, True, size)
-        expected, found = inspect(original, image), inspect(exported, image)
+        expected, found = original(image), exported(image)
         assert found.anomaly_map.shape == size[::-1]
         assert found.score == pytest.approx(expected.score, rel=0.2)
 

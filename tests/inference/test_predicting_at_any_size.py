@@ -18,7 +18,8 @@ from efficientad.data.views import View
 from efficientad.detector.checkpoint import save_model
 from efficientad.detector.model import EfficientAD
 from efficientad.inference.detectors import TorchDetector
-from efficientad.inference.prediction import inspect, limit_workers, predict
+from efficientad.inference.inspection import Inspector
+from efficientad.inference.prediction import limit_workers, predict
 from efficientad.inference.results import find_regions
 from efficientad.system.errors import UserError
 
@@ -77,7 +78,7 @@ def test_predictions_follow_the_view(tiny_networks, tmp_path, view):
         np.testing.assert_allclose(one.anomaly_map, expected, rtol=1e-4, atol=1e-3)
         assert one.anomaly_map.shape == view.size and one.full_map().shape == (40, 60)
         np.testing.assert_array_equal(one.full_map(), view.to_image(one.anomaly_map, image.size))
-        found = inspect(TorchDetector(model, CPU, "fp32"), image)
+        found = Inspector(TorchDetector(model, CPU, "fp32"))(image)
         np.testing.assert_allclose(found.anomaly_map, one.full_map(), rtol=1e-4, atol=1e-3)
         assert found.score == pytest.approx(one.score, rel=1e-4)
         if (unseen := view.inspected_in_image(image.size)) is not None:
@@ -134,7 +135,7 @@ def test_an_image_that_the_view_does_not_fit_is_as_one_that_is_unreadable(tiny_n
     assert [one.sample for one in found] == [samples[0], *samples[2:]]
     assert len(problems) == 1 and "--roi of train.py" in str(problems[0])
     with pytest.raises(UnreadableImageError, match=samples[1].path.name):
-        inspect(detector, samples[1].path)
+        Inspector(detector)(samples[1].path)
 
 
 def test_regions_have_only_pixels_that_are_inspected():

@@ -1,24 +1,18 @@
 import hashlib
-import re
-import textwrap
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from conftest import fill_folder, make_dataset
+from conftest import make_dataset
 from efficientad.benchmarking import reference
 from efficientad.data.datasets import find_test_samples, open_dataset
 from efficientad.data.images import read_image
 from efficientad.data.transforms import to_square
-from efficientad.data.views import View, resize_map
-from efficientad.detector.calibration import calibrate
-from efficientad.detector.checkpoint import save_model
+from efficientad.data.views import View
 from efficientad.inference import prediction as prediction_module
-from efficientad.inference.detectors import TorchDetector, load_detector
-from efficientad.inference.prediction import inspect, predict
+from efficientad.inference.detectors import TorchDetector
+from efficientad.inference.prediction import predict
 from efficientad.system.errors import UserError
 
 CPU = torch.device("cpu")
@@ -99,38 +93,6 @@ def test_score_that_is_not_finite_is_an_error(tiny_model, samples):
     tiny_model.quantiles.fill_(float("nan"))
     with pytest.raises(UserError, match="is not finite"):
         predict_all(tiny_model, samples, 2)
-
-
-def test_the_python_call_of_the_page_runs_as_printed(tiny_model, tmp_path, monkeypatch, capsys):
-    page = Path(prediction_module.__file__).resolve().parents[1] / "README.md"
-    blocks = re.findall(r"(?:^(?:    .*)?\n)+", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    (block,) = [block for block in blocks if "import inspect" in block]
-    (tmp_path / "output/pills/trainings/custom").mkdir(parents=True)
-    save_model(tiny_model, tmp_path / "output/pills/trainings/custom/model.pt", {})
-    fill_folder(tmp_path / "new_parts", 2)
-    monkeypatch.chdir(tmp_path)
-    exec(textwrap.dedent(block), {})
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(": ")[0] for line in lines] == ["000.png", "001.png"]
-    assert all(re.fullmatch(r".+: (good|anomalous), score -?\d+\.\d, map \(40, 60\)", line) for line in lines)
-
-
-def test_one_image_is_inspected_as_predict_scores_it(tiny_model, samples, tmp_path):
-    tiny_model.calibration = calibrate([10.0, 11.0, 12.0, 13.0, 14.0], 0.5)
-    save_model(tiny_model, tmp_path / "model.pt", {})
-    detector = load_detector(tmp_path)
-    assert isinstance(load_detector(str(tmp_path), "cpu"), TorchDetector)
-    for one in predict(detector, samples, 1, 0):
-        found = inspect(detector, one.sample.path)
-        assert (found.score, found.threshold) == (one.score, 12.0)
-        assert found.is_anomalous == (one.score > 12.0)
-        np.testing.assert_array_equal(found.anomaly_map, resize_map(one.anomaly_map, *one.image_size))
-        assert not inspect(detector, str(one.sample.path), threshold=one.score).is_anomalous
-    with Image.open(samples[0].path) as image:
-        turned = image.convert("RGBA").transpose(Image.Transpose.ROTATE_90)
-    turned.getexif()[0x0112] = 6  # to be turned by 90 degrees clockwise
-    found = inspect(detector, turned)
-    assert found.score == inspect(detector, samples[0].path).score and found.anomaly_map.shape == image.size[::-1]
 
 
 class OnGpu(torch.Tensor):

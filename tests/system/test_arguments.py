@@ -27,13 +27,19 @@ from efficientad.system.arguments import command_line
             ["-i", "x", "y", "--overwrite", "-e", "3"],
             "python train.py --epochs 3 --imagenet_train_path x y --overwrite",
         ),
+        (
+            predict,
+            ["-w", "m", "-i", "a b", "c", "--print", "-T", "auto"],
+            "python -m efficientad.predict --weights_dir m --input 'a b' c --print",
+        ),
     ],
 )
 def test_noted_command_lines(script, words, noted):
     args = script.get_parser().parse_args(words)
     line = command_line(script.get_parser(), args)
     assert line == noted
-    assert script.get_parser().parse_args(shlex.split(line)[2:]) == args
+    of_the_program = 3 if script is predict else 2
+    assert script.get_parser().parse_args(shlex.split(line)[of_the_program:]) == args
 
 
 def test_an_empty_output_is_not_the_current_folder(capsys):
@@ -106,3 +112,13 @@ def test_seeds_that_would_overflow_are_refused(capsys):
         with pytest.raises(SystemExit):
             pretrain.get_parser().parse_args(["--images", "x", "-o", "y", "--seed", seed])
         assert f"expects a whole number >= 0 and < 4294967296, not '{seed}'" in capsys.readouterr().err
+
+
+def test_devices_by_name(capsys):
+    for name in ("auto", "cpu", "cuda", "cuda:0", "cuda:12", "mps"):
+        for command in (train_script, eval_script, benchmark):
+            assert command.get_parser().parse_args(["--device", name]).device == name
+    for name in ("gpu", "cuda:", "cuda:x", "cuda:-1", "mps:0", ""):
+        with pytest.raises(SystemExit):
+            train_script.get_parser().parse_args(["--device", name])
+        assert f"expects auto, cpu, cuda, a GPU as in cuda:1, or mps, not '{name}'" in capsys.readouterr().err

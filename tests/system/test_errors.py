@@ -66,3 +66,10 @@ def test_more_processes_than_gpus(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UserError, match="2 GPUs are too few for process 3 of this machine"), process_group("auto"):
         pass
+
+
+def test_one_gpu_for_several_processes(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("cuda:1", "mps"):
+        with pytest.raises(UserError, match=f"--device {name} is one GPU for 2 processes"), process_group(name):
+            pass

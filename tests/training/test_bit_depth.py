@@ -16,7 +16,7 @@ from efficientad import predict as predict_module
 from efficientad.data.depth import Depth, Scale
 from efficientad.detector.checkpoint import load_model
 from efficientad.inference.detectors import TorchDetector
-from efficientad.inference.prediction import inspect
+from efficientad.inference.inspection import Inspector
 from efficientad.training.depths import choose_depth
 from originals import read_csv
 from trainings import folder_of
@@ -176,7 +176,7 @@ def test_deep_files_are_refused_by_a_detector_of_8_bits(
     (path,) = write(tmp_path / "in", 65535, count=1)
     for image in (path, Image.open(path)):
         with pytest.raises(Exception, match="more than 8 bits, but the detector was trained on 8-bit ones"):
-            inspect(detector, image)
+            Inspector(detector)(image)
     message = fail(monkeypatch, capsys, predict_module, "-w", folder_of(tmp_path / "out"), "-i", path, "-o",
                    tmp_path / "predictions")  # fmt: skip
     assert "more than 8 bits, but the detector was trained on 8-bit ones" in message

@@ -145,7 +145,7 @@ def test_a_failed_recording_leaves_the_gpu_usable(capsys):
     def waits(values):
         return values * float(values.sum())  # .item() cannot be recorded
 
-    graphed = GraphedStep(waits, CudaGraphs())
+    graphed = GraphedStep(waits, CudaGraphs(torch.device("cuda")))
     before = torch.cuda.current_stream()
     for value in range(6):
         inputs = torch.full((3,), float(value), device="cuda")

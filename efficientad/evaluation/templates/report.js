@@ -26,9 +26,12 @@ const margin = (image) => image.score - threshold;
 const short = (value) => (Math.abs(value) >= 1000 ? Math.round(value) : Number(value.toPrecision(4))).toLocaleString("en", { maximumFractionDigits: 3 });
 const signed = (value) => `${value < 0 ? "\u2212" : "+"}${short(Math.abs(value))}`;
 const counted = (count, singular, plural = `${singular}s`) => `${count.toLocaleString("en")} ${count === 1 ? singular : plural}`;
+const fullName = (image) => (image.kind ? `${image.kind}/${image.name}` : image.name); // without labels there is no kind
+const chips = (image) => (image.kind ? [breakable("bdi", image.kind, { class: "chip" })] : []);
 const announce = (text) => { byId("announcement").textContent = text; };
 
 function verdict(image) {
+  if (!data.labelled) return isCalled(image) ? { sign: "!", text: "called defective", style: "wrong" } : { sign: "\u2713", text: "called good", style: "right" };
   if (!isWrong(image)) return { sign: "\u2713", text: image.good ? "called good, right" : "called defective, right", style: "right" };
   return image.good ? { sign: "\u2717", text: "false alarm", style: "wrong" } : { sign: "\u2717", text: "missed defect", style: "wrong" };
 }
@@ -110,6 +113,16 @@ function tile(title, value, sentence, style = "") {
   return element("div", { class: `tile ${style}` }, element("p", { class: "tile-title" }, title), element("p", { class: "tile-value" }, value), element("p", {}, sentence));
 }
 
+// Without labels, of which there is nothing right or wrong.
+function showCounts(called) {
+  const highest = images.reduce((best, image) => (image.score > best.score ? image : best));
+  byId("tiles").replaceChildren(
+    tile("Called defective", `${called} of ${images.length}`, `${percent(called / images.length)} of the images score above the threshold.`, called ? "alarm" : ""),
+    tile("Called good", `${images.length - called} of ${images.length}`, `${percent(1 - called / images.length)} of the images do not.`),
+    tile("Highest score", short(highest.score), `${percent(highest.score / threshold)} of the threshold: ${highest.name}`));
+  byId("bar-counts").replaceChildren(element("span", {}, `${called} called defective`));
+}
+
 function showSummary(alarms, missed) {
   const right = images.length - alarms - missed;
   const tiles = [
@@ -127,8 +140,6 @@ function showSummary(alarms, missed) {
   byId("tiles").replaceChildren(...tiles);
   byId("bar-counts").replaceChildren(
     element("span", {}, counted(alarms, "false alarm")), element("span", {}, counted(missed, "missed defect")));
-  byId("copy").textContent = `Copy -T ${Number(threshold.toPrecision(4))}`;
-  byId("reset").disabled = threshold === data.threshold;
 }
 
 function showTable(alarms, missed) {
@@ -155,10 +166,12 @@ let moveDots = () => {};
 
 function buildHistogram() {
   const rows = classes.map((each) => ({
-    name: each.name,
+    name: data.labelled ? each.name : "scored",
     scores: each.scores,
-    wrongAbove: each.good,
-    label: (called) => each.good
+    wrongAbove: data.labelled ? each.good : null,
+    label: (called) => !data.labelled
+      ? `\u2013 ${counted(each.scores.length, "image")}, ${called} above the threshold`
+      : each.good
       ? `\u2013 ${counted(each.scores.length, "image")}, ${counted(called, "false alarm")}`
       : `\u2013 ${counted(each.scores.length, "image")}, ${each.scores.length - called} missed`,
   }));
@@ -241,7 +254,7 @@ function buildSuspects() {
 }
 
 function showSuspects() {
-  if (data.is_chance) return;
+  if (data.is_chance || !data.labelled) return;
   for (const group of suspects) {
     group.images = group.ranked.filter(isSuspect);
     const rows = group.images.slice(0, group.shown).map((image) => {
@@ -341,11 +354,11 @@ function showGallery() {
 
 function buildCard(image, kinds) {
   const pictures = kinds.map((kind) => pictureFrame(image, kind, data, kinds.length > 1 ? 200 : FINEST_PICTURE));
-  const open = element("button", { type: "button", class: "open", "aria-label": `Enlarge ${image.kind}/${image.name}` }, ...pictures.map((picture) => picture.frame));
+  const open = element("button", { type: "button", class: "open", "aria-label": `Enlarge ${fullName(image)}` }, ...pictures.map((picture) => picture.frame));
   open.addEventListener("click", () => openLightbox(listed, image));
   const status = element("p", { class: "status" });
   const item = element("li", { class: "card-image" }, open,
-    element("p", { class: "caption" }, breakable("bdi", image.name, { class: "name", title: image.name }), breakable("bdi", image.kind, { class: "chip" })), status);
+    element("p", { class: "caption" }, breakable("bdi", image.name, { class: "name", title: image.name }), ...chips(image)), status);
   const refresh = () => {
     status.replaceChildren(element("span", {}, `score ${short(image.score)}`), badge(image));
     paintWhenSeen(item, () => pictures.forEach((picture) => picture.repaint(threshold)));
@@ -407,7 +420,7 @@ function openLightbox(list, image) {
   boxed = { list, image };
   const pictures = ["image", "heat", "overlay"].map((kind) => pictureFrame(image, kind, data, LARGE_PICTURE));
   const titles = ["Image", "Heat map", "Overlay"];
-  byId("lightbox-title").replaceChildren(breakable("bdi", image.name), " ", breakable("bdi", image.kind, { class: "chip" }));
+  byId("lightbox-title").replaceChildren(breakable("bdi", image.name), " ", ...chips(image));
   byId("lightbox-pictures").replaceChildren(...pictures.map((picture, number) =>
     element("figure", {}, element("figcaption", {}, titles[number]), picture.frame)));
   const links = [element("a", { href: `${data.test_link}/${image.file}`, target: "_blank", rel: "noopener" }, image.width ? `Original, ${image.width} \u00d7 ${image.height} pixels` : "Original")];
@@ -445,8 +458,12 @@ function wireLightbox() {
 function update() {
   const alarms = countAbove(goodScores, threshold);
   const found = countAbove(badScores, threshold);
-  showSummary(alarms, badScores.length - found);
-  showTable(alarms, badScores.length - found);
+  byId("copy").textContent = `Copy -T ${Number(threshold.toPrecision(4))}`;
+  byId("reset").disabled = threshold === data.threshold;
+  if (data.labelled) {
+    showSummary(alarms, badScores.length - found);
+    showTable(alarms, badScores.length - found);
+  } else showCounts(alarms);
   moveLine(threshold);
   moveDots(alarms, found);
   showSuspects();
@@ -458,7 +475,7 @@ for (const text of document.querySelectorAll("h1 bdi, .facts bdi, code, .warning
 restoreTicks();
 wireThreshold();
 buildCurves();
-if (!data.is_chance) buildSuspects();
+if (!data.is_chance && data.labelled) buildSuspects();
 buildGallery();
 wireLightbox();
 showTicks();
