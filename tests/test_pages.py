@@ -12,12 +12,14 @@ import efficientad.export
 import efficientad.predict
 import efficientad.pretrain
 import eval as eval_script
+import make_sample
 import prepare_dataset as prepare_script
 import train as train_script
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "dataset/README.md", "efficientad/README.md", "efficientad/weights/README.md"]
 COMMANDS = {
+    "dataset/make_sample.py": make_sample,
     "prepare_dataset.py": prepare_script,
     "train.py": train_script,
     "eval.py": eval_script,
