@@ -9,4 +9,6 @@ if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
     source .venv/bin/activate
 fi
 python -m pip install --quiet -r requirements.txt -r tests/requirements.txt
-exec python -m pytest "$@"
+# Four processes at most, since each takes up to 1.5 GB; with a thread each, so that they do not get in each other's way
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+exec python -m pytest -n auto --maxprocesses 4 "$@"

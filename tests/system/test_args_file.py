@@ -34,7 +34,7 @@ def parse(script, *words):
 def test_values_of_the_file_are_defaults_and_flags_win(file, capsys):
     args = parse(train_script, "--seed", 42, "--args", file, "--num_workers", 1)
     assert (args.seed, args.num_workers) == (42, 1)  # 42 is also what it would be without both
-    assert (args.dataset, args.custom_dataset_path, args.output_dir) == ("custom", Path("set"), Path("out"))
+    assert (args.dataset, args.custom_dataset_path, args.output_dir) == ("custom", [Path("set")], Path("out"))
     assert (args.image_size, args.roi, args.memory) == (["128", "192"], [0.1, 0.0, 0.5, 1.0], 0)
     assert (args.deterministic, args.precision, args.weights) == (True, "fp32", None)
     assert (args.overwrite, args.train_steps, args.lr) == (False, None, None)
@@ -105,4 +105,4 @@ def test_a_training_from_the_args_of_another_is_the_same(dataset_folder, tiny_te
     differing = {name for name in first if first[name] != second[name]}
     assert differing == {"output_dir", "command", "train_steps"}
     evaluate("--args", file)
-    assert (tmp_path / "a/anomaly_maps/custom/test/scores.csv").is_file()
+    assert (tmp_path / "a/anomaly_maps/custom/scores.csv").is_file()

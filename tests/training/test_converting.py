@@ -239,7 +239,7 @@ def test_eval_predict_and_export_take_the_model_file(
     convert("--input", tmp_path / "six", "--images", dataset_folder, "--output", tmp_path / "ours")
     assert "fitted on 9 of 10 images" in capsys.readouterr().out
     evaluate(*words, "-w", tmp_path / "ours" / "model.pt")
-    with (tmp_path / "out/anomaly_maps/custom/test/scores.csv").open(newline="") as file:
+    with (tmp_path / "out/anomaly_maps/custom/scores.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 7
     for command, more in ((efficientad.predict, ["--input", "x"]), (efficientad.export, [])):
         args = command.get_parser().parse_args(["-w", str(tmp_path / "ours" / "model.pt"), *more])
