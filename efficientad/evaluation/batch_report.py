@@ -56,7 +56,9 @@ class BatchReport:
         maps = {item.sample: batch.map_files[item.sample.image_name] for item in scored
                 if item.sample.image_name in batch.map_files}  # fmt: skip
         row = Row(GOOD, math.nan, math.nan, math.nan, len(scored), math.nan)
-        decisions = Decisions(batch.threshold, classes=[row], overall=row, distinct=None, sweep=[], sweep_recalls={})
+        decisions = Decisions(
+            batch.threshold, classes=[row], overall=row, distinct=None, sweep=[], sweep_recalls={}
+        )
         write_report(path, scored, maps, decisions, self._facts(batch, len(scored)))
 
     def _facts(self, batch: Batch, count: int) -> ReportFacts:
