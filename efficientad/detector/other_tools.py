@@ -73,7 +73,10 @@ def read_folder(folder: Path) -> ForeignDetector:
     networks = {name: read_network(folder / file) for name, file in NETWORK_FILES.items()}
     mean, std, quantiles = (folder / name for name in STATISTICS_FILES)
     if not (mean.is_file() and std.is_file()):
-        return ForeignDetector(folder, networks, None, None)
+        unused = [name for name in STATISTICS_FILES if (folder / name).is_file()]
+        missing = " and ".join(file.name for file in (mean, std) if not file.is_file())
+        notes = (f"Note: {' and '.join(unused)} not used, since {missing} is missing",) if unused else ()
+        return ForeignDetector(folder, networks, None, None, notes)
     return ForeignDetector(
         folder,
         networks,
@@ -134,6 +137,10 @@ def _read_anomalib(path: Path) -> ForeignDetector:
             raise UserError(f"{path} lacks {prefix}{theirs}. ...; it holds no complete EfficientAD")
         networks[name] = ForeignNetwork(path, require_weights(weights, path))
     statistics, quantiles = below(parts, "mean_std."), below(parts, "quantiles.")
+    assumed = ()
+    if not (isinstance(contents, Mapping) and contents.get("hyper_parameters")):
+        taken = f"anomalib's defaults are taken for granted: no padding, images of {SIDE}x{SIDE}"
+        assumed = (f"Note: the file does not say how its networks were trained; {taken}",)
     return ForeignDetector(
         path,
         networks,
@@ -142,6 +149,7 @@ def _read_anomalib(path: Path) -> ForeignDetector:
         (
             "Note: at the edge, where patches are missing, anomalib's maps fall below 0, those here are 0; inside "
             "they are the same, times 255",
+            *assumed,
         ),
     )
 
@@ -156,30 +164,32 @@ def _refuse_other_settings(contents: Any, path: Path) -> None:
                 f"{path} was trained with {name}={str(value)[:20]}, which this toolkit does not compute; train it "
                 f"with {name}={wanted}"
             )
-    for size in _resizes(contents, 0):
-        if size != (SIDE, SIDE):
+    for transform in _changes(contents, 0):
+        if transform != f"Resize({SIDE}, {SIDE})":
             raise UserError(
-                f"{path} was trained with images of {'x'.join(map(str, size))}; its autoencoder sees them at that "
-                f"size, ours at {SIDE}x{SIDE} only"
+                f"{path} was trained with images changed by {transform}; here they are resized to {SIDE}x{SIDE}, "
+                "and nothing else is done"
             )
 
 
-def _resizes(value: Any, depth: int) -> Iterator[tuple[int, ...]]:
-    """The sizes of the Resize transforms of torchvision in a checkpoint."""
+def _changes(value: Any, depth: int) -> Iterator[str]:
+    """Those transforms of torchvision in a checkpoint that decide what its networks see."""
     if depth > _DEEPEST or isinstance(value, Tensor):
         return
     if isinstance(value, PickledObject):
         size = value.state.get("size") if isinstance(value.state, Mapping) else None
-        if value.class_name.rpartition(".")[2] == "Resize" and isinstance(size, list | tuple):
-            yield tuple(number for number in size if isinstance(number, int))
-        yield from _resizes(value.state, depth + 1)
-        yield from _resizes(value.arguments, depth + 1)
+        kind = value.class_name.rpartition(".")[2]
+        if kind in ("Resize", "CenterCrop", "Normalize"):
+            numbers = size if isinstance(size, list | tuple) else [size]
+            yield f"{kind}({', '.join(str(number) for number in numbers if isinstance(number, int))})"
+        yield from _changes(value.state, depth + 1)
+        yield from _changes(value.arguments, depth + 1)
     elif isinstance(value, Mapping):
         for inner in value.values():
-            yield from _resizes(inner, depth + 1)
+            yield from _changes(inner, depth + 1)
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _resizes(inner, depth + 1)
+            yield from _changes(inner, depth + 1)
 
 
 def _anomalib_statistics(found: Mapping[str, Any], path: Path) -> tuple[Tensor, Tensor] | None:

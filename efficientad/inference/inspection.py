@@ -15,6 +15,7 @@ from efficientad.detector.calibration import choose_threshold
 from efficientad.detector.model import anomaly_score
 from efficientad.inference.detectors import Detector
 from efficientad.inference.prediction import NOT_FINITE
+from efficientad.system.errors import UserError, printable
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,13 @@ class Inspector:
         """
         Args:
             threshold: None for the detector's own.
+
+        Raises:
+            UserError: the threshold is no finite number.
         """
-        self.threshold, _ = choose_threshold(threshold, detector.calibration)
+        if threshold is not None and not _is_finite(threshold):
+            raise UserError(f"threshold {threshold!r} is no finite number; None is the detector's own")
+        self.threshold, _ = choose_threshold(None if threshold is None else float(threshold), detector.calibration)
         self._detector = detector
         self._lock = threading.Lock()  # not every runtime takes a second image while it computes
 
@@ -57,18 +63,23 @@ class Inspector:
         Raises:
             UnreadableImageError: the file cannot be read, the array is no such image, the detector's view does not
                 fit it, or its score is not finite.
+            TypeError: it is something else.
         """
         name, view = "the image", self._detector.view
         if isinstance(image, (str, Path)):
             name = str(image)
+            if "\0" in name:
+                raise UnreadableImageError(printable(name), "no file has a zero byte in its name")
             rgb, size = view.decode(read_bytes(Path(image)), name)
-        else:
+        elif isinstance(image, (Image.Image, np.ndarray)):
             try:
                 opened = _from_array(image) if isinstance(image, np.ndarray) else image
                 rgb = to_upright_rgb(opened, view.depth)
-            except ValueError as error:
+            except (ValueError, OSError) as error:  # Pillow reads a file only now
                 raise UnreadableImageError(name, str(error)) from None
             size = rgb.size
+        else:
+            raise TypeError(f"expects a path, an image of Pillow or an array, not {type(image).__name__}")
         pixels, inspected = view.pixels(rgb, name, size), view.inspected(size)
         with self._lock:
             maps = self._detector(pixels[None], None if inspected is None else inspected[None]).cpu()
@@ -76,6 +87,10 @@ class Inspector:
         if not math.isfinite(score):
             raise UnreadableImageError(name, NOT_FINITE)
         return Inspection(score, self.threshold, view.to_image(maps[0, 0].numpy(), size))
+
+
+def _is_finite(threshold: object) -> bool:
+    return isinstance(threshold, (int, float, np.number)) and math.isfinite(threshold) and threshold is not True
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -20,8 +21,10 @@ def resolve_device(name: str) -> torch.device:
     """The torch device for --device auto, cpu, cuda, cuda:N or mps; a GPU with a number becomes the current one.
 
     Raises:
-        UserError: torch sees no such GPU.
+        UserError: torch sees no such GPU, or the name is none of these.
     """
+    if re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", str(name)) is None:
+        raise UserError(f"device {name!r} is none of auto, cpu, cuda, cuda:N and mps")
     if name == "mps":
         if not torch.backends.mps.is_available():
             raise UserError("--device mps: torch sees no GPU of Apple here; use --device cpu")
@@ -50,6 +53,8 @@ def resolve_precision(name: str, device: torch.device) -> str:
         UserError: fp16 on a CPU, where training would not converge and nothing is gained; or another than fp32 on
             a GPU of Apple, where nobody has tried it.
     """
+    if name not in ("auto", "fp32", "bf16", "fp16"):
+        raise UserError(f"precision {name!r} is none of auto, fp32, bf16 and fp16")
     if device.type == "mps":
         if name not in ("auto", "fp32"):
             raise UserError(f"--precision {name}: --device mps computes in fp32; leave it out")

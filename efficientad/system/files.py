@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from efficientad.system.errors import UserError
+from efficientad.system.errors import UserError, count_of
 
 
 @contextmanager
@@ -198,7 +198,7 @@ def claim_files(folder: Path, names: Sequence[str]) -> set[str]:
     ]
     if foreign:
         raise UserError(
-            f"{folder} holds {len(foreign)} files that are not listed as this command's own and will not be "
+            f"{folder} holds {count_of(len(foreign), 'file')} not listed as this command's own, which will not be "
             f"replaced, {foreign[0]} for one; move them away or choose another --output_dir"
         )
     for parent in {(folder / name).parent for name in names}:

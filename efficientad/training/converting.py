@@ -23,7 +23,8 @@ from efficientad.system.runs import lock_folder
 from efficientad.training.cache import ImageSet, TeacherFeatures
 from efficientad.training.depths import choose_depth
 from efficientad.training.fitting import fit_calibration, fit_map_quantiles, fit_teacher_statistics, map_held_out
-from efficientad.training.resuming import SETTINGS_FILE, STATE_FILE
+from efficientad.training.options import PAPER
+from efficientad.training.resuming import SETTINGS_FILE, STATE_FILE, refuse_foreign_settings
 
 _SPLIT_SEED = 42  # as the script that leaves networks alone splits the images of its training
 _LEARNT_SHARE = 0.9
@@ -85,6 +86,8 @@ def split_images(folder: Path, fits_statistics: bool) -> TrainingSplit:
     Raises:
         UserError: too few images.
     """
+    if folder.is_dir() and not any(folder.iterdir()):
+        raise UserError(f"{folder} is empty; name a folder of good images with --images")
     good = list_good_images(Dataset("custom", folder))
     if good.validation:
         return TrainingSplit(good.train if fits_statistics else [], good.validation, good.notes)
@@ -103,6 +106,8 @@ def _refuse_existing(output: Path, overwrite: bool) -> None:
         raise UserError(f"{output} holds an interrupted training; choose another --output")
     if (output / MODEL_FILE).exists() and not overwrite:
         raise UserError(f"{output} already holds a model; add --overwrite, or choose another --output")
+    if not overwrite:
+        refuse_foreign_settings(output, "choose another --output")
 
 
 def _fit(
@@ -151,8 +156,9 @@ def _describe(
 ) -> dict[str, Any]:
     """What model.pt says of its origin, and where its images are."""
     return {
-        "recipe": f"converted from {options.input.resolve()}",
-        **facts,
+        "recipe": PAPER,
+        "converted_from": str(options.input.resolve()),
+        **{f"{name}_origin": origin for name, origin in facts.items()},
         "model_size": model.model_size,
         "dataset": "custom",
         "subdataset": "",

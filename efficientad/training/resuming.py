@@ -46,7 +46,21 @@ def is_finished(folder: Path, options: TrainingOptions) -> bool:
             raise UserError(
                 f"{folder} already holds a trained model; add --overwrite, or choose another --output_dir"
             )
+        refuse_foreign_settings(folder, "choose another --output_dir")
     return False
+
+
+def refuse_foreign_settings(folder: Path, advice: str) -> None:
+    """Raise a UserError with the advice if there is an args.json that no training has left."""
+    file = folder / SETTINGS_FILE
+    if not file.exists():
+        return
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict) or "train_images" not in settings:
+        raise UserError(f"{file} is not of a training with this toolkit; move it away, or {advice}")
 
 
 def _is_of_the_last_run(folder: Path) -> bool:

@@ -23,6 +23,7 @@ from efficientad.inference import load_detector
 from efficientad.inference.detectors import TorchDetector, open_detector
 from efficientad.inference.inspection import Inspector
 from efficientad.inference.prediction import predict
+from efficientad.system.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -133,3 +134,27 @@ def test_a_runtime_never_gets_a_second_image_while_it_computes():
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(Inspector(Slow()), [draw_part(0)] * 40))
     assert max(most) == 1
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), float("inf"), "auto", True])
+def test_a_threshold_that_is_none_is_refused(trained, threshold):
+    with pytest.raises(UserError, match="threshold .* is no finite number"):
+        load_detector(trained, threshold=threshold, device="cpu")
+
+
+@pytest.mark.parametrize("words", [{"device": "tpu"}, {"device": None}, {"precision": "fp64"}, {"precision": None}])
+def test_unknown_names_are_refused(trained, words):
+    with pytest.raises(UserError, match="is none of"):
+        load_detector(trained, **{"device": "cpu", **words})
+
+
+def test_what_is_no_image_is_refused(trained, tmp_path):
+    detector = load_detector(trained, device="cpu")
+    draw_part(1).save(tmp_path / "whole.jpg")
+    (tmp_path / "part.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-200])
+    for image in (Image.open(tmp_path / "part.jpg"), tmp_path / "part.jpg", "a\0b"):
+        with pytest.raises(UnreadableImageError):
+            detector(image)
+    for image in (None, b"bytes", [1, 2], 3):
+        with pytest.raises(TypeError, match="expects a path, an image of Pillow or an array"):
+            detector(image)

@@ -69,7 +69,7 @@ def test_files_of_others_stay(tmp_path):
 
 def test_a_file_of_somebody_else_is_not_overwritten(tmp_path):
     (tmp_path / "scores.csv").write_text("mine")
-    with pytest.raises(UserError, match="holds 1 files that are not listed .*scores.csv"):
+    with pytest.raises(UserError, match="holds 1 file not listed .*scores.csv"):
         claim_files(tmp_path, ["good/a.tiff", "scores.csv"])
     assert (tmp_path / "scores.csv").read_text() == "mine"
 

@@ -18,7 +18,9 @@ from efficientad.detector import foreign_networks
 from efficientad.detector.checkpoint import load_model
 from efficientad.detector.model import EfficientAD
 from efficientad.detector.other_tools import build, read_foreign_detector
+from efficientad.system.errors import UserError
 from efficientad.training.converting import split_images
+from efficientad.training.resuming import refuse_foreign_settings
 from other_tools import save_anomalib, save_whole
 
 CPU = torch.device("cpu")
@@ -121,8 +123,8 @@ def test_six_files_keep_what_is_fitted(fitted, tiny_sizes, good, tmp_path, capsy
         assert torch.equal(model.state_dict()[key], tensor), key
     assert len(model.calibration.scores) == 12
     facts = read_training(tmp_path / "ours")
-    assert facts["recipe"] == f"converted from {tmp_path / 'six'}" and facts["validation_images"] == 12
-    assert model.provenance["recipe"] == facts["recipe"]
+    assert facts["converted_from"] == str(tmp_path / "six") and facts["validation_images"] == 12
+    assert model.provenance["converted_from"] == facts["converted_from"]
 
 
 def test_quantiles_alone_are_not_taken(fitted, tiny_sizes, good, tmp_path, capsys):
@@ -182,7 +184,8 @@ class Resize:
         ({"padding": True}, "was trained with padding=True, which this toolkit does not compute"),
         ({"pad_maps": False}, "was trained with pad_maps=False"),
         ({"teacher_out_channels": 256}, "teacher_out_channels=256"),
-        ({"pre_processor": {"transform": [Resize([512, 512])]}}, "was trained with images of 512x512"),
+        ({"pre_processor": {"transform": [Resize([512, 512])]}}, "changed by Resize(512, 512)"),
+        ({"pre_processor": Resize(256)}, "changed by Resize(256);"),
         ({"change": lambda s: s.pop("model.student.conv2.bias")}, "not hold the weights of a small student"),
         ({"change": lambda s: s.pop("model.teacher.conv1.weight")}, "is no checkpoint of anomalib's EfficientAD"),
         ({"change": lambda s: s.update({"model.mean_std.std": torch.zeros(1, 384, 1, 1)})}, "are degenerate"),
@@ -244,3 +247,11 @@ def test_eval_predict_and_export_take_the_model_file(
     for command, more in ((efficientad.predict, ["--input", "x"]), (efficientad.export, [])):
         args = command.get_parser().parse_args(["-w", str(tmp_path / "ours" / "model.pt"), *more])
         assert args.weights_dir == tmp_path / "ours"
+
+
+def test_a_file_of_the_user_is_not_replaced(tmp_path):
+    (tmp_path / "args.json").write_text("mine")
+    with pytest.raises(UserError, match="args.json is not of a training with this toolkit; move it away"):
+        refuse_foreign_settings(tmp_path, "choose another --output")
+    (tmp_path / "args.json").write_text(json.dumps({"train_images": 3}))
+    refuse_foreign_settings(tmp_path, "choose another --output")
