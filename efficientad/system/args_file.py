@@ -78,7 +78,7 @@ class Parser(argparse.ArgumentParser):
         if file.is_dir():
             self.error(f"--args {file} is a folder; name the args.json in it")
         try:
-            settings = json.loads(file.read_text(encoding="utf-8"))
+            settings = json.loads(file.read_text(encoding="utf-8-sig"))
         except OSError as error:
             self.error(f"--args {file}: {error.strerror}")
         except (ValueError, RecursionError) as error:

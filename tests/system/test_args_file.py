@@ -106,3 +106,8 @@ def test_a_training_from_the_args_of_another_is_the_same(dataset_folder, tiny_te
     assert differing == {"output_dir", "command", "train_steps"}
     evaluate("--args", file)
     assert (tmp_path / "a/anomaly_maps/custom/scores.csv").is_file()
+
+
+def test_a_file_of_a_windows_editor_is_read(file):
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert parse(train_script, "--args", file).seed == FAST["seed"]
