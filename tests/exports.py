@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from conftest import make_dataset
+from efficientad.detector.checkpoint import save_model
 from efficientad.inference import export_check
 from efficientad.inference.export_options import PRECISIONS
 
@@ -13,6 +15,15 @@ NEEDS = {
 }
 VARIANTS = [(name, precision) for name, precisions in PRECISIONS.items() for precision in precisions]
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+
+
+def save_training(model, folder):
+    """The folder of a training of the model, in `folder` beside the data set that it names; returns it."""
+    dataset = make_dataset(folder / "parts")
+    training = {"dataset": "custom", "custom_dataset_path": str(dataset), "subdataset": "", "seed": 1}
+    (folder / "trained").mkdir()
+    save_model(model, folder / "trained" / "model.pt", training)
+    return folder / "trained"
 
 
 def skip_without(name):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import eval as eval_script
-from conftest import draw_part, fail, fill_folder, make_dataset
+from conftest import draw_part, fail, fill_folder
 from efficientad import export, predict
 from efficientad.benchmarking import reference
 from efficientad.data import images
@@ -20,7 +20,7 @@ from efficientad.data.images import UnreadableImageError, read_image
 from efficientad.data.transforms import to_square
 from efficientad.data.views import View
 from efficientad.detector.calibration import calibrate
-from efficientad.detector.checkpoint import load_model, load_teacher_weights, save_model
+from efficientad.detector.checkpoint import load_model, load_teacher_weights
 from efficientad.detector.model import EfficientAD
 from efficientad.inference import export_check, exporting
 from efficientad.inference.detectors import TorchDetector
@@ -31,7 +31,7 @@ from efficientad.inference.exporting import write_export
 from efficientad.inference.metadata import Metadata
 from efficientad.system.errors import UserError
 from efficientad.system.runs import lock_output
-from exports import SUFFIXES, VARIANTS, compare_with_torch, random_pixels, skip_without
+from exports import SUFFIXES, VARIANTS, compare_with_torch, random_pixels, save_training, skip_without
 
 CPU = torch.device("cpu")
 
@@ -48,11 +48,7 @@ def weights(tmp_path, tiny_model):
     tiny_model.teacher_std.copy_(torch.rand(1, 384, 1, 1, generator=generator) + 0.5)
     tiny_model.quantiles.copy_(torch.tensor([[0.1, 0.9], [0.2, 1.1], [0.0, 0.1]]))
     tiny_model.calibration = calibrate([10.0, 20.0, 30.0, 40.0, 55.0], 0.4)
-    dataset = make_dataset(tmp_path / "parts")
-    training = {"dataset": "custom", "custom_dataset_path": str(dataset), "subdataset": "", "seed": 1}
-    (tmp_path / "trained").mkdir()
-    save_model(tiny_model, tmp_path / "trained" / "model.pt", training)
-    return tmp_path / "trained"
+    return save_training(tiny_model, tmp_path)
 
 
 def seen(pixels):

@@ -13,18 +13,17 @@ import torch
 from PIL import Image
 from test_export_views import KINDS, build
 
-from conftest import draw_part, fail, make_dataset
+from conftest import draw_part, fail
 from efficientad import export
 from efficientad.benchmarking import fastest
 from efficientad.data.views import View
 from efficientad.detector.calibration import calibrate
-from efficientad.detector.checkpoint import save_model
 from efficientad.inference import export_check, exporting, load_detector, onnx_graphs
 from efficientad.inference.export_options import ExportOptions
 from efficientad.inference.exportable import decide
 from efficientad.inference.exported import load_exported
 from efficientad.system.errors import UserError
-from exports import SUFFIXES, skip_without
+from exports import SUFFIXES, save_training, skip_without
 
 THRESHOLD = 45.5
 WITH_ALL = ExportOptions(decides=True, threshold=THRESHOLD)
@@ -39,11 +38,7 @@ def trained(tiny_networks, tmp_path):
     """The folder of a training on images of 96 x 160 pixels."""
     model = build(View(96, 160), "none", False, 32)
     model.calibration = calibrate([10.0, 20.0, 30.0, 40.0, 55.0], 0.4)
-    dataset = make_dataset(tmp_path / "parts")
-    training = {"dataset": "custom", "custom_dataset_path": str(dataset), "subdataset": "", "seed": 1}
-    (tmp_path / "trained").mkdir()
-    save_model(model, tmp_path / "trained" / "model.pt", training)
-    return tmp_path / "trained"
+    return save_training(model, tmp_path)
 
 
 _written = {}

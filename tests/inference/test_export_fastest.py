@@ -11,12 +11,11 @@ from efficientad import export
 from efficientad.benchmarking import fastest
 from efficientad.benchmarking.export_run import ExportPlan, choose_candidates
 from efficientad.benchmarking.fastest import Candidate, Speed, Trials
-from efficientad.detector.checkpoint import save_model
 from efficientad.inference import export_check, exported, exporting
 from efficientad.inference.export_options import ExportOptions
 from efficientad.inference.exported import load_exported
 from efficientad.system import arguments
-from exports import skip_without
+from exports import save_training, skip_without
 
 
 def run(*words):
@@ -25,11 +24,7 @@ def run(*words):
 
 @pytest.fixture
 def weights(tmp_path, tiny_model):
-    dataset = make_dataset(tmp_path / "parts")
-    training = {"dataset": "custom", "custom_dataset_path": str(dataset), "subdataset": "", "seed": 1}
-    (tmp_path / "trained").mkdir()
-    save_model(tiny_model, tmp_path / "trained" / "model.pt", training)
-    return tmp_path / "trained"
+    return save_training(tiny_model, tmp_path)
 
 
 @pytest.fixture

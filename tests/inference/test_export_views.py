@@ -6,10 +6,9 @@ import pytest
 import torch
 from test_predicting_at_any_size import ignored_corner
 
-from conftest import draw_part, fill_folder, make_dataset
+from conftest import draw_part, fill_folder
 from efficientad import export
 from efficientad.data.views import View
-from efficientad.detector.checkpoint import save_model
 from efficientad.detector.model import EfficientAD
 from efficientad.inference import export_check, exporting, load_detector
 from efficientad.inference.export_check import SeenImage
@@ -17,7 +16,7 @@ from efficientad.inference.exportable import ExportableDetector
 from efficientad.inference.exported import load_exported
 from efficientad.inference.metadata import Metadata
 from efficientad.system.errors import UserError
-from exports import SUFFIXES, compare_with_torch, skip_without
+from exports import SUFFIXES, compare_with_torch, save_training, skip_without
 
 VARIANTS = [("onnx", "fp16"), ("onnx", "int8"), ("openvino", "fp32"), ("torch", "fp32")]
 KINDS = {
@@ -91,11 +90,8 @@ def test_the_command_and_its_file(tiny_networks, tmp_path, capsys):
     """Calibration, parity check and inspection of images of different shapes."""
     skip_without("onnx")
     model = build(*KINDS["fit"])
-    dataset = make_dataset(tmp_path / "parts")
-    draw_part(50, size=(40, 60)).save(dataset / "train" / "good" / "tall.png")
-    training = {"dataset": "custom", "custom_dataset_path": str(dataset), "subdataset": "", "seed": 1}
-    (tmp_path / "trained").mkdir()
-    save_model(model, tmp_path / "trained" / "model.pt", training)
+    save_training(model, tmp_path)
+    draw_part(50, size=(40, 60)).save(tmp_path / "parts" / "train" / "good" / "tall.png")
     path = tmp_path / "d.onnx"
     words = ["-w", tmp_path / "trained", "--precision", "int8", "-o", path]
     export.main(export.get_parser().parse_args([str(word) for word in words]))
