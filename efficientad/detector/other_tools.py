@@ -138,7 +138,7 @@ def _read_anomalib(path: Path) -> ForeignDetector:
         networks[name] = ForeignNetwork(path, require_weights(weights, path))
     statistics, quantiles = below(parts, "mean_std."), below(parts, "quantiles.")
     assumed = ()
-    if not (isinstance(contents, Mapping) and contents.get("hyper_parameters")):
+    if not _settings(contents).keys() & _ANOMALIB_SETTINGS.keys():
         taken = f"anomalib's defaults are taken for granted: no padding, images of {SIDE}x{SIDE}"
         assumed = (f"Note: the file does not say how its networks were trained; {taken}",)
     return ForeignDetector(
@@ -156,9 +156,9 @@ def _read_anomalib(path: Path) -> ForeignDetector:
 
 def _refuse_other_settings(contents: Any, path: Path) -> None:
     """Raise a UserError if the checkpoint says that its networks were used otherwise than ours are."""
-    settings = contents.get("hyper_parameters") if isinstance(contents, Mapping) else None
+    settings = _settings(contents)
     for name, wanted in _ANOMALIB_SETTINGS.items():
-        value = settings.get(name, wanted) if isinstance(settings, Mapping) else wanted
+        value = settings.get(name, wanted)
         if not isinstance(value, bool | int) or value != wanted:
             raise UserError(
                 f"{path} was trained with {name}={str(value)[:20]}, which this toolkit does not compute; train it "
@@ -170,6 +170,14 @@ def _refuse_other_settings(contents: Any, path: Path) -> None:
                 f"{path} was trained with images changed by {transform}; here they are resized to {SIDE}x{SIDE}, "
                 "and nothing else is done"
             )
+
+
+def _settings(contents: Any) -> Mapping[str, Any]:
+    """How the networks of a checkpoint were made, empty if it does not say; a dict, or an argparse.Namespace."""
+    settings = contents.get("hyper_parameters") if isinstance(contents, Mapping) else None
+    if isinstance(settings, PickledObject):
+        settings = settings.state
+    return settings if isinstance(settings, Mapping) else {}
 
 
 def _changes(value: Any, depth: int) -> Iterator[str]:

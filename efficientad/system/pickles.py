@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import pickletools
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # Python 2's names, which torch.save writes
 from typing import BinaryIO, NamedTuple
 
 _MOST_INSTRUCTIONS = 2_000_000  # some seconds; the state of a training with 400,000 images
@@ -19,16 +20,15 @@ _ITEM_BYTES = {
     **{"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2},
     **{"Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1, "Bool": 1},
 }
-_STORAGES = {f"torch {name}Storage": size for name, size in _ITEM_BYTES.items()}
-_TENSOR, _PARAMETER = "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"
-_ORDERED, _SHAPE, _BYTES = "collections OrderedDict", "torch Size", "_codecs encode"
+_STORAGES = {f"torch.{name}Storage": size for name, size in _ITEM_BYTES.items()}
+_TENSOR, _PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
+_ORDERED, _SHAPE, _BYTES = "collections.OrderedDict", "torch.Size", "_codecs.encode"
 _NAMES = {*_STORAGES, _TENSOR, _PARAMETER, _ORDERED, _SHAPE, _BYTES}
-_SET = "__builtin__ set"  # which torch makes of a list
-_BUILTINS = ("__builtin__", "builtins")
-_KNOWN_BUILTINS = {_SET, "__builtin__ getattr"}  # torch would make a bytearray as large as it is asked for
-_TYPES = {f"torch {name}" for name in ("float16", "bfloat16", "float32", "float64", "int64", "uint8", "bool")}
-_LAYERS = "torch.nn.modules."
-_TORCH_MAKES = ("torch", "collections", "_codecs")  # packages of which torch's reader knows names itself
+_DEVICE, _COUNTER, _SET = "torch.device", "collections.Counter", "builtins.set"  # of other tools
+_TYPES = {
+    f"torch.{name}"
+    for name in ("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
+}
 _TORCH_REFUSES = ("os", "sys", "posix", "nt")
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _NUMBERS_AND_TEXT = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"}
@@ -40,8 +40,12 @@ class PickleError(Exception):
     """The pickle is damaged or would become more than its file can hold; the message says why, if known."""
 
 
-class ForeignNameError(PickleError):
-    """The pickle names something else than tensors and plain values; `name` is "module name"."""
+class UnsupportedError(PickleError):
+    """The pickle need not be damaged, but holds what is not read."""
+
+
+class ForeignNameError(UnsupportedError):
+    """The pickle names something else than tensors and plain values; `name` is as in "module.name"."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"it names {name}")
@@ -57,38 +61,40 @@ class _Storage(NamedTuple):
 class _Value:
     """A value on the unpickler's stack: what it is, how many values it holds when written out, how deep it is."""
 
-    __slots__ = ("content", "count", "depth", "is_held", "kind")
+    __slots__ = ("content", "count", "depth", "is_held", "is_key", "kind")
 
     def __init__(self, kind: str, content: object = None) -> None:
-        self.kind, self.content = kind, content  # plain, tuple, list, dict, tensor or of _ARGUMENTS
+        self.kind, self.content = kind, content  # plain, tuple, list, dict, made, tensor, object or of _ARGUMENTS
         self.count, self.depth, self.is_held = 1, 0, False
+        self.is_key = kind in ("plain", "object", "foreign")  # of a dict
 
     def hold(self, values: list[_Value]) -> None:
         """Count the values within this one. What is held may not grow any more, as its holder counted it."""
         if self.is_held:
-            raise PickleError("a list in it grows when it is already part of another")
+            raise UnsupportedError("a list or an object in it grows when it is already part of another")
         for value in values:
             if value.kind in _ARGUMENTS or value is self:
-                raise PickleError("it holds other things than values, or itself")
+                raise UnsupportedError("it holds other things than values, or itself")
             value.is_held = True
             self.count += value.count
             self.depth = max(self.depth, value.depth + 1)
         if self.depth > _DEEPEST:
-            raise PickleError(f"lists in it are nested more than {_DEEPEST} deep")
+            raise UnsupportedError(f"lists in it are nested more than {_DEEPEST} deep")
 
 
 class PickleScan:
     """Follows the pickles of one torch file."""
 
     def __init__(
-        self, file_bytes: int, storage_bytes: dict[str, int] | None, foreign: set[str] | None = None
+        self, file_bytes: int, storage_bytes: dict[str, int] | None, foreign: dict[str, str] | None = None
     ) -> None:
         """
         Args:
             file_bytes: size of the file.
             storage_bytes: sizes of the file's storages, by their keys; None: they follow later in the file.
-            foreign: takes the names of classes and functions that are not torch's own, as "module name"; they and
-                what is made with them count as values. None: they are refused.
+            foreign: takes the names of classes and functions that are not counted here, as "module.name", and
+                whether what they make is filled as a "dict", a "list" or neither ("object"); they and what is made
+                with them count as values. None: they are refused.
         """
         self._foreign = foreign
         self._file_bytes, self._storage_bytes = file_bytes, storage_bytes
@@ -109,15 +115,17 @@ class PickleScan:
             for opcode, argument, _ in pickletools.genops(file):
                 self._instructions += 1
                 if self._instructions > _MOST_INSTRUCTIONS:
-                    raise PickleError(f"it has more than {_MOST_INSTRUCTIONS:,} values")
+                    raise UnsupportedError(f"it has more than {_MOST_INSTRUCTIONS:,} values")
                 if opcode.name == "STOP":
                     value = self._pop()
                 else:
                     self._follow(opcode.name, argument)
         except (ValueError, IndexError, KeyError, OverflowError):  # of a damaged stream
             raise PickleError from None
-        if value is None or value.count > file.tell() - begin:  # every value takes a byte, unless it is shared
-            raise PickleError("written out, it would be many times its size")
+        if value is None:
+            raise PickleError
+        if value.count > file.tell() - begin:  # every value takes a byte, unless it is shared
+            raise UnsupportedError("written out, it would be many times its size")
         return value.content if value.kind == "plain" else None
 
     def _pop(self) -> _Value:
@@ -135,7 +143,7 @@ class PickleScan:
         stack = self._stack
         if name in _NUMBERS_AND_TEXT:
             if isinstance(argument, int) and abs(argument) > _LONGEST_INTEGER:
-                raise PickleError("it holds a number of more than 38 digits")
+                raise UnsupportedError("it holds a number of more than 38 digits")
             stack.append(_Value("plain", argument))
         elif name in _CONSTANTS:
             stack.append(_Value("plain", _CONSTANTS[name]))
@@ -156,24 +164,23 @@ class PickleScan:
         elif name in ("REDUCE", "BUILD", "BINPERSID", "NEWOBJ"):
             getattr(self, f"_{name.lower()}")()
         elif (name, argument) != ("PROTO", 2):
-            raise PickleError(f"its pickle uses {name}, which torch.save does not")
+            raise UnsupportedError(f"its pickle uses {name}, which torch.save does not")
 
     def _name(self, name: str) -> _Value:
-        """What a class or function becomes on the stack."""
-        if name in _NAMES:
-            return _Value("name", name)
-        if self._foreign is None:
-            raise ForeignNameError(name)
-        if name in _TYPES:
+        """What a class or function, given as "module name", becomes on the stack."""
+        module, _, name = name.partition(" ")
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+        whole = f"{module}.{name}"
+        if whole in _NAMES:
+            return _Value("name", whole)
+        if self._foreign is None or module.partition(".")[0] in _TORCH_REFUSES:
+            raise ForeignNameError(whole)
+        if whole in _TYPES:
             return _Value("plain")
-        if name != _SET:
-            package = name.partition(" ")[0].partition(".")[0]
-            made_by_torch = package in _TORCH_MAKES and not name.startswith(_LAYERS)
-            made_by_torch |= package in _BUILTINS and name not in _KNOWN_BUILTINS
-            if package in _TORCH_REFUSES or made_by_torch:
-                raise ForeignNameError(name)
-            self._foreign.add(name)
-        return _Value("foreign", name)
+        if whole in (_DEVICE, _COUNTER, _SET):
+            return _Value("name", whole)
+        self._foreign.setdefault(whole, "object")
+        return _Value("foreign", whole)
 
     def _make_tuple(self, name: str) -> None:
         if name == "TUPLE":
@@ -184,17 +191,20 @@ class PickleScan:
         others = [value for value in values if value.kind not in _ARGUMENTS]
         made = _Value("tuple" if len(others) == len(values) else "arguments", values)
         made.hold(others)
+        made.is_key = self._foreign is not None and all(value.is_key for value in values)
         self._stack.append(made)
 
     def _fill(self, name: str) -> None:
         values = self._pop_to_mark() if name[-1] == "S" else [self._pop() for _ in range(2 - (name == "APPEND"))]
-        into = self._stack[-1]
-        if into.kind != ("list" if name.startswith("APPEND") else "dict"):
+        into, kind = self._stack[-1], "list" if name.startswith("APPEND") else "dict"
+        if into.kind == "object" and self._foreign.get(into.content) in ("object", kind):
+            self._foreign[into.content] = kind
+        elif into.kind != kind:
             raise PickleError
-        if into.kind == "dict":
+        if kind == "dict":
             keys = values[::2] if name == "SETITEMS" else values[1:]
-            if any(key.kind != "plain" for key in keys) or len(values) % 2:
-                raise PickleError("it has keys that are neither numbers nor text")
+            if len(values) % 2 or not all(key.is_key for key in keys):
+                raise UnsupportedError("it has keys that are neither numbers nor text")
         into.hold(values)
 
     def _binpersid(self) -> None:
@@ -215,7 +225,7 @@ class PickleScan:
         arguments, name = self._arguments(self._pop()), self._pop()
         kinds = [argument.kind for argument in arguments]
         if name.kind == "foreign":
-            self._make_object(arguments)
+            self._make_object(name, arguments)
             return
         if name.kind != "name":
             raise PickleError
@@ -226,8 +236,11 @@ class PickleScan:
             made = _Value("tensor")
         elif name.content == _PARAMETER and kinds[:1] == ["tensor"]:
             made = _Value("tensor")
-        elif name.content == _BYTES and kinds == ["plain", "plain"]:
+        elif name.content in (_BYTES, _DEVICE) and kinds in (["plain"], ["plain", "plain"]):
             made = _Value("plain")
+        elif (name.content, kinds) in ((_SET, ["list"]), (_COUNTER, ["dict"])):
+            made = _Value("made")
+            made.hold(arguments)
         elif name.content == _SHAPE and kinds == ["tuple"]:
             made = _Value("tuple", arguments[0].content)
             made.hold([arguments[0]])
@@ -239,18 +252,21 @@ class PickleScan:
         arguments, name = self._arguments(self._pop()), self._pop()
         if name.kind != "foreign":
             raise PickleError
-        self._make_object(arguments)
+        self._make_object(name, arguments)
 
-    def _make_object(self, arguments: list[_Value]) -> None:
+    def _make_object(self, name: _Value, arguments: list[_Value]) -> None:
         """Of a foreign class or function."""
-        made = _Value("object")
+        made = _Value("object", name.content)
         made.hold(arguments)
         self._stack.append(made)
 
     def _build(self) -> None:
         """The attribute _metadata of a state_dict, or all that a foreign object has."""
         attributes, of = self._pop(), self._stack[-1]
-        if of.kind != "object" and (of.kind != "dict" or attributes.kind != "dict"):
+        kind = self._foreign[of.content] if of.kind == "object" else of.kind
+        if kind == "list":
+            raise UnsupportedError("a list in it has attributes")
+        if kind != "object" and (kind != "dict" or attributes.kind != "dict"):
             raise PickleError
         of.hold([attributes])
 

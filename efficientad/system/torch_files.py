@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import stat
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,12 +15,16 @@ from torch import Tensor
 
 from efficientad.system.errors import UserError, printable
 from efficientad.system.files import atomic_file
-from efficientad.system.pickles import ForeignNameError, PickleError, PickleScan
+from efficientad.system.pickles import ForeignNameError, PickleError, PickleScan, UnsupportedError
 from efficientad.system.random_streams import VERSION
 
 MOST_BYTES = 2**32  # of a file: the largest backbones' weights and states of trainings are smaller
 _MOST_PICKLE_BYTES = 2**28  # of the part without tensors
 _ZIP_START = b"PK\x03\x04"
+_TENSOR_MODULES = ("torch", "torch._utils", "torch.storage")
+_NO_TENSORS = ("torch.device", "torch.Tensor")
+_SAVE_STATE = "save it again as a state_dict: torch.save(model.state_dict(), path)"
+_CONVERT = "another tool trained it, use python -m efficientad.convert"
 
 
 def read_torch_file(path: Path) -> Any:
@@ -36,6 +41,8 @@ def read_torch_file(path: Path) -> Any:
 
 class PickledObject:
     """What read_foreign_file makes of an object of any class: its data, and nothing that could run.
+
+    Only of classes that are filled as a dict or a list it makes an OrderedDict or a list.
 
     Attributes:
         class_name: as in "torch.nn.modules.conv.Conv2d".
@@ -61,18 +68,18 @@ def read_foreign_file(path: Path) -> tuple[Any, set[str]]:
         the contents, in which every object of a class is a PickledObject, and every class or function a subclass
         of it, and their names, as in class_name.
     """
-    foreign: set[str] = set()
-    return _read(path, foreign), {name.replace(" ", ".") for name in foreign}
+    foreign: dict[str, str] = {}
+    return _read(path, foreign), set(foreign)
 
 
-def _read(path: Path, foreign: set[str] | None) -> Any:
+def _read(path: Path, foreign: dict[str, str] | None) -> Any:
     """See PickleScan for `foreign`."""
     refuse_unusual_file(path)
     try:
         with path.open("rb") as file:
             scan_torch_file(file, path, foreign)
             file.seek(0)
-            with torch.serialization.safe_globals([_stand_in(name) for name in foreign or ()]):
+            with torch.serialization.safe_globals([_stand_in(*item) for item in (foreign or {}).items()]):
                 return torch.load(file, map_location="cpu", weights_only=True)
     except UserError:
         raise
@@ -82,12 +89,14 @@ def _read(path: Path, foreign: set[str] | None) -> Any:
         raise UserError(f"{path} is not a torch file, or damaged") from None
 
 
-def _stand_in(name: str) -> type[PickledObject]:
-    """The class that torch takes for "module name"."""
-    module, _, attribute = name.partition(" ")
-    module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)  # the names of Python 2
-    facts = {"__module__": module, "__qualname__": attribute, "class_name": f"{module}.{attribute}"}
-    return type(attribute, (PickledObject,), facts)
+def _stand_in(name: str, filled_as: str) -> type[PickledObject]:
+    """The class that torch takes for "module.name"; see PickleScan for `filled_as`."""
+    module, _, attribute = name.rpartition(".")
+    facts: dict[str, Any] = {"__module__": module, "__qualname__": attribute, "class_name": name}
+    if filled_as != "object":
+        made = OrderedDict if filled_as == "dict" else list  # torch's reader fills no others
+        facts["__new__"] = lambda cls, *arguments: made()
+    return type(PickledObject.__name__, (PickledObject,), facts)
 
 
 def refuse_unusual_file(path: Path, most_bytes: int = MOST_BYTES) -> None:
@@ -108,7 +117,7 @@ def refuse_unusual_file(path: Path, most_bytes: int = MOST_BYTES) -> None:
         )
 
 
-def scan_torch_file(file: BinaryIO, path: Path, foreign: set[str] | None = None) -> None:
+def scan_torch_file(file: BinaryIO, path: Path, foreign: dict[str, str] | None = None) -> None:
     """Raise a UserError unless torch.load can make of the file what it holds, and nothing more.
 
     Args:
@@ -121,25 +130,28 @@ def scan_torch_file(file: BinaryIO, path: Path, foreign: set[str] | None = None)
             _scan_zip(file, path, foreign)
         else:
             file.seek(0)
-            _scan_plain(file, foreign)
+            _scan_plain(file, path, foreign)
     except ForeignNameError as error:
-        module, _, name = error.name.partition(" ")
-        if module in ("torch", "torch._utils", "torch.storage"):
+        if error.name.rpartition(".")[0] in _TENSOR_MODULES and error.name not in _NO_TENSORS:
             raise UserError(
-                f"{path} holds tensors of a kind that no detector or teacher has ({module}.{name}); save it again "
+                f"{path} holds tensors of a kind that no detector or teacher has ({error.name}); save it again "
                 "with plain float32 tensors"
             ) from None
+        advice = _SAVE_STATE if foreign is not None else f"{_SAVE_STATE}, or, if {_CONVERT}"
         raise UserError(
-            f"{path} holds pickled Python objects ({printable(f'{module}.{name}'[:60])}) and is not opened, since "
-            "that could run any code; save it again as a state_dict: torch.save(model.state_dict(), path), or, if "
-            "another tool trained it, use python -m efficientad.convert"
+            f"{path} holds pickled Python objects ({printable(error.name[:60])}) and is not opened, since that "
+            f"could run any code; {advice}"
         ) from None
+    except UnsupportedError as error:
+        if foreign is None:
+            raise UserError(f"{path} is not a torch file, or damaged: {error}") from None
+        raise UserError(f"{path} is not opened: {error}; {_SAVE_STATE}") from None
     except PickleError as error:
         reason = f": {error}" if str(error) else ""
         raise UserError(f"{path} is not a torch file, or damaged{reason}") from None
 
 
-def _scan_zip(file: BinaryIO, path: Path, foreign: set[str] | None) -> None:
+def _scan_zip(file: BinaryIO, path: Path, foreign: dict[str, str] | None) -> None:
     """A file as torch.save writes it: a zip file, not compressed, with one pickle and a part for each storage."""
     size = file.seek(0, io.SEEK_END)
     with zipfile.ZipFile(file) as archive:
@@ -162,17 +174,32 @@ def _scan_zip(file: BinaryIO, path: Path, foreign: set[str] | None) -> None:
     folder = pickles[0].removesuffix("data.pkl") + "data/"
     storages = {name.removeprefix(folder): count for name, count in names.items() if name.startswith(folder)}
     PickleScan(size, storages, foreign).read(pickle_bytes)
+    if foreign:
+        file.seek(0)
+        # what torch's reader knows by name it makes itself, and not as it has been counted
+        made_by_torch = foreign.keys() - torch.serialization.get_unsafe_globals_in_checkpoint(file)
+        if made_by_torch:
+            raise ForeignNameError(min(made_by_torch))
 
 
-def _scan_plain(file: BinaryIO, foreign: set[str] | None) -> None:
+def _scan_plain(file: BinaryIO, path: Path, foreign: dict[str, str] | None) -> None:
     """A file as torch.save wrote it before version 1.6: five pickles, then the storages."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
-    scan = PickleScan(size, None, foreign)
+    scan = PickleScan(size, None)
     if scan.read(file) != torch.serialization.MAGIC_NUMBER:
         raise PickleError("it does not begin like one")
-    for _ in range(4):
-        scan.read(file)
+    try:
+        for _ in range(4):
+            scan.read(file)
+    except ForeignNameError as error:
+        if foreign is None:
+            raise
+        raise UserError(
+            f"{path} holds pickled Python objects ({printable(error.name[:60])}) in torch's format of before "
+            "version 1.6, in which they are not read; save them again in today's, where they were made: "
+            "torch.save(torch.load(path, weights_only=False), path)"
+        ) from None
 
 
 def require_weights(state: object, path: Path) -> dict[str, Tensor]:

@@ -1,9 +1,13 @@
 """Networks of other tools: whole pickled ones are read without running anything, and compared layer by layer."""
 
+import argparse
 import copy
+import functools
 import io
 import os
-from collections import OrderedDict
+import sys
+from collections import Counter, OrderedDict, defaultdict, deque
+from pathlib import Path
 
 import pytest
 import torch
@@ -164,6 +168,72 @@ def test_foreign_objects_become_their_data(tmp_path):
     assert contents["c"].class_name == f"{__name__}.Stateful" and contents["d"] == {1, 2}
 
 
+class OwnDict(dict):
+    """As Lightning keeps settings."""
+
+
+class OwnOrdered(OrderedDict):
+    pass
+
+
+class OwnList(list):
+    pass
+
+
+def with_attribute(made):
+    made.note = "text"
+    return made
+
+
+def test_objects_that_checkpoints_hold_beside_weights(tmp_path):
+    """Such as devices, and dicts and lists of other kinds."""
+    counts = defaultdict(list)
+    counts["a"].append(1)
+    torch.save(
+        {
+            "dicts": [counts, OwnDict(b=2), with_attribute(OwnOrdered(c=3)), Counter({4: 5})],
+            "lists": [OwnList([6]), deque([7], 8)],
+            "empty": [defaultdict(int), OwnDict()],
+            "device": torch.device("cuda:1"),
+            "state_dict": OwnOrdered(weight=torch.ones(2)),
+            "path": Path("a/b"),
+            "settings": argparse.Namespace(size=[9]),
+            "named": [torch.nn.functional.relu, functools.partial(print), torch.optim.Adam, int, range(3), ...],
+            "keys": {(1, "x"): 1, torch.float16: 2, int: 3},
+            "complete": True,
+        },
+        tmp_path / "x.ckpt",
+    )
+    contents, names = read_foreign_file(tmp_path / "x.ckpt")
+    assert contents["dicts"] == [{"a": [1]}, {"b": 2}, {"c": 3}, {4: 5}] and contents["lists"] == [[6], [7]]
+    assert contents["device"] == torch.device("cuda:1") and contents["state_dict"]["weight"].tolist() == [1, 1]
+    assert contents["settings"].state == {"size": [9]} and contents["path"].arguments == ("a", "b")
+    assert contents["keys"][1, "x"] == 1 and contents["complete"] is True
+    assert issubclass(contents["named"][0], PickledObject) and isinstance(contents["named"][4], PickledObject)
+    assert {"collections.defaultdict", "argparse.Namespace", f"{__name__}.OwnDict", "builtins.int"} < names
+
+
+def test_no_module_that_a_file_names_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "theirs.py").write_text("class Settings(dict):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import theirs
+
+    torch.save({"settings": theirs.Settings(a=1), "kind": theirs.Settings}, tmp_path / "x.ckpt")
+    monkeypatch.delitem(sys.modules, "theirs")
+    assert read_foreign_file(tmp_path / "x.ckpt")[0]["settings"] == {"a": 1}
+    assert "theirs" not in sys.modules
+
+
+class Made:
+    """In the file: what a function or class makes of arguments."""
+
+    def __init__(self, *made_of):
+        self.made_of = made_of
+
+    def __reduce__(self):
+        return self.made_of[0], self.made_of[1:]
+
+
 def in_itself():
     made = Stateful(None)
     made.value = [made]
@@ -177,12 +247,24 @@ def repeated(times=30):
     return made
 
 
+def repeated_tuple(times=12):
+    """Small in a file, and slow to compare as a key."""
+    return functools.reduce(lambda made, _: (made, made), range(times), ())
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: os.system, r"\((posix|nt).system\)"),
-        (lambda: bytearray(5), r"\(__builtin__.bytearray\)"),
-        (lambda: complex(1, 2), r"\(__builtin__.complex\)"),
+        (lambda: bytearray(5), r"\(builtins.bytearray\)"),
+        (lambda: complex(1, 2), r"\(builtins.complex\)"),
+        (lambda: Made(torch.Tensor, 10**12), r"\(torch.Tensor\).*; save it again as a state_dict: [^,]*, path\)$"),
+        (lambda: Made(torch.UntypedStorage, 10**12), "tensors of a kind"),
+        (lambda: Made(torch.nn.Parameter, torch.ones(1)), r"\(torch.nn.parameter.Parameter\)"),
+        (lambda: Made(OrderedDict, [("a", 1)]), "damaged"),
+        (lambda: Made(Counter, 5), "damaged"),
+        (lambda: with_attribute(OwnList([1])), "is not opened: a list in it has attributes; save it again as a"),
+        (lambda: {repeated_tuple(): 1}, "written out"),
         (lambda: torch.zeros(2, device="meta"), "tensors of a kind"),
         (lambda: torch.eye(2).to_sparse(), "tensors of a kind"),
         (in_itself, "or itself|is already part"),
@@ -220,5 +302,9 @@ def test_a_network_in_the_format_of_before_torch_1_6(tmp_path):
     buffer = io.BytesIO()
     torch.save(tiny_pdn("small", 4), buffer, _use_new_zipfile_serialization=False)
     (tmp_path / "net.pth").write_bytes(buffer.getvalue())
-    with pytest.raises(UserError, match="is not a torch file, or damaged"):
+    advice = r"in torch's format of before version 1.6, .*; save them again in today's, .* weights_only=False"
+    with pytest.raises(UserError, match=rf"holds pickled Python objects \(.*Sequential\) {advice}"):
         read_network(tmp_path / "net.pth")
+    weights = tiny_pdn("small", 4).state_dict()
+    torch.save({"state_dict": weights}, tmp_path / "net.pth", _use_new_zipfile_serialization=False)
+    assert read_network(tmp_path / "net.pth").weights.keys() == weights.keys()

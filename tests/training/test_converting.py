@@ -1,5 +1,6 @@
 """Detectors of other tools become a training's folder that answers as they do."""
 
+import argparse
 import csv
 import json
 
@@ -204,6 +205,21 @@ def test_checkpoints_of_anomalib_that_are_refused(
     words = ["--input", tmp_path / "model.ckpt", "--images", good, "--output", tmp_path / "ours"]
     assert message in fail(monkeypatch, capsys, efficientad.convert, *words)
     assert not (tmp_path / "ours").exists()
+
+
+def test_settings_in_a_namespace_are_compared(tiny_model, tiny_sizes, tmp_path):
+    """As Lightning keeps them of a module that was given one."""
+    path = tmp_path / "model.ckpt"
+    save_anomalib(path, tiny_model)
+    contents = torch.load(path, weights_only=False)
+    for padding in (True, False):
+        torch.save(contents | {"hyper_parameters": argparse.Namespace(padding=padding)}, path)
+        if padding:
+            with pytest.raises(UserError, match="was trained with padding=True"):
+                read_foreign_detector(path)
+    assert not any("does not say how" in note for note in read_foreign_detector(path).notes)
+    torch.save(contents | {"hyper_parameters": {"lr": 1e-4}}, path)
+    assert any("does not say how" in note for note in read_foreign_detector(path).notes)
 
 
 def test_what_cannot_be_converted(fitted, tiny_sizes, good, tmp_path, monkeypatch, capsys):
