@@ -49,6 +49,8 @@ def choose_several(layout: str, paths: Sequence[Path], category: str) -> dict[st
     for path in paths:
         name = os.path.basename(os.path.abspath(path))  # of a link that of the link
         same = [other.path for known, other in chosen.items() if known.casefold() == name.casefold()]
+        if same and os.path.realpath(same[0]) == os.path.realpath(path):
+            raise UserError(f"--custom_dataset_path: {same[0]} and {path} are the same folder; name it once")
         if same:
             raise UserError(
                 f"--custom_dataset_path: {same[0]} and {path} have the same name, {name}, which is that of the "
