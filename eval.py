@@ -6,10 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from efficientad.system import arguments
+from efficientad.system import arguments, dataset_arguments
 from efficientad.system.args_file import Parser
 from efficientad.system.errors import UserError, run_command
 from efficientad.system.startup import import_torch
+from efficientad.training.options import NOTED
 
 if TYPE_CHECKING:
     from efficientad.data.choices import Choice
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="eval.py", description=__doc__, leave_out=lambda settings: ["batch_size"])
-    arguments.add_dataset_arguments(parser, several=True)
+    parser = Parser(prog="eval.py", description=__doc__, noted=NOTED, leave_out=lambda settings: ["batch_size"])
+    dataset_arguments.add_dataset_arguments(parser, several=True)
     group = parser.add_argument_group("model")
     group.add_argument(
         "-w",
@@ -81,7 +82,7 @@ def main(args: argparse.Namespace) -> None:
 
     limit_megapixels(args.max_megapixels)
     with process_group(args.device):
-        paths = arguments.dataset_paths(args)
+        paths = dataset_arguments.dataset_paths(args)
         several = choose_several(args.dataset, paths, args.subdataset)
         if not several:
             evaluate_choice(args, Choice(args.dataset, paths[0], args.subdataset))
@@ -113,13 +114,13 @@ def evaluate_choice(args: argparse.Namespace, choice: Choice) -> Evaluation | No
 
     options = arguments.read_options(EvaluationOptions, args)
     dataset = choice.open()
-    for line in arguments.describe_unused_category(args):
+    for line in dataset_arguments.describe_unused_category(args):
         say(line)
     weights_dir = args.weights_dir or args.output_dir / "trainings" / dataset.name
     below = f"anomaly_maps/{dataset.name}"
     require_no_links(args.output_dir, [below])
     folder = args.output_dir / below
-    own = args if choice.name else arguments.with_dataset(args, choice.path, choice.category)
+    own = args if choice.name else dataset_arguments.with_dataset(args, choice.path, choice.category)
     return evaluate_detector(dataset, weights_dir, folder, options, arguments.command_line(get_parser(), own))
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import shlex
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from efficientad.system import arguments
+from efficientad.system import arguments, dataset_arguments
 from efficientad.system.args_file import Parser
 from efficientad.system.errors import run_command
 from efficientad.system.startup import import_torch
@@ -26,6 +27,7 @@ from efficientad.training.options import (
     NATIVE,
     NO_BORDER,
     NONE,
+    NOTED,
     RECIPES,
     WEIGHT_DECAY,
     WINDOW,
@@ -39,13 +41,14 @@ if TYPE_CHECKING:
 def get_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="train.py",
+        noted=NOTED,
         leave_out=settings_of_that_run,
         description=__doc__,
         epilog="Annotations are not needed. 10 % of the good images, or the set's own validation/good, are held "
         "out: they normalize the maps and set the threshold. eval.py evaluates the result. On several GPUs: "
         "torchrun --nproc_per_node=N train.py ...",
     )
-    arguments.add_dataset_arguments(parser, several=True)
+    dataset_arguments.add_dataset_arguments(parser, several=True)
     add_view_arguments(parser.add_argument_group("images"))
     add_training_arguments(parser.add_argument_group("training"))
     group = arguments.add_machine_arguments(parser)
@@ -219,13 +222,7 @@ def add_training_arguments(group: argparse._ArgumentGroup) -> None:
         group, f"learning rate of Adam, a tenth of it for the last 5%% of the steps (default: {LR:g})"
     )
     arguments.add_weight_decay_argument(group, f"weight decay of Adam; 0: off (default: {WEIGHT_DECAY:g})")
-    group.add_argument(
-        "--target_fpr",
-        type=arguments.rate,
-        default=0.01,
-        metavar="X",
-        help="the share of good images above the model's threshold (default: %(default)s)",
-    )
+    arguments.add_target_fpr_argument(group)
     group.add_argument(
         "--evaluate_every",
         type=arguments.positive_int,
@@ -244,17 +241,20 @@ def main(args: argparse.Namespace) -> None:
     import_torch()
     from efficientad.data.choices import Choice, choose_several
     from efficientad.data.formats import limit_megapixels
-    from efficientad.system.distributed import each_dataset, process_group, say
+    from efficientad.system.distributed import each_dataset, process_group
 
     limit_megapixels(args.max_megapixels)
     with process_group(args.device):
-        paths = arguments.dataset_paths(args)
+        paths = dataset_arguments.dataset_paths(args)
         several = choose_several(args.dataset, paths, args.subdataset)
         if not several:
             train_choice(args, Choice(args.dataset, paths[0], args.subdataset))
             return
-        each_dataset(list(several), lambda name: train_choice(args, several[name]), print_trainings)
-        say(f"Evaluate them with: {evaluation_command(args)}")
+        each_dataset(
+            list(several),
+            lambda name: train_choice(args, several[name]),
+            lambda trained: print_trainings(args, several, trained),
+        )
 
 
 def train_choice(args: argparse.Namespace, choice: Choice) -> tuple[int, int, float] | None:
@@ -264,45 +264,54 @@ def train_choice(args: argparse.Namespace, choice: Choice) -> tuple[int, int, fl
     from efficientad.training.run import train_detector
 
     start = time.monotonic()
-    own = arguments.with_dataset(args, choice.path, choice.category)
-    again = args if choice.name else own
-    command = arguments.command_line(get_parser(), again)
+    own = dataset_arguments.with_dataset(args, choice.path, choice.category)
+    command = arguments.command_line(get_parser(), args if choice.name else own)
     dataset = choice.open()
-    for line in arguments.describe_unused_category(args):
+    for line in dataset_arguments.describe_unused_category(args):
         say(line)
     trained = train_detector(dataset, arguments.read_options(TrainingOptions, own, command=command))
     if trained is None:
         return None
     seconds = time.monotonic() - start
-    say(f"Trained in {seconds:.0f} s and wrote {trained.model_file}; evaluate it with: {evaluation_command(again)}")
+    advice = "" if choice.name else f"; evaluate it with: {evaluation_command(own)}"
+    say(f"Trained in {seconds:.0f} s and wrote {trained.model_file}{advice}")
     return trained.images, trained.steps, seconds
 
 
-def print_trainings(trained: dict[str, tuple[int, int, float] | None]) -> None:
-    """Print a table of the trained data sets, without those that were finished before."""
+def print_trainings(
+    args: argparse.Namespace, several: dict[str, Choice], trained: dict[str, tuple[int, int, float] | None]
+) -> None:
+    """Print a table of the trained data sets, without those that were finished before, and how to evaluate all."""
     from tabulate import tabulate
 
     rows = [[name, *values] for name, values in trained.items() if values]
-    if not rows:
+    if rows:
+        means = [sum(column) / len(rows) for column in list(zip(*rows, strict=True))[1:]]
+        headers = ["Data set", "Images", "Steps", "Seconds"]
+        print(f"\n{tabulate([*rows, ['mean', *means]], headers=headers, floatfmt='.0f')}\n")
+    else:
         print(f"Trained before, nothing to do: {', '.join(trained)}")
-        return
-    means = [sum(column) / len(rows) for column in list(zip(*rows, strict=True))[1:]]
-    headers = ["Data set", "Images", "Steps", "Seconds"]
-    print(f"\n{tabulate([*rows, ['mean', *means]], headers=headers, floatfmt='.0f')}\n")
+    weights_dir = None
+    if args.dataset == "custom":
+        args = dataset_arguments.with_dataset(args, [several[name].path for name in trained], args.subdataset)
+        if len(trained) == 1:  # alone it would be looked for elsewhere
+            weights_dir = args.output_dir / "trainings" / several[next(iter(trained))].name
+    elif len(trained) < len(several):
+        return  # each one's own line says it
+    print(f"Evaluate {'it' if weights_dir else 'them'} with: {evaluation_command(args, weights_dir)}")
 
 
-def evaluation_command(args: argparse.Namespace) -> str:
+def evaluation_command(args: argparse.Namespace, weights_dir: Path | None = None) -> str:
     """The eval.py command line for what was trained with these arguments."""
-    words = [
-        "python",
-        "eval.py",
-        "--dataset",
-        args.dataset,
-        f"--{arguments.path_argument(args.dataset)}",
-        *map(str, arguments.dataset_paths(args)),
+    words = ["python", "eval.py", "--dataset", args.dataset]
+    words += [
+        f"--{dataset_arguments.path_argument(args.dataset)}",
+        *map(str, dataset_arguments.dataset_paths(args)),
     ]
     if args.dataset != "custom":
         words += ["--subdataset", args.subdataset]
+    if weights_dir:
+        words += ["--weights_dir", str(weights_dir)]
     return shlex.join([*words, "--output_dir", str(args.output_dir)])
 
 

@@ -36,13 +36,7 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "-o", "--output", type=arguments.named_path, required=True, metavar="DIR", help="gets model.pt, args.json"
     )
-    group.add_argument(
-        "--target_fpr",
-        type=arguments.rate,
-        default=0.01,
-        metavar="X",
-        help="the share of good images above the model's threshold (default: %(default)s)",
-    )
+    arguments.add_target_fpr_argument(group)
     group.add_argument("--overwrite", action="store_true", help="replace a model there (default: refuse)")
     arguments.add_max_megapixels_argument(group)
     arguments.add_machine_arguments(parser)

@@ -4,7 +4,7 @@ import argparse
 
 from efficientad.inference import export_options
 from efficientad.inference.export_options import CALIBRATION_IMAGES, PARITY_IMAGES, PRECISIONS, ExportOptions
-from efficientad.system import arguments
+from efficientad.system import arguments, dataset_arguments
 from efficientad.system.errors import UserError, run_command
 from efficientad.system.startup import import_torch
 
@@ -68,7 +68,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     arguments.add_max_megapixels_argument(group)
     arguments.add_workers_argument(group)
-    arguments.add_dataset_arguments(
+    dataset_arguments.add_dataset_arguments(
         parser,
         None,
         "for --fastest: layout of the data set on whose test images no more than 0.3 points of AUROC may be lost "
@@ -128,7 +128,7 @@ def main(args: argparse.Namespace) -> None:
     if args.dataset:
         if not args.fastest:
             raise UserError("--dataset is for --fastest; name images to compare on with --images")
-        dataset = open_dataset(args.dataset, arguments.dataset_path(args), args.subdataset)
+        dataset = open_dataset(args.dataset, dataset_arguments.dataset_path(args), args.subdataset)
     if args.fastest:
         export_run.export_fastest(plan, dataset)
     else:

@@ -6,6 +6,7 @@ from efficientad.system import arguments
 from efficientad.system.args_file import Parser
 from efficientad.system.errors import UserError, run_command
 from efficientad.system.startup import import_torch
+from efficientad.training.options import NOTED
 
 ANOMALOUS = 3  # the exit status; 1 is Python's own for a crash, 2 is that of an error
 
@@ -14,6 +15,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m efficientad.predict",
         description=__doc__,
+        noted=NOTED,
         leave_out=lambda settings: ["batch_size", "output_dir"],  # a training's mean something else
         epilog="scores.csv has the path, score, threshold, decision (1: anomalous), milliseconds, size and time of "
         "each image. Exit status: 0 all images are good, 3 some are anomalous, 2 an error (also if just one image "

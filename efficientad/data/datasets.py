@@ -23,7 +23,7 @@ from efficientad.data.class_folders import class_folders, find_good_folder, has_
 from efficientad.data.copies import group_copies
 from efficientad.data.folders import describe_others, find_images
 from efficientad.data.labels import GOOD
-from efficientad.system.arguments import path_argument
+from efficientad.system.dataset_arguments import path_argument
 from efficientad.system.errors import UserError, count_of, require_folder
 
 ALL_CATEGORIES = "all"  # instead of a category's name: every category in turn

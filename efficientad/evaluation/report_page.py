@@ -24,7 +24,7 @@ from efficientad.evaluation.report import Decisions, Evaluation, ScoredSample, d
 from efficientad.evaluation.thumbnails import MAP_FLOOR, MAP_LEVELS, PAGE_BYTES, REPORT_BYTES, TEXT_BYTES
 from efficientad.inference import results
 from efficientad.inference.detectors import Detector
-from efficientad.system.arguments import path_argument
+from efficientad.system.dataset_arguments import path_argument
 from efficientad.system.files import write_text_atomically
 
 REPORT_FILE = results.REPORT_FILE

@@ -21,7 +21,7 @@ from efficientad.detector.checkpoint import read_training
 from efficientad.detector.model import MAP_SCALE, EfficientAD, anomaly_score
 from efficientad.inference.detectors import Detector, TorchDetector
 from efficientad.inference.exported import Answers, load_exported
-from efficientad.system.arguments import path_argument
+from efficientad.system.dataset_arguments import path_argument
 from efficientad.system.errors import UserError
 from efficientad.system.parallel import parallel_map
 from efficientad.system.progress_bars import progress_bar

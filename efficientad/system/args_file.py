@@ -14,6 +14,7 @@ from efficientad.system.arguments import named_path
 from efficientad.system.errors import count_of, printable
 
 _FLAG = "args_file"  # where argparse keeps the value of --args
+_LISTED, _LONGEST = 5, 40  # unknown names, their letters
 LeaveOut = Callable[[Mapping[str, Any]], Collection[str]]
 
 
@@ -23,13 +24,16 @@ class Parser(argparse.ArgumentParser):
     They are checked as those on the command line are. A flag that is required must be there in any case.
     """
 
-    def __init__(self, *args: Any, leave_out: LeaveOut = lambda settings: (), **more: Any) -> None:
+    def __init__(
+        self, *args: Any, noted: Collection[str], leave_out: LeaveOut = lambda settings: (), **more: Any
+    ) -> None:
         """
         Args:
+            noted: what such a file may hold beside the command's own settings; other names may be misspelt.
             leave_out: names of settings that this command should not take over, given all of the file.
         """
         super().__init__(*args, **more)
-        self._leave_out = leave_out
+        self._noted, self._leave_out = noted, leave_out
         self.add_argument(
             "--args",
             type=named_path,
@@ -62,7 +66,7 @@ class Parser(argparse.ArgumentParser):
         wanted = {
             name: value
             for name, value in settings.items()
-            if name in actions and name not in decided and not (value is None or value is False or value == [])
+            if name in actions and name not in decided and not (value is None or value is False or value in ([], ""))
         }
         left_out = sorted(wanted.keys() & set(self._leave_out(settings)))
         taken = {name: value for name, value in wanted.items() if name not in left_out}
@@ -72,6 +76,10 @@ class Parser(argparse.ArgumentParser):
         self.set_defaults(**{name: self._check(file, actions[name], value) for name, value in taken.items()})
         if os.environ.get("RANK", "0") == "0":  # set by torchrun
             rest = f"; left out: {', '.join(f'--{name}' for name in left_out)}" if left_out else ""
+            unknown = [name[:_LONGEST] for name in settings if name not in actions and name not in self._noted]
+            if unknown:
+                more = ", ..." if len(unknown) > _LISTED else ""
+                rest += f"; {len(unknown)} unknown: {printable(', '.join(unknown[:_LISTED]))}{more}"
             print(f"Took {count_of(len(taken), 'setting')} from {printable(str(file))}{rest}", flush=True)
 
     def _read(self, file: Path, names: Collection[str]) -> dict[str, Any]:

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 BIT_DEPTHS = ("auto", "8", "10", "12", "14", "16", "float255", "float1")  # as in data.depth
-DATASETS = ("mvtec_ad", "mvtec_loco", "visa", "custom")
 MODEL_SIZES = ("small", "medium")
-_CATEGORY = "bottle"  # of --subdataset, unless another is given
 _Options = TypeVar("_Options")
 
 
@@ -71,49 +69,6 @@ def read_options(kind: type[_Options], args: argparse.Namespace, **given: object
     return kind(**{name: getattr(args, name) for name in names}, **given)
 
 
-def add_dataset_arguments(
-    parser: argparse.ArgumentParser,
-    layout: str | None = "mvtec_ad",
-    help: str = "layout of the data set (default: %(default)s)",
-    several: bool = False,
-) -> None:
-    """-d, whose default is `layout`, -s and the path of each layout; with `several` -c takes any number of sets."""
-    group = parser.add_argument_group("data set")
-    group.add_argument(
-        "-d",
-        "--dataset",
-        choices=DATASETS,
-        default=layout,
-        help=help,
-    )
-    group.add_argument(
-        "-s",
-        "--subdataset",
-        type=category,
-        default=_CATEGORY,
-        metavar="NAME",
-        help="category of mvtec_ad, mvtec_loco or visa; all: each of them; a custom set has none "
-        "(default: %(default)s)",
-    )
-    for flags, default, help in (
-        (
-            ["-c", "--custom_dataset_path"],
-            "custom_dataset",
-            "folder with train/good and test/<class>" + (", or several such folders" if several else ""),
-        ),
-        (["--mvtec_ad_path"], "dataset/original/mvtec_anomaly_detection", "folder of the MVTec AD categories"),
-        (["--mvtec_loco_path"], "mvtec_loco_anomaly_detection", "folder of the MVTec LOCO categories"),
-        (
-            ["--visa_path"],
-            "VisA_pytorch/1cls",
-            "folder of the VisA categories, as downloaded or prepared (1cls)",
-        ),
-    ):
-        more = {"nargs": "+"} if several and "-c" in flags else {}
-        help = f"{help} (default: ./%(default)s)"
-        group.add_argument(*flags, type=named_path, default=Path(default), metavar="DIR", help=help, **more)
-
-
 def name(text: str) -> str:
     """The name of a file or folder; not the empty word that an unset shell variable leaves, as for this folder."""
     if not text:
@@ -130,41 +85,6 @@ def training_folder(path: str | Path) -> Path:
     """The folder of a training, of which `path` may be the model.pt; any other path as it is."""
     path = named_path(str(path))
     return path.parent if path.name == "model.pt" and path.is_file() else path
-
-
-def category(text: str) -> str:
-    """The name of a category, which is that of a folder; a path could lead anywhere."""
-    if name(text) in (".", "..") or set(text) & set("/\\\0"):
-        raise argparse.ArgumentTypeError(f"expects the name of a category, not a path as {text!r}")
-    return text
-
-
-def path_argument(layout: str) -> str:
-    """The name of the argument that takes a layout's path, as in "mvtec_ad_path"."""
-    return "custom_dataset_path" if layout == "custom" else f"{layout}_path"
-
-
-def dataset_path(args: argparse.Namespace) -> Path:
-    """The path given for the chosen layout."""
-    return getattr(args, path_argument(args.dataset))
-
-
-def dataset_paths(args: argparse.Namespace) -> list[Path]:
-    """The paths given for the chosen layout; several only of custom sets."""
-    paths = dataset_path(args)
-    return paths if isinstance(paths, list) else [paths]
-
-
-def with_dataset(args: argparse.Namespace, path: Path, category: str) -> argparse.Namespace:
-    """The arguments for one data set of the chosen layout."""
-    return argparse.Namespace(**{**vars(args), path_argument(args.dataset): path, "subdataset": category})
-
-
-def describe_unused_category(args: argparse.Namespace) -> list[str]:
-    """A line for the user if --subdataset is given for a custom set."""
-    if args.dataset != "custom" or args.subdataset == _CATEGORY:
-        return []
-    return [f"Note: --subdataset {args.subdataset} is not used: a custom set has no categories"]
 
 
 def command_line(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
@@ -226,6 +146,17 @@ def add_scoring_batch_size_argument(group: argparse._ArgumentGroup) -> None:
     """-b of a command that only scores images."""
     add_batch_size_argument(
         group, "most images at once; changes speed and memory, not results (default: %(default)s)", 16
+    )
+
+
+def add_target_fpr_argument(group: argparse._ArgumentGroup) -> None:
+    """--target_fpr."""
+    group.add_argument(
+        "--target_fpr",
+        type=rate,
+        default=0.01,
+        metavar="X",
+        help="the share of good images above the model's threshold (default: %(default)s)",
     )
 
 

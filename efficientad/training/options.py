@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +96,26 @@ class TrainingOptions:
     resume: bool
     overwrite: bool
     command: str  # a command line that gives these options
+
+
+_FOUND = {  # see run.collect_facts and converting
+    "train_images",
+    "validation_images",
+    "image_files",
+    "penalty",
+    "steps",
+    "ignored",
+    "depth",
+    "machine",
+    "teacher",
+    "processes",
+    "converted_from",
+    "networks_origin",
+    "statistics_origin",
+    "quantiles_origin",
+    "threshold_origin",
+}
+NOTED = {field.name for field in fields(TrainingOptions)} | _FOUND  # the keys of an args.json
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import train as train_script
 from commands import evaluate, train
 from conftest import fail, make_dataset
 from efficientad.data.choices import choose_several
+from efficientad.system import dataset_arguments
 from efficientad.system.errors import UserError
 
 
@@ -27,6 +28,7 @@ def test_each_set_has_its_folder_and_its_line(sets, tiny_teacher, tmp_path, caps
     printed = capsys.readouterr().out
     table = printed[printed.index("\nData set  ") :].splitlines()
     assert [line.split()[0] for line in table[3:6]] == ["screws", "pills", "mean"]
+    assert "; evaluate it with" not in printed
     command = printed.strip().splitlines()[-1].split("Evaluate them with: python eval.py ")[1]
     assert command == f"--dataset custom --custom_dataset_path {sets[0]} '{sets[1]}' --output_dir {out}"
     settings = json.loads((out / "trainings/custom_sets/pills/args.json").read_text())
@@ -52,6 +54,37 @@ def test_one_set_that_fails_does_not_stop_the_others(sets, tiny_teacher, tmp_pat
     assert (tmp_path / "out/trainings/custom_sets/pills/model.pt").is_file()
 
 
+def test_the_evaluation_that_is_named_is_of_what_was_trained(sets, tmp_path, capsys):
+    def closing(words, *trained):
+        args = train_script.get_parser().parse_args([*map(str, words), "-o", str(tmp_path / "out")])
+        paths = dataset_arguments.dataset_paths(args)
+        several = choose_several(args.dataset, paths, args.subdataset)
+        train_script.print_trainings(args, several, dict.fromkeys(trained, (6, 0, 1.0)))
+        return capsys.readouterr().out.strip().splitlines()[-1]
+
+    words = ["-d", "custom", "-c", *sets, tmp_path / "nowhere"]
+    begin, end = "python eval.py --dataset custom --custom_dataset_path", f"--output_dir {tmp_path / 'out'}"
+    line = closing(words, "screws", "pills")
+    assert line == f"Evaluate them with: {begin} {sets[0]} '{sets[1]}' {end}"
+    line = closing(words, "screws")
+    weights_dir = tmp_path / "out/trainings/custom_sets/screws"
+    assert line == f"Evaluate it with: {begin} {sets[0]} --weights_dir {weights_dir} {end}"
+    for name in ("bolt", "nut"):
+        (tmp_path / "mvtec" / name / "train").mkdir(parents=True)
+    words = ["-d", "mvtec_ad", "--mvtec_ad_path", tmp_path / "mvtec", "-s", "all"]
+    assert "--subdataset all" in closing(words, "bolt", "nut")
+    assert "Evaluate" not in closing(words, "nut")  # but with each training
+
+
+def test_one_folder_twice_is_called_that(sets, tmp_path, monkeypatch, capsys):
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "pills").symlink_to(sets[1])
+    for again in (f"{sets[1]}/", sets[1].parent / ".." / "line 3" / "pills", tmp_path / "links" / "pills"):
+        words = ["-d", "custom", "-o", tmp_path / "out", "-c", sets[1], again]
+        message = fail(monkeypatch, capsys, train_script, *words)
+        assert f"{sets[1]} and {Path(again)} are the same folder; name it once" in message
+
+
 def test_two_sets_of_one_name_are_refused_in_one_line(sets, tmp_path, monkeypatch, capsys):
     words = ["-d", "custom", "-o", tmp_path / "out", "-c", sets[1], tmp_path / "Pills"]
     for script in (train_script, eval_script):
@@ -73,5 +106,6 @@ def test_names_are_those_of_folders_however_they_are_written(monkeypatch, tmp_pa
     assert list(chosen) == ["a", "b", tmp_path.name]
     assert chosen["b"].name == "custom_sets/b"
     assert choose_several("custom", [Path("b")], "all") == {}
+    (tmp_path / "b").mkdir()
     with pytest.raises(UserError, match="have the same name, b,"):
-        choose_several("custom", [Path("b"), Path("../a/b")], "bottle")
+        choose_several("custom", [Path("b"), Path("../b")], "bottle")

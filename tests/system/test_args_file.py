@@ -51,6 +51,19 @@ def test_what_scoring_does_not_take_from_a_training(file, capsys):
     assert capsys.readouterr().out.endswith("left out: --batch_size, --output_dir\n")
 
 
+def test_names_that_no_command_knows_are_counted(file, capsys):
+    file.write_text(json.dumps(FAST | {"tarket_fpr": 0.1, "epoch\n": None, "threshold": 3}))
+    parse(train_script, "--args", file)
+    assert capsys.readouterr().out.endswith("; 3 unknown: tarket_fpr, epoch\\n, threshold\n")
+    args = parse(eval_script, "--args", file)
+    assert args.threshold == 3
+    assert capsys.readouterr().out.endswith("; 2 unknown: tarket_fpr, epoch\\n\n")
+    file.write_text(json.dumps({"seed": 3} | {"x" * 50 + str(number): 1 for number in range(9)}))
+    parse(train_script, "--args", file)
+    line = capsys.readouterr().out
+    assert f"; 9 unknown: {'x' * 40}, " in line and line.endswith("x, ...\n") and len(line) < 300 + len(str(file))
+
+
 def test_a_flag_wins_over_what_it_excludes(file):
     file.write_text(json.dumps({"epochs": 3, "recipe": "paper"}))
     args = parse(train_script, "--args", file, "--train_steps", 5)
@@ -100,7 +113,8 @@ def test_a_training_from_the_args_of_another_is_the_same(dataset_folder, tiny_te
     file = tmp_path / "a/trainings/custom/args.json"
     capsys.readouterr()
     train("--args", file, "-o", tmp_path / "b")
-    assert " not used" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Took " in printed and " not used" not in printed and "unknown" not in printed
     first, second = (json.loads((tmp_path / name / "trainings/custom/args.json").read_text()) for name in "ab")
     differing = {name for name in first if first[name] != second[name]}
     assert differing == {"output_dir", "command", "train_steps"}

@@ -1,13 +1,14 @@
 """The command line that is noted with a result gives the same arguments again."""
 
 import shlex
+from pathlib import Path
 
 import pytest
 
 import eval as eval_script
 import prepare_dataset
 import train as train_script
-from efficientad import benchmark, export, predict, pretrain
+from efficientad import benchmark, convert, export, predict, pretrain
 from efficientad.system.arguments import command_line
 
 
@@ -122,3 +123,11 @@ def test_devices_by_name(capsys):
         with pytest.raises(SystemExit):
             train_script.get_parser().parse_args(["--device", name])
         assert f"expects auto, cpu, cuda, a GPU as in cuda:1, or mps, not '{name}'" in capsys.readouterr().err
+
+
+def test_the_rate_of_false_positives_is_defined_once():
+    root = Path(train_script.__file__).parent
+    files = [*root.glob("*.py"), *root.glob("efficientad/**/*.py")]
+    assert sum(file.read_text().count('"--target_fpr"') for file in files) == 1
+    for script in (train_script, convert):
+        assert "--target_fpr" in script.get_parser().format_help()

@@ -126,6 +126,9 @@ def test_six_files_keep_what_is_fitted(fitted, tiny_sizes, good, tmp_path, capsy
     facts = read_training(tmp_path / "ours")
     assert facts["converted_from"] == str(tmp_path / "six") and facts["validation_images"] == 12
     assert model.provenance["converted_from"] == facts["converted_from"]
+    eval_script.get_parser().parse_args(["--args", str(tmp_path / "ours" / "args.json")])
+    printed = capsys.readouterr().out
+    assert "Took " in printed and "unknown" not in printed
 
 
 def test_quantiles_alone_are_not_taken(fitted, tiny_sizes, good, tmp_path, capsys):
