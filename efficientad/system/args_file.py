@@ -66,7 +66,7 @@ class Parser(argparse.ArgumentParser):
         wanted = {
             name: value
             for name, value in settings.items()
-            if name in actions and name not in decided and not (value is None or value is False or value in ([], ""))
+            if name in actions and name not in decided and value not in (None, [], "") and value is not False
         }
         left_out = sorted(wanted.keys() & set(self._leave_out(settings)))
         taken = {name: value for name, value in wanted.items() if name not in left_out}
