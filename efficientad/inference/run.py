@@ -125,6 +125,8 @@ def score_inputs(words: Sequence[str], options: PredictOptions, report: Report |
         print(f"{anomalous} of {count_of(len(done), 'image')} {verb} anomalous; results are in {folder}")
     if report and done:
         print(f"Open this in a browser to look at all of it: {folder / results.REPORT_FILE}")
+    elif report:
+        print(f"Note: no {results.REPORT_FILE} is written, as no image can be read")
     for line in detector.view.notes.lines():
         print(line)
     _raise_problems(folder / SKIPPED_FILE, unreadable, unwritten, len(samples))

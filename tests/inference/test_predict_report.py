@@ -1,6 +1,7 @@
 """predict --report: the page of a batch, without labels."""
 
 import csv
+import sys
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -12,6 +13,7 @@ from efficientad.detector.calibration import calibrate
 from efficientad.detector.checkpoint import save_model
 from efficientad.evaluation import batch_report, report_page
 from efficientad.evaluation.thumbnails import PictureSizes
+from efficientad.system.errors import run_command
 from reports import Page
 
 
@@ -74,6 +76,15 @@ def test_the_next_run_without_it_removes_the_page(words, tmp_path):
     (tmp_path / "out/report.html").write_text("mine")
     run(*words)
     assert (tmp_path / "out/report.html").read_text() == "mine"
+
+
+def test_a_page_of_no_image_is_not_written_and_that_is_said(words, tmp_path, monkeypatch, capsys):
+    (tmp_path / "bad.png").write_text("no image")
+    monkeypatch.setattr(sys, "argv", ["predict", *map(str, words), "-i", str(tmp_path / "bad.png"), "--report"])
+    with pytest.raises(SystemExit):
+        run_command(predict.main, predict.get_parser())
+    assert "Note: no report.html is written, as no image can be read\n" in capsys.readouterr().out
+    assert not (tmp_path / "out/report.html").exists()
 
 
 def test_unreadable_images_are_counted(words, tmp_path, monkeypatch, capsys):
