@@ -194,7 +194,10 @@ def main(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         parser.error(f"{folder} is there already; remove it or choose another --output_dir")
     if args.kind == LOGICAL and good < 20:
         parser.error(f"--good {good} is too few to train, validate and test with; at least 20")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"{folder} cannot be made ({error.strerror}); choose another --output_dir")
     if args.kind == LOGICAL:
         category = write_logical_sample(folder, args.seed, good, defective)
         flags = f"--dataset mvtec_loco --mvtec_loco_path {folder} --subdataset {category}"

@@ -122,4 +122,7 @@ def test_folder_in_use_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as raised:
         draw(tmp_path)
     assert raised.value.code == 2 and "is there already" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        draw(tmp_path / "mine.txt" / "below")
+    assert "below cannot be made (Not a directory); choose another --output_dir" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -37,24 +37,29 @@ def lock_folder(folder: Path, flag: str = "--output_dir") -> Iterator[None]:
 
     Raises:
         UserError: another run has the folder, and the message names its process and host; or a file of the user's
-            has the name of the lock file.
+            has the name of the lock file, or of the folder or one that it lies in.
         OSError: the folder cannot be made or written to.
     """
-    with _existing(folder), _lock(folder / LOCK_FILE, folder, flag):
+    with _existing(folder, flag), _lock(folder / LOCK_FILE, folder, flag):
         yield
 
 
 @contextmanager
 def lock_output(output: Path, flag: str) -> Iterator[None]:
     """Keep other runs from writing `output`, a file or a folder that need not exist; otherwise as lock_folder."""
-    with _existing(output.parent), _lock(output.parent / f".{output.name}{LOCK_FILE}", output, flag):
+    with _existing(output.parent, flag), _lock(output.parent / f".{output.name}{LOCK_FILE}", output, flag):
         yield
 
 
 @contextmanager
-def _existing(folder: Path) -> Iterator[None]:
+def _existing(folder: Path, flag: str) -> Iterator[None]:
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        kind = "a file" if there.exists() else "a link to nothing"
+        raise UserError(f"{there} is {kind}, not a folder; choose another {flag}") from None
     try:
         yield
     finally:

@@ -82,6 +82,20 @@ def test_a_lock_leaves_no_folders_behind(tmp_path):
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["file"]
 
 
+def test_a_file_in_place_of_a_folder(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for folder in (tmp_path / "file", tmp_path / "file/below/it"):
+        with pytest.raises(UserError) as raised, lock_folder(folder, "--output"):
+            pass
+        assert str(raised.value) == f"{tmp_path / 'file'} is a file, not a folder; choose another --output"
+    with pytest.raises(UserError, match="link is a link to nothing, not a folder"), lock_folder(tmp_path / "link"):
+        pass
+    with pytest.raises(UserError, match="choose another --output$"), lock_output(tmp_path / "file/x", "--output"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+
+
 def test_an_output_is_locked_beside_it(tmp_path):
     with lock_output(tmp_path / "d.onnx", "--output"):
         assert not (tmp_path / "d.onnx").exists()
