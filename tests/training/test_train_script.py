@@ -194,7 +194,9 @@ def test_wrong_training_commands(tmp_path, dataset_folder, tiny_teacher, monkeyp
 def test_output_that_cannot_be_written_is_one_line(dataset_folder, tiny_teacher, tmp_path, monkeypatch, capsys):
     (tmp_path / "out").write_text("a file where the folder should be")
     words = ["-d", "custom", "-c", dataset_folder, "-w", tiny_teacher, "-o", tmp_path / "out"]
-    assert "Not a directory" in fail(monkeypatch, capsys, train_script, *words)
+    assert "out is a file, not a folder; choose another --output_dir" in fail(
+        monkeypatch, capsys, train_script, *words
+    )
 
 
 @pytest.mark.parametrize("link", ["trainings", "trainings/custom", "trainings/custom/log.csv"])
