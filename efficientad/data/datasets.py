@@ -85,6 +85,7 @@ class TrainingSplit:
     train: list[Path]
     validation: list[Path]
     notes: list[str] = field(default_factory=list)  # what the user should know about them
+    is_given: bool = False  # by a validation folder; otherwise random
 
 
 def open_dataset(layout: str, path: Path, subdataset: str) -> Dataset:
@@ -167,7 +168,7 @@ def find_training_images(dataset: Dataset, seed: int, leave_out: Collection[str]
             )
         everything = [*images, *validation]
         about_copies = _describe_copies(everything, group_copies(everything), found.folder)
-        return TrainingSplit(images, validation, [*found.notes, *about_copies])
+        return TrainingSplit(images, validation, [*found.notes, *about_copies], is_given=True)
     if len(images) < 2:
         count = f"only one {readable}image" if images else f"no {readable}images"
         raise UserError(

@@ -1,8 +1,9 @@
-"""The threshold for a wanted false-positive rate, from the scores of held-out good images alone."""
+"""The threshold for a wanted false-positive rate, from the scores of good images alone."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Context, Decimal
@@ -14,7 +15,10 @@ DEFAULT_THRESHOLD = 80.0  # without a calibration: what users of this method usu
 FEWEST_SCORES = 4
 RATE_INTERVAL = 0.9  # probability that the true rate lies within Calibration.rate_interval
 _LEFT_OUT = 0.1  # of the scores, the highest: a defect among the good images must not set the threshold
+FEWEST_FOR_OUTLIERS = 20
+_OUTLIER_RATE = 0.05  # probability that any of so many good images is called an outlier
 _TRIALS = 20_000
+_SIMULATED = 4_000_000  # scores in all trials: many scores need few trials for the same precision
 _ROUND_UP = Context(prec=6, rounding=ROUND_CEILING)  # to the six digits that :g prints
 _LARGEST = float(np.finfo(np.float32).max)  # scores are float32
 _WIDE = 20  # with a larger ratio of its ends, only the upper end of an interval is printed
@@ -24,11 +28,12 @@ _WIDE = 20  # with a larger ratio of its ends, only the upper end of an interval
 class Calibration:
     """A threshold and its basis. Scores and threshold on the 0-255 scale of the maps, rates in [0, 1]."""
 
-    scores: tuple[float, ...]  # of the held-out good images, ascending
+    scores: tuple[float, ...]  # of good images that had no part in their scores, ascending
     target_fpr: float
     threshold: float
     rate_interval: tuple[float, float]  # holds the true false-positive rate with the probability RATE_INTERVAL
     extrapolated: bool  # there are too few scores to show the target, so a tail was fitted
+    left_out: int = 0  # scores of training images, each compared with the others alone
 
     @classmethod
     def from_dict(cls, values: Any) -> Calibration:
@@ -43,16 +48,20 @@ class Calibration:
         found = cls(**values)
         if not isinstance(found.extrapolated, bool):
             raise TypeError("the calibration does not say whether it is extrapolated")
+        if type(found.left_out) is not int:
+            raise TypeError("the calibration does not say how many images were left out")
         scores, interval = (_finite_numbers(numbers) for numbers in (found.scores, found.rate_interval))
         target_fpr, threshold = _finite_numbers([found.target_fpr, found.threshold])
         if len(scores) < FEWEST_SCORES or any(low > high for low, high in itertools.pairwise(scores)):
             raise ValueError(f"the calibration has fewer than {FEWEST_SCORES} scores, or they do not ascend")
+        if not 0 <= found.left_out <= len(scores):
+            raise ValueError("the calibration has more images left out than scores")
         if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1 or not 0 < target_fpr < 1:
             raise ValueError("the rates of the calibration are not between 0 and 1")
-        return cls(scores, target_fpr, threshold, interval, found.extrapolated)
+        return cls(scores, target_fpr, threshold, interval, found.extrapolated, found.left_out)
 
 
-def calibrate(scores: Sequence[float], target_fpr: float) -> Calibration:
+def calibrate(scores: Sequence[float], target_fpr: float, left_out: int = 0) -> Calibration:
     """The threshold that good images exceed at the rate `target_fpr`.
 
     With n scores and n + 1 >= 1 / target_fpr it is one of the scores: the k-th smallest of n is exceeded by one
@@ -64,8 +73,10 @@ def calibrate(scores: Sequence[float], target_fpr: float) -> Calibration:
     true rate is as likely to be above the target as below it.
 
     Args:
-        scores: n >= FEWEST_SCORES finite scores of good images that nothing was trained on.
+        scores: n >= FEWEST_SCORES finite scores of good images that nothing was trained on, or that were scored
+            as if nothing had been.
         target_fpr: in (0, 1).
+        left_out: how many are of the second kind.
 
     Raises:
         ValueError: too few scores, or a rate out of range.
@@ -85,7 +96,17 @@ def calibrate(scores: Sequence[float], target_fpr: float) -> Calibration:
     # What tables print is the threshold itself, so that -T can repeat it; rounded up, so that the score it was
     # taken from is not above it.
     threshold = float(_ROUND_UP.create_decimal(Decimal(threshold)))
-    return Calibration(tuple(ordered.tolist()), target_fpr, threshold, interval, extrapolated)
+    return Calibration(tuple(ordered.tolist()), target_fpr, threshold, interval, extrapolated, left_out)
+
+
+def outlier_level(scores: Sequence[float]) -> float:
+    """The score above which an image among good ones is probably none: where an exponential tail of the others has
+    a probability of 0.05 to bring forth any. Infinite for fewer than FEWEST_FOR_OUTLIERS scores."""
+    if len(scores) < FEWEST_FOR_OUTLIERS:
+        return math.inf
+    ordered = np.sort(np.asarray(scores, dtype=np.float64))
+    level, _ = _extrapolated_threshold(ordered, _OUTLIER_RATE / len(ordered))
+    return max(level, float(np.median(ordered)))  # rounded, that of equal scores may be below them
 
 
 def _finite_numbers(values: Any) -> tuple[float, ...]:
@@ -107,21 +128,30 @@ def choose_threshold(given: float | None, calibration: Calibration | None) -> tu
 
 
 def describe_calibration(calibration: Calibration | None, held_out: int) -> str:
-    """A line or two for the user: the threshold, its basis, and the range of its true rate."""
+    """A line or two for the user: the threshold, its basis, and the range of its true rate.
+
+    Args:
+        held_out: images, for a model without a calibration.
+    """
     if calibration is None:
         return (
             f"Threshold not calibrated: {held_out} held-out good images are too few, {FEWEST_SCORES} at least; "
             f"eval.py and predict will use {DEFAULT_THRESHOLD:g}"
         )
+    count, left_out = len(calibration.scores), calibration.left_out
+    basis = f"{count} held-out good images"
+    if left_out:
+        basis = f"{left_out} good images, each compared with the others alone"
+        basis += f", and {count - left_out} more held out" if left_out < count else ""
     low, high = (100 * rate for rate in calibration.rate_interval)
     likely = f"{low:.2g} to {high:.2g} %" if high < _WIDE * low else f"anything up to {high:.2g} %"
     text = (
         f"Threshold {calibration.threshold:g} for {100 * calibration.target_fpr:g} % false positives, from "
-        f"{held_out} held-out good images; on new good images expect {likely}"
+        f"{basis}; on new good images expect {likely}"
     )
     if calibration.extrapolated:
         text += (
-            f"\nNote: {held_out} images cannot show a rate below {100 / (held_out + 1):.2g} %, so the threshold is "
+            f"\nNote: {count} images cannot show a rate below {100 / (count + 1):.2g} %, so the threshold is "
             "extrapolated with an exponential tail; more good images make it more certain"
         )
     return text
@@ -136,7 +166,8 @@ def _beta_interval(a: int, b: int) -> tuple[float, float]:
 
 
 def _extrapolated_threshold(ordered: np.ndarray, target_fpr: float) -> tuple[float, tuple[float, float]]:
-    samples = np.random.default_rng(0).exponential(size=(_TRIALS, len(ordered)))
+    trials = max(200, min(_TRIALS, _SIMULATED // len(ordered)))
+    samples = np.random.default_rng(0).exponential(size=(trials, len(ordered)))
     location, scale = _location_and_scale(np.sort(samples, axis=1))
     distance = np.median((-np.log(target_fpr) - location) / scale)  # an exponential exceeds -log(p) at the rate p
     tail = (1 - RATE_INTERVAL) / 2

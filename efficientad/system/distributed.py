@@ -129,6 +129,14 @@ def gather_objects(item: _Item) -> list[_Item]:
     return gathered
 
 
+def gather_shares(own: list[_Item], count: int) -> list[_Item]:
+    """All processes' items in the order of a list of `count`, of which each has done [rank() :: ranks()]."""
+    whole: list = [None] * count
+    for start, share in enumerate(gather_objects(own)):
+        whole[start :: ranks()] = share
+    return whole
+
+
 def wait_for_ranks() -> None:
     """Return when every process has come this far."""
     largest_over_ranks(0)

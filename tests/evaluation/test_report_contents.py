@@ -131,7 +131,7 @@ def test_the_page_needs_no_other_file_and_no_network(tmp_path):
     assert "https://" not in text and "@import" not in text and "url(" not in text.replace("url(#", "")
     policy = next(a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
     assert "default-src 'none'" in policy and "'unsafe-inline'" not in policy.split("script-src")[1]
-    assert page.data["held_out"] == [1.0, 2.0, 3.0, 4.0]
+    assert page.data["calibration"] == [1.0, 2.0, 3.0, 4.0]
 
 
 def test_a_page_that_would_be_too_large_drops_the_least_suspicious_pictures(tmp_path, monkeypatch):

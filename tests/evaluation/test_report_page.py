@@ -43,7 +43,7 @@ def test_first_view(page):
     ]
     alarms, missed = expected_counts(THRESHOLD)
     assert f"{alarms} of 90 good parts are called defective" in page.texts("#tiles")[0]
-    assert page.texts("#histogram .row-label")[-1].endswith("5 images not trained on, 0 above the threshold")
+    assert page.texts("#histogram .row-label")[-1].endswith("5 images scored as new ones, 0 above the threshold")
     assert "small.pth" in page.texts(".facts")[0]
     assert page.run("return [...document.images].every(image => image.complete && image.naturalWidth === 60)")
 
@@ -61,7 +61,7 @@ def test_threshold_by_number_keyboard_and_buttons(page):
     assert_shows(page, exact)
     page.choose("#number", "-3")  # no threshold: nothing changes
     assert_shows(page, exact)
-    page.click("#held-out")
+    page.click("#calibrated")
     assert_shows(page, float(page.run("return document.getElementById('number').value")))
     page.click("#reset")
     assert_shows(page, THRESHOLD)
@@ -230,7 +230,7 @@ def coloured(browser):
 
 def test_one_button_for_one_number(browser, page, tmp_path):
     assert page.run(
-        "return !document.getElementById('held-out').hidden && document.getElementById('reset').disabled"
+        "return !document.getElementById('calibrated').hidden && document.getElementById('reset').disabled"
     )
     browser.open(make_report(tmp_path, ROWS, threshold=71.0, held_out=[20.0, 31.5, 42.0, 55.25, 71.0]))
     shown = browser.texts(".bar-buttons button:not([hidden])")

@@ -42,7 +42,7 @@ def test_the_page_holds_every_image_with_its_pictures_and_no_labels(words, tmp_p
     page, found = Page(tmp_path / "out/report.html"), scores_in(tmp_path / "out")
     data = page.data
     assert (data["labelled"], data["classes"], data["auroc"]) == (False, [["", None, "."]], None)
-    assert data["threshold"] == data["held_out_threshold"] == 12.0
+    assert data["threshold"] == data["calibrated_threshold"] == 12.0
     assert {Path(row[1]).name: row[2] for row in data["images"]} == pytest.approx(found)
     for number, name, _, link, map_link, width, height, thumbnail, levels, mask, peak in data["images"]:
         assert (number, width, height, mask) == (0, 60, 40, "") and thumbnail and levels and peak > 0

@@ -16,7 +16,7 @@ const images = data.images.map(([number, name, score, file, mapFile, width, heig
 for (const each of classes) each.scores.sort((a, b) => a - b);
 const goodScores = images.filter((image) => image.good).map((image) => image.score).sort((a, b) => a - b);
 const badScores = images.filter((image) => !image.good).map((image) => image.score).sort((a, b) => a - b);
-const scale = scoreScale([...goodScores, ...badScores, ...data.held_out, data.threshold]);
+const scale = scoreScale([...goodScores, ...badScores, ...data.calibration, data.threshold]);
 
 let threshold = data.threshold;
 const isCalled = (image) => image.score > threshold;
@@ -86,11 +86,11 @@ function wireThreshold() {
   byId("reset").addEventListener("click", () => setThreshold(data.threshold));
   byId("reset").textContent = `Back to ${short(data.threshold)}`;
   byId("reset").title = "The threshold of this run";
-  if (data.held_out_threshold !== null && short(data.held_out_threshold) !== short(data.threshold)) {
-    byId("held-out").hidden = false;
-    byId("held-out").textContent = `Held-out ${short(data.held_out_threshold)}`;
-    byId("held-out").title = "The threshold calibrated on held-out good images";
-    byId("held-out").addEventListener("click", () => setThreshold(data.held_out_threshold));
+  if (data.calibrated_threshold !== null && short(data.calibrated_threshold) !== short(data.threshold)) {
+    byId("calibrated").hidden = false;
+    byId("calibrated").textContent = `Calibrated ${short(data.calibrated_threshold)}`;
+    byId("calibrated").title = "The threshold calibrated on good images of the training";
+    byId("calibrated").addEventListener("click", () => setThreshold(data.calibrated_threshold));
   }
   byId("theme").addEventListener("click", () => setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"));
   const system = matchMedia("(prefers-color-scheme: dark)");
@@ -175,12 +175,12 @@ function buildHistogram() {
       ? `\u2013 ${counted(each.scores.length, "image")}, ${counted(called, "false alarm")}`
       : `\u2013 ${counted(each.scores.length, "image")}, ${each.scores.length - called} missed`,
   }));
-  if (data.held_out.length) {
+  if (data.calibration.length) {
     rows.push({
-      name: "held-out good",
-      scores: [...data.held_out].sort((a, b) => a - b),
+      name: "good, of the training",
+      scores: [...data.calibration].sort((a, b) => a - b),
       wrongAbove: null,
-      label: (called) => `\u2013 ${counted(data.held_out.length, "image")} not trained on, ${called} above the threshold`,
+      label: (called) => `\u2013 ${counted(data.calibration.length, "image")} scored as new ones, ${called} above the threshold`,
     });
   }
   moveLine = drawHistogram(byId("histogram"), rows, scale, setShare);
