@@ -20,6 +20,7 @@ from efficientad.training.options import (
     DRAWN,
     FAST_BELOW,
     FULL,
+    GLOBAL_WEIGHT,
     LR,
     MAX_PIXELS,
     MEMORY_PATCHES,
@@ -86,11 +87,6 @@ def get_parser() -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="replace a finished model there (default: refuse)"
     )
     return parser
-
-
-def window_side(text: str) -> int | str:
-    """The side of a window in pixels, or FULL."""
-    return text if text == FULL else arguments.side(text)
 
 
 def add_view_arguments(group: argparse._ArgumentGroup) -> None:
@@ -206,7 +202,7 @@ def add_training_arguments(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--window",
-        type=window_side,
+        type=lambda text: text if text == FULL else arguments.side(text),
         metavar="PIXELS",
         help="side of the part of each image that a step of student and autoencoder sees, so that it takes as long "
         f"at any --image_size; {FULL}: all of it (default: {WINDOW})",
@@ -218,6 +214,7 @@ def add_training_arguments(group: argparse._ArgumentGroup) -> None:
         help="size of the memory; 0: none. With --recipe paper it is added to the networks, and its map counts "
         f"half (default: {MEMORY_PATCHES} with --recipe fast, 0 with paper)",
     )
+    arguments.add_global_weight_argument(group, GLOBAL_WEIGHT)
     arguments.add_lr_argument(
         group, f"learning rate of Adam, a tenth of it for the last 5%% of the steps (default: {LR:g})"
     )

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from conftest import make_dataset
+from efficientad.benchmarking.workloads import draw_global_score
 from efficientad.detector.checkpoint import save_model
+from efficientad.detector.global_score import GlobalScore
 from efficientad.inference import export_check
 from efficientad.inference.export_options import PRECISIONS
 
@@ -39,3 +41,19 @@ def compare_with_torch(model, path, images, threshold=80.0):
 
 def random_pixels(count, size=(256, 256)):
     return torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@torch.inference_mode()
+def add_global_score(model, images):
+    """A drawn global score, about as high as the maps of the patches, that depends on the image.
+
+    Args:
+        images: N x 3 x H x W in [0, 1]; the statistics of the teacher are fitted already.
+    """
+    score = GlobalScore(model.grid)
+    draw_global_score(score)
+    averages = score.average(model.teacher_features(model.normalize(model.cut(images))))
+    score.mean.copy_(0.5 * score.describe(averages).mean(dim=0))
+    distances = score.energies(averages).sum(dim=2).mean(dim=0)
+    score.levels.copy_(torch.tensor([(0.2 * distance, distance) for distance in distances] + [(0.1, 1.0)]))
+    model.global_score = score

@@ -26,6 +26,7 @@ class HeldImages:
 
     def __init__(self, pixels, inspected=None):
         self.pixels, self.inspected = pixels, inspected
+        self.digests = [str(image.tolist()) for image in pixels]
 
     def __len__(self):
         return len(self.pixels)

@@ -182,7 +182,8 @@ def test_a_later_training_without_skipping_leaves_no_list(tmp_path, model):
     run("train", *case.flags["train"], "--on_error", "skip")
     (case.folders["train"][0] / "text.png").unlink()
     run("train", *case.flags["train"], "--overwrite")
-    assert tree(case.results["train"]) == ["args.json", "log.csv", "model.pt", "training.png"]
+    files = ["args.json", "log.csv", "model.pt", "training.png", "training_scores.csv"]
+    assert tree(case.results["train"]) == files
 
 
 def test_the_old_map_of_an_image_that_broke_does_not_stay(tmp_path, model):

@@ -12,8 +12,9 @@ import logical_sample
 from drawn_boards import JPEG_QUALITY
 from efficientad.data.datasets import find_test_samples, find_training_images, open_dataset
 from efficientad.data.transforms import to_unit_range
+from efficientad.detector.anomaly_maps import anomaly_score
 from efficientad.detector.checkpoint import load_teacher_weights
-from efficientad.detector.model import MIRROR, EfficientAD, anomaly_score
+from efficientad.detector.model import MIRROR, EfficientAD
 from efficientad.evaluation.image_metrics import image_auroc
 from efficientad.evaluation.masks import find_masks, read_defects
 from efficientad.training.cache import TeacherFeatures

@@ -46,10 +46,13 @@ def losses(model, images, augmented, natural):
     return hard, penalty, ae, stae
 
 
-def raw_maps(model, images):
-    """Student-teacher, autoencoder-student and memory map, N x 1 x the grid; None where the model has none."""
+def raw_maps(model, images, teacher=None):
+    """Student-teacher, autoencoder-student and memory map, N x 1 x the grid; None where the model has none.
+
+    The teacher's features N x 384 x the grid, if they are known already.
+    """
     seen = extended(model, images)
-    teacher, st, ae, memory = features(model, seen), None, None, None
+    teacher, st, ae, memory = features(model, seen) if teacher is None else teacher, None, None, None
     if model.student is not None:
         student = model.student(seen)
         autoencoder = model.autoencoder(overview(model, images))
@@ -78,6 +81,36 @@ def memory_map(teacher, memory, weights):
     return F.interpolate(nearest, (rows, columns), mode="bilinear")[:, :, :height, :width]
 
 
+def global_map(fitted, features):
+    """The global score's map, N x 1 x 8 x 8, of features N x 384 x the grid, which are 0 where nothing counts.
+
+    How far the averages of each row and each column of 8 x 8 fields are from those of good images; a field is
+    marked by what its row and its column have of that.
+    """
+    fields = F.adaptive_avg_pool2d(features, 8).double()
+    return torch.stack([map_of_fields(fitted, image) for image in fields])[:, None].float()
+
+
+def map_of_fields(fitted, fields):
+    """Of one image, 8 x 8, from 384 x 8 x 8; all in float64."""
+    components = torch.tensordot(fitted.basis.double(), fields, dims=1)
+    median, high = fitted.levels[2].double()
+    heights, marks = [], []
+    for view, described in enumerate((components.mean(dim=2), components.mean(dim=1))):  # of rows, of columns
+        away = described.flatten() - fitted.mean[view]
+        root = torch.linalg.inv(fitted.whitening[view].double())  # of the covariance
+        distance = away @ torch.linalg.solve(root @ root, away)
+        middle, edge = fitted.levels[view].double()
+        heights.append((distance - middle) / (edge - middle))
+        in_band = torch.linalg.solve(root, away).view(32, 8).square().sum(dim=0)
+        marks.append(in_band / in_band.max() * heights[-1].clamp(min=0))
+    crossing = marks[0][:, None] + marks[1][None, :]
+    if max(heights) <= 0:
+        return torch.zeros_like(crossing)
+    peak = fitted.peak * (max(heights) - median) / (high - median)
+    return peak.clamp(min=0) * crossing / crossing.max()
+
+
 def quantile(values, q):
     ordered = values.flatten().sort().values.double()
     position = q * (len(ordered) - 1)
@@ -85,32 +118,47 @@ def quantile(values, q):
     return float(low + (position - math.floor(position)) * (high - low))
 
 
-def rim(model, images, inspected, margin):
-    """The cells of the grid whose patches see something that is not inspected."""
+def counted(model, images, inspected):
+    """The cells of the grid whose middle is inspected: 1 or 0, N x 1 x the grid."""
     count, _, height, width = images.shape
-    counts = torch.ones(count, 1, height // 4, width // 4) if inspected is None else inspected[:, None, ::4, ::4]
-    counts = counts[:, :, margin : height // 4 - margin, margin : width // 4 - margin].float()
+    margin = 0 if model.border == "mirror" else 4  # of cells without an answer
+    cells = torch.ones(count, 1, height // 4, width // 4) if inspected is None else inspected[:, None, ::4, ::4]
+    return cells[:, :, margin : height // 4 - margin, margin : width // 4 - margin].float().to(images.device)
+
+
+def rim(model, counts):
+    """The cells of the grid whose patches see something that is not inspected."""
     padded = F.pad(counts, (4, 4, 4, 4), value=0.0 if model.border == "mirror" else 1.0)
     windows = padded.unfold(2, 9, 1).unfold(3, 9, 1)
-    return (windows.flatten(4).amin(dim=4) == 0).to(images.device)
+    return windows.flatten(4).amin(dim=4) == 0
 
 
 def anomaly_maps(model, images, inspected=None):
     """N x H x W maps on the 0-255 scale, of images N x 3 x H x W; 0 where the bools N x H x W are not true."""
-    count, _, height, width = images.shape
-    margin = 0 if model.border == "mirror" else 4  # of cells without an answer
-    at_rim, total = rim(model, images, inspected, margin), 0
+    counts, teacher = counted(model, images, inspected), features(model, extended(model, images))
+    at_rim, total = rim(model, counts), 0
     fitted = (model.quantiles.tolist(), model.map_weights.tolist(), model.rim_weights.tolist())
-    for raw, (start, end), weight, rim_weight in zip(raw_maps(model, images), *fitted, strict=True):
+    for raw, (start, end), weight, rim_weight in zip(raw_maps(model, images, teacher), *fitted, strict=True):
         if raw is not None:
             raw = torch.where(at_rim, rim_weight * raw, raw)
             total = total + weight * 0.1 * (raw - start) / (end - start)
-    padded = torch.zeros(count, 1, height // 4, width // 4, device=images.device)
-    padded[:, :, margin : height // 4 - margin, margin : width // 4 - margin] = total
+    padded = F.pad(total * counts, (0 if model.border == "mirror" else 4,) * 4)
+    maps = 255 * F.interpolate(padded, images.shape[2:], mode="bilinear")[:, 0]
     if inspected is not None:
-        padded *= inspected[:, None, ::4, ::4]  # the pixel in the middle of each patch
-    maps = 255 * F.interpolate(padded, (height, width), mode="bilinear")[:, 0]
+        maps = maps * inspected
+    if model.global_score is not None:
+        maps = torch.stack([*map(joined, maps, global_map(model.global_score, teacher * counts))])
     return maps if inspected is None else maps * inspected
+
+
+def joined(local, overall):
+    """A map H x W, raised by the global score's 1 x 8 x 8: its score becomes the root of the sum of squares."""
+    score, height = scores(local[None]).clamp(min=1), overall.max()
+    gain = torch.hypot(score, height) / score - 1
+    shape = overall if height == 0 else overall / height
+    shape = F.interpolate(shape[None], local.shape, mode="bilinear")[0, 0]
+    raised = torch.where(local > 0, local * (1 + gain * (0.5 + 0.5 * shape)), local)
+    return torch.where((height - score) * shape > raised.clamp(min=0), (height - score) * shape, raised)
 
 
 def scores(anomaly_maps):

@@ -17,7 +17,9 @@ from efficientad.benchmarking.measuring import count_flops
 from efficientad.data.datasets import Sample
 from efficientad.data.transforms import augment, draw_changes, to_unit_range
 from efficientad.data.views import View
-from efficientad.detector.model import EfficientAD, anomaly_score
+from efficientad.detector.anomaly_maps import anomaly_score
+from efficientad.detector.global_score import CHANNELS, SIZE, GlobalScore
+from efficientad.detector.model import EfficientAD
 from efficientad.detector.networks import FEATURE_CHANNELS
 from efficientad.evaluation.scoring import ScoringWork, score_samples
 from efficientad.evaluation.thumbnails import PictureSizes, plan_pictures
@@ -149,8 +151,8 @@ class Workloads:
 
     def _at_size(self, model: EfficientAD, side: int) -> EfficientAD:
         """A copy of the model for another size."""
-        has_student, patches = model.student is not None, len(model.memory)
-        other = EfficientAD(model.model_size, View(side, side), model.border, has_student, patches)
+        parts = model.student is not None, len(model.memory), model.global_score is not None
+        other = EfficientAD(model.model_size, View(side, side), model.border, *parts)
         other.load_state_dict(model.state_dict())
         return other.to(self.device, memory_format=torch.channels_last)
 
@@ -251,13 +253,25 @@ class Workloads:
 
 
 def _with_memory_alone(model: EfficientAD) -> EfficientAD:
-    """A detector as train.py makes it by default, with a random memory."""
-    alone = EfficientAD(model.model_size, model.view, MIRROR, has_student=False)
+    """A detector as train.py makes it by default, with a random memory and global score."""
+    alone = EfficientAD(model.model_size, model.view, MIRROR, has_student=False, has_global_score=True)
     alone.teacher.load_state_dict(model.teacher.state_dict())
     alone.memory = torch.randn(MEMORY_PATCHES, FEATURE_CHANNELS, generator=torch.Generator().manual_seed(2))
     alone.memory_weights = torch.ones(len(alone.memory))
     alone.map_weights.copy_(torch.tensor(map_weights(has_student=False, has_memory=True)))
+    draw_global_score(alone.global_score)
     return alone.eval()
+
+
+def draw_global_score(score: GlobalScore) -> None:
+    """Random values of the kind that are fitted: the same ones every time, and images above the median."""
+    generator = torch.Generator().manual_seed(3)
+    score.basis.copy_(torch.linalg.qr(torch.randn(FEATURE_CHANNELS, CHANNELS, generator=generator))[0].T)
+    score.mean.copy_(0.1 * torch.randn(score.mean.shape, generator=generator))
+    roots = torch.randn(score.whitening.shape, generator=generator)
+    score.whitening.copy_(torch.eye(SIZE) + roots @ roots.mT / SIZE)
+    score.levels.copy_(torch.tensor([(1.0, 200.0), (2.0, 150.0), (0.01, 0.9)]))
+    score.peak.fill_(25.5)
 
 
 def _draw_photo(size: tuple[int, int]) -> Image.Image:

@@ -18,9 +18,10 @@ from torch import Tensor
 
 import efficientad
 from efficientad.data.views import SIDE, View
+from efficientad.detector.anomaly_maps import LOCAL_MAPS, UNFITTED_QUANTILES
 from efficientad.detector.calibration import Calibration
 from efficientad.detector.foreign_networks import load_network, load_state, read_network
-from efficientad.detector.model import MIRROR, NO_BORDER, UNFITTED_QUANTILES, EfficientAD, RawMaps
+from efficientad.detector.model import MIRROR, NO_BORDER, EfficientAD
 from efficientad.detector.networks import FEATURE_CHANNELS
 from efficientad.detector.other_tools import NETWORK_FILES, STATISTICS_FILES, build, read_folder, require_sound
 from efficientad.system.arguments import training_folder
@@ -29,9 +30,9 @@ from efficientad.system.torch_files import read_torch_file, require_weights, wri
 
 MODEL_FILE = "model.pt"
 FORMAT = "efficientad-detector"
-# 4 knew no bit depth; 3 saw whole images at 256 x 256; 2 had no memory and always a student; 1 neither map_weights
-# nor a calibration
-FORMAT_VERSION = 5
+# 5 had no global score; 4 knew no bit depth; 3 saw whole images at 256 x 256; 2 had no memory and always a student;
+# 1 neither map_weights nor a calibration
+FORMAT_VERSION = 6
 _PLAIN = {"view": View().as_dict(), "border": NO_BORDER}  # of the versions before 4
 _PLAIN_VALUES = (str, int, float, bool, type(None))
 MOST_MEMORY_PATCHES = 200_000  # 154 MB in model.pt
@@ -53,6 +54,7 @@ def save_model(model: EfficientAD, path: Path, training: Mapping[str, Any]) -> N
             "border": model.border,
             "has_student": model.student is not None,
             "memory_patches": len(model.memory),
+            "has_global_score": model.global_score is not None,
         },
         "state_dict": {
             key: (tensor.half() if key == "memory" else tensor).cpu().contiguous()  # it came from half precision
@@ -167,7 +169,7 @@ def _load_own(path: Path) -> EfficientAD:
         reason = textwrap.shorten(str(error), 200)
         raise UserError(f"{path} is damaged: no complete description of a detector ({reason})") from None
     if version < 4:
-        state["rim_weights"] = torch.ones(len(RawMaps._fields))
+        state["rim_weights"] = torch.ones(LOCAL_MAPS)
     if version < 3:
         _upgrade(state)
         model.calibration = None  # its scores were maxima of maps, not means of the highest values
@@ -185,17 +187,23 @@ def _upgraded_config(
 
 
 def _build(
-    model_size: str, view: dict[str, Any], border: str, has_student: bool, memory_patches: int
+    model_size: str,
+    view: dict[str, Any],
+    border: str,
+    has_student: bool,
+    memory_patches: int,
+    has_global_score: bool = False,  # as before version 6
 ) -> EfficientAD:
     if border not in (NO_BORDER, MIRROR):
         raise ValueError(f"border is {border!r}")
-    if not isinstance(has_student, bool):
-        raise ValueError(f"has_student is {has_student!r}")
+    for name, value in (("has_student", has_student), ("has_global_score", has_global_score)):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} is {value!r}")
     if type(memory_patches) is not int or not 0 <= memory_patches <= MOST_MEMORY_PATCHES:
         raise ValueError(f"memory_patches is {memory_patches}")
     if not has_student and memory_patches == 0:
         raise ValueError("there is neither a student nor a memory")
-    return EfficientAD(model_size, View.from_dict(view), border, has_student, memory_patches)
+    return EfficientAD(model_size, View.from_dict(view), border, has_student, memory_patches, has_global_score)
 
 
 def _upgrade(state: dict[str, Tensor]) -> None:

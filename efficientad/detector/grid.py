@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -72,6 +73,23 @@ def divide(grid: tuple[int, int], most_pixels: int) -> list[Cells]:
         for top in range(0, grid[0], height)
         for left in range(0, grid[1], width)
     ]
+
+
+def join_tiles(parts: Sequence[Tensor], tiles: Sequence[Cells], grid: tuple[int, int], scale: int = 1) -> Tensor:
+    """What was computed tile by tile as a whole.
+
+    Args:
+        parts: of each tile, N x channels x cells; a single one is the whole already.
+        scale: side of the square of cells that has one value.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    whole = parts[0].new_empty((*parts[0].shape[:2], *(-(-length // scale) for length in grid)))
+    for part, cells in zip(parts, tiles, strict=True):
+        top, left = cells.top // scale, cells.left // scale
+        height, width = part.shape[-2:]
+        whole[..., top : top + height, left : left + width] = part
+    return whole
 
 
 def resize_matrix(source: int, target: int, antialias: bool = False) -> Tensor:

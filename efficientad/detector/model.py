@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 from efficientad.data.views import SIDE, View
 from efficientad.detector import networks
+from efficientad.detector.anomaly_maps import LOCAL_MAPS, MAP_SCALE, UNFITTED_QUANTILES, RawMaps
 from efficientad.detector.calibration import Calibration
+from efficientad.detector.global_score import GlobalScore, join_global
 from efficientad.detector.grid import (
     MAP_PADDING,
     PATCH_CENTRE,
@@ -21,28 +23,16 @@ from efficientad.detector.grid import (
     Upsampling,
     divide,
     grid_side,
+    join_tiles,
     resize_matrix,
 )
 from efficientad.detector.memory_map import MEMORY_POOLING, memory_distances, spread_distances
 from efficientad.detector.networks import FEATURE_CHANNELS
 
-MAP_SCALE = 255.0  # of maps and scores: before the maps are averaged, 25.5 is each one's 0.995 quantile
-UNFITTED_QUANTILES = (0.0, 0.1)  # of a missing map: they would leave it as it is
 NO_BORDER, MIRROR = "none", "mirror"
 PIXELS_PER_PASS = 2**20  # that the networks see at once on a CPU: 16 images of 256 x 256
 _GPU_BYTES_PER_PIXEL = 6000  # of its whole memory; four times what a pass should take, by calculation
-SCORED_PIXELS = 393  # whose mean is the score: about as many as see a small defect, and 0.6 % of 256 x 256
 _LAST_UPSAMPLED = 128  # side of what the autoencoder's last upsampling takes
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-class RawMaps(NamedTuple):
-    """Anomaly maps before normalization, each N x 1 x the grid, float32, >= 0; None: not made."""
-
-    student_teacher: Tensor | None
-    autoencoder_student: Tensor | None
-    memory: Tensor | None = None
 
 
 class EfficientAD(nn.Module):
@@ -63,6 +53,7 @@ class EfficientAD(nn.Module):
         rim_weights: 3, at most 1: of these maps where patches reach beyond what is inspected; see training.fitting.
 
     Attributes:
+        global_score: fitted by training.global_fit; None without one. Not in the paper.
         view: of the images; its height H and width W are those of the input.
         grid: height and width of the grid, in the paper 56 x 56.
         student, autoencoder: None in a detector with a memory alone.
@@ -79,6 +70,7 @@ class EfficientAD(nn.Module):
         border: str = NO_BORDER,
         has_student: bool = True,
         memory_patches: int = 0,
+        has_global_score: bool = False,
     ) -> None:
         super().__init__()
         self.model_size, self.view, self.border = model_size, view or View(), border
@@ -91,9 +83,10 @@ class EfficientAD(nn.Module):
         self.student = networks.build_pdn(model_size, 2 * FEATURE_CHANNELS) if has_student else None
         self.autoencoder = networks.build_autoencoder(self.grid) if has_student else None
         self.upsampling = Upsampling(_LAST_UPSAMPLED, self.grid) if has_student else None
+        self.global_score = GlobalScore(self.grid) if has_global_score else None
         # The same for every model, so not saved with it.
-        self.register_buffer("image_mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("image_std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("image_mean", torch.tensor(networks.IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("image_std", torch.tensor(networks.IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         for name, side in (("overview_rows", self.view.height), ("overview_columns", self.view.width)):
             matrix = resize_matrix(side, SIDE, antialias=True) if has_student else torch.empty(0)
             self.register_buffer(name, matrix, persistent=False)
@@ -101,9 +94,9 @@ class EfficientAD(nn.Module):
         self.register_buffer("teacher_std", torch.ones(1, FEATURE_CHANNELS, 1, 1))
         self.register_buffer("memory", torch.zeros(memory_patches, FEATURE_CHANNELS))
         self.register_buffer("memory_weights", torch.ones(memory_patches))
-        self.register_buffer("quantiles", torch.tensor([UNFITTED_QUANTILES] * len(RawMaps._fields)))
+        self.register_buffer("quantiles", torch.tensor([UNFITTED_QUANTILES] * LOCAL_MAPS))
         self.register_buffer("map_weights", torch.tensor((0.5, 0.5, 0.0)))
-        self.register_buffer("rim_weights", torch.ones(len(RawMaps._fields)))
+        self.register_buffer("rim_weights", torch.ones(LOCAL_MAPS))
 
     def normalize(self, images: Tensor) -> Tensor:
         """ImageNet-normalize RGB images N x 3 x H x W in [0, 1]; every network takes the result."""
@@ -175,11 +168,12 @@ class EfficientAD(nn.Module):
         """How many images, at most, should be given at once for speed and bounded memory: 1 to `most`."""
         return max(1, min(most, self.pixels_per_pass() // (self.view.height * self.view.width)))
 
-    def raw_maps(self, images: Tensor) -> RawMaps:
-        """The maps of sections 3.2 and 3.3, means over the channels of squared differences, and the memory's.
+    def raw_maps(self, images: Tensor, inspected: Tensor | None = None) -> RawMaps:
+        """The maps of sections 3.2 and 3.3, means over channels of squared differences, and the other two.
 
         Args:
             images: N x 3 x H x W, float32 RGB in [0, 1]; for bounded memory N as images_per_pass says.
+            inspected: bools N x H x W, which the global score looks at; None: everything.
         """
         tiles = self.tiles()
         overview = self.normalize(self.overview(images)) if self.autoencoder is not None else None
@@ -187,46 +181,70 @@ class EfficientAD(nn.Module):
             normalized = self.normalize(self.cut(images))
             student = None if self.student is None else networks.apply_pdn(self.student, normalized).float()
             autoencoder = None if overview is None else self.autoencoder(overview).float()
-            return self.compare(self.teacher_features(normalized), student, autoencoder)
+            return self.compare(self.teacher_features(normalized), student, autoencoder, inspected)
         code = None if overview is None else self.autoencoder[:-4](overview)
-        parts = [self._raw_maps_of(images, code, cells) for cells in tiles]
-        whole = [None if parts[0][kind] is None else _join(parts, kind, tiles, self.grid) for kind in range(3)]
-        return self._finish(*whole)
+        parts = []
+        for cells in tiles:
+            normalized = self.normalize(self.cut(images, cells))
+            student = autoencoder = None
+            if self.student is not None:
+                student = networks.apply_pdn(self.student, normalized).float()
+                places = Places(*(part.to(images.device) for part in self.upsampling.places([cells])))
+                autoencoder = self._decode(code, places).float()
+            features = self.teacher_features(normalized)
+            parts.append(self._differences(features, student, autoencoder, inspected, cells))
+        return self._join(parts)
 
-    def _raw_maps_of(self, images: Tensor, code: Tensor | None, cells: Cells) -> RawMaps:
-        """The maps of a tile; see _differences."""
-        normalized = self.normalize(self.cut(images, cells))
-        student = autoencoder = None
-        if self.student is not None:
-            student = networks.apply_pdn(self.student, normalized).float()
-            places = Places(*(part.to(images.device) for part in self.upsampling.places([cells])))
-            autoencoder = self._decode(code, places).float()
-        return self._differences(self.teacher_features(normalized), student, autoencoder)
-
-    def compare(self, teacher: Tensor, student: Tensor | None, autoencoder: Tensor | None) -> RawMaps:
+    def compare(
+        self,
+        teacher: Tensor,
+        student: Tensor | None,
+        autoencoder: Tensor | None,
+        inspected: Tensor | None = None,
+    ) -> RawMaps:
         """The maps, from the normalized output of the teacher and those of the other networks, all float32.
 
         Args:
             teacher, autoencoder: N x 384 x the grid.
             student: N x 768 x the grid.
+            inspected: see raw_maps.
         """
-        return self._finish(*self._differences(teacher, student, autoencoder))
+        return self._join([self._differences(teacher, student, autoencoder, inspected)])
 
-    def _differences(self, teacher: Tensor, student: Tensor | None, autoencoder: Tensor | None) -> RawMaps:
-        """Raw maps of which the memory's has a value for 2 x 2 cells."""
-        memory = memory_distances(teacher, self.memory, self.memory_weights) if len(self.memory) else None
-        if student is None:
-            return RawMaps(None, None, memory)
-        teacher_part, autoencoder_part = student.split(FEATURE_CHANNELS, dim=1)
-        return RawMaps(
-            (teacher - teacher_part).square().mean(dim=1, keepdim=True),
-            (autoencoder - autoencoder_part).square().mean(dim=1, keepdim=True),
-            memory,
-        )
+    def _differences(
+        self,
+        teacher: Tensor,
+        student: Tensor | None,
+        autoencoder: Tensor | None,
+        inspected: Tensor | None,
+        cells: Cells | None = None,
+    ) -> tuple[Tensor | None, ...]:
+        """The first two maps, distances to the memory and averages for the global score, of all or some cells."""
+        maps, distances, averages = (None, None), None, None
+        if student is not None:
+            of_teacher, of_autoencoder = student.split(FEATURE_CHANNELS, dim=1)
+            pairs = ((teacher, of_teacher), (autoencoder, of_autoencoder))
+            maps = tuple((one - other).square().mean(dim=1, keepdim=True) for one, other in pairs)
+        if len(self.memory):
+            distances = memory_distances(teacher, self.memory, self.memory_weights)
+        if self.global_score is not None:
+            counted = None if inspected is None else self.counted(inspected)
+            if counted is not None and cells is not None:
+                counted = counted[(..., *cells.slices)]
+            averages = self.global_score.average(teacher, cells, counted)
+        return *maps, distances, averages
 
-    def _finish(self, student_teacher: Tensor | None, autoencoder_student: Tensor | None, memory: Tensor | None):
-        memory = None if memory is None else spread_distances(memory, self.grid)
-        return RawMaps(student_teacher, autoencoder_student, memory)
+    def _join(self, parts: Sequence[tuple[Tensor | None, ...]]) -> RawMaps:
+        """The maps of the whole grid, from the _differences of its tiles."""
+        *others, distances, averages = zip(*parts, strict=True)
+        maps = (None if kind[0] is None else join_tiles(kind, self.tiles(), self.grid) for kind in others)
+        memory = None if distances[0] is None else self.join_distances(distances)
+        global_map = None if self.global_score is None else self.global_score(sum(averages[1:], averages[0]))
+        return RawMaps(*maps, memory, global_map)
+
+    def join_distances(self, parts: Sequence[Tensor]) -> Tensor:
+        """The memory's map, N x 1 x the grid, from the memory_distances of each tile."""
+        return spread_distances(join_tiles(parts, self.tiles(), self.grid, MEMORY_POOLING), self.grid)
 
     def counted(self, inspected: Tensor) -> Tensor:
         """The cells that count: bools N x 1 x the grid; those whose middle shows what is inspected.
@@ -261,11 +279,14 @@ class EfficientAD(nn.Module):
         rim = self.rim(inspected)
         if rim is None:
             return maps
-        weighted = zip(maps, self.rim_weights, strict=True)
-        return RawMaps(*(None if raw is None else torch.where(rim, weight * raw, raw) for raw, weight in weighted))
+        weighted = zip(maps.local, self.rim_weights, strict=True)
+        local = (None if raw is None else torch.where(rim, weight * raw, raw) for raw, weight in weighted)
+        return RawMaps(*local, maps.global_map)
 
     def combine_maps(self, maps: RawMaps, inspected: Tensor | None = None) -> Tensor:
         """Quantile-normalize the maps and average them with their weights (section 3.4), at the input's size.
+
+        The global score's map multiplies the result; see join_global.
 
         Args:
             inspected: bools N x H x W, where the map is not 0; None: everywhere.
@@ -277,7 +298,7 @@ class EfficientAD(nn.Module):
         maps = self.weigh_rim(maps, inspected)
         normalized = [
             0.1 * weight * (raw - start) / (end - start)
-            for raw, (start, end), weight in zip(maps, self.quantiles, self.map_weights, strict=True)
+            for raw, (start, end), weight in zip(maps.local, self.quantiles, self.map_weights, strict=True)
             if raw is not None
         ]
         combined = sum(normalized)
@@ -286,7 +307,9 @@ class EfficientAD(nn.Module):
         if not self.margin:  # The quantiles ignore this padding: a border of zeros means "unremarkable".
             combined = F.pad(combined, (MAP_PADDING,) * 4)
         anomaly_maps = MAP_SCALE * F.interpolate(combined, self.view.size, mode="bilinear", align_corners=False)
-        return anomaly_maps if inspected is None else torch.where(inspected[:, None], anomaly_maps, 0)
+        if inspected is not None:
+            anomaly_maps = torch.where(inspected[:, None], anomaly_maps, 0)
+        return anomaly_maps if maps.global_map is None else join_global(anomaly_maps, maps.global_map, inspected)
 
     def forward(self, images: Tensor, inspected: Tensor | None = None) -> Tensor:
         """Anomaly maps N x 1 x H x W, float32, 0-255 scale, of RGB images N x 3 x H x W in [0, 1].
@@ -294,25 +317,4 @@ class EfficientAD(nn.Module):
         Args:
             inspected: bools N x H x W; see combine_maps.
         """
-        return self.combine_maps(self.raw_maps(images), inspected)
-
-
-def _join(parts: Sequence[RawMaps], kind: int, tiles: Sequence[Cells], grid: tuple[int, int]) -> Tensor:
-    """One kind of map, put together of those of the tiles."""
-    scale = MEMORY_POOLING if RawMaps._fields[kind] == "memory" else 1
-    whole = parts[0][kind].new_empty((len(parts[0][kind]), 1, *(-(-length // scale) for length in grid)))
-    for part, cells in zip(parts, tiles, strict=True):
-        top, left = cells.top // scale, cells.left // scale
-        height, width = part[kind].shape[-2:]
-        whole[..., top : top + height, left : left + width] = part[kind]
-    return whole
-
-
-def anomaly_score(anomaly_maps: Tensor) -> Tensor:
-    """Image scores, shape N, float32: the mean of the SCORED_PIXELS highest values of each map N x 1 x H x W.
-
-    The paper takes the maximum. Every patch that sees some of a defect has a high value, so there are many whatever
-    the size of the image, and their mean depends less on chance. May exceed 255.
-    """
-    values = anomaly_maps.flatten(1)
-    return values.topk(min(SCORED_PIXELS, values.shape[1]), dim=1).values.mean(dim=1)
+        return self.combine_maps(self.raw_maps(images, inspected), inspected)

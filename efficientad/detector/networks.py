@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from efficientad.detector.fused_pooling import fast_pooling
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 FEATURE_CHANNELS = 384  # of the teacher and of the autoencoder; the student has twice as many
 
 

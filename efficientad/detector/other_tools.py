@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from efficientad.data.views import SIDE
+from efficientad.detector.anomaly_maps import UNFITTED_QUANTILES
 from efficientad.detector.foreign_networks import (
     ForeignNetwork,
     anomalib_prefix,
@@ -22,7 +23,7 @@ from efficientad.detector.foreign_networks import (
     load_network,
     read_network,
 )
-from efficientad.detector.model import UNFITTED_QUANTILES, EfficientAD
+from efficientad.detector.model import EfficientAD
 from efficientad.detector.networks import FEATURE_CHANNELS
 from efficientad.system.errors import UserError
 from efficientad.system.torch_files import PickledObject, read_foreign_file, read_torch_file, require_weights
@@ -110,6 +111,9 @@ def require_sound(model: EfficientAD, message: str) -> None:
     spread = model.quantiles[:, 1] - model.quantiles[:, 0]
     weights = (*model.map_weights.tolist(), *model.memory_weights.tolist(), *model.rim_weights.tolist())
     sound = (spread > 0).all() and spread.isfinite().all() and (model.teacher_std > 0).all()
+    if model.global_score is not None:
+        levels = model.global_score.levels
+        sound = sound and (levels[:, 1] > levels[:, 0]).all() and model.global_score.peak >= 0
     if not (sound and min(weights) >= 0 and sum(model.map_weights.tolist()) > 0):
         raise UserError(message)
 

@@ -17,8 +17,9 @@ from efficientad.data.image_collections import StoredImage, find_stored_images
 from efficientad.data.images import UnreadableImageError, raise_if_unreadable, were_skipped
 from efficientad.data.transforms import to_tensor
 from efficientad.data.views import View
+from efficientad.detector.anomaly_maps import MAP_SCALE, anomaly_score
 from efficientad.detector.checkpoint import read_training
-from efficientad.detector.model import MAP_SCALE, EfficientAD, anomaly_score
+from efficientad.detector.model import EfficientAD
 from efficientad.inference.detectors import Detector, TorchDetector
 from efficientad.inference.exported import Answers, load_exported
 from efficientad.system.dataset_arguments import path_argument

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from efficientad.data.ignored import decode_ignored
 from efficientad.data.images import UnreadableImageError
 from efficientad.data.views import FIT, View
-from efficientad.detector.model import MAP_SCALE, EfficientAD, anomaly_score
+from efficientad.detector.anomaly_maps import MAP_SCALE, anomaly_score
+from efficientad.detector.model import EfficientAD
 from efficientad.inference.metadata import INPUT_NAME, INSPECTED_NAME
 from efficientad.system.errors import UserError
 
@@ -74,9 +75,9 @@ class ExportableDetector(nn.Module):
             student = detector.student(seen).float()
             overview = ((detector.overview(pixels) - self.pixel_mean) / self.pixel_std).to(self.dtype)
             autoencoder = detector.autoencoder(overview).float()
-        raw = detector.compare(teacher, student, autoencoder)
-        counted = inspected != 0 if inspected is not None else self.inspected
-        anomaly_maps = detector.combine_maps(raw, counted)
+        looked_at = inspected != 0 if inspected is not None else self.inspected
+        raw = detector.compare(teacher, student, autoencoder, looked_at)
+        anomaly_maps = detector.combine_maps(raw, looked_at)
         maps, scores = anomaly_maps[:, 0], anomaly_score(anomaly_maps)
         decisions = () if self.threshold is None else decide(maps, scores, self.threshold)
         return maps, scores, *decisions

@@ -24,17 +24,17 @@ _VALUES_PER_PIXEL, _BORDER, _FIXED_VALUES = 300, 64, 2**22
 # a few that say the same in other versions of them. None of them branches, repeats, or reads anything.
 _ONNX_OPERATORS = re.findall(
     r"\w+",
-    "Abs Add ArgMax AveragePool Cast Concat Conv DequantizeLinear Div Equal Gather GatherND Greater MatMul Max "
-    "MaxPool Mul Neg Not Pad Pow QuantizeLinear ReduceMax ReduceMean ReduceSum Relu Reshape Resize ScatterND Shape "
-    "Slice Split Sub TopK Transpose Unsqueeze Where Constant Expand Flatten Gemm Identity Squeeze",
+    "Abs Add ArgMax AveragePool Cast Clip Concat Conv DequantizeLinear Div Equal Gather GatherND Greater MatMul "
+    "Max MaxPool Mul Neg Not Pad Pow QuantizeLinear ReduceMax ReduceMean ReduceSum Relu Reshape Resize ScatterND "
+    "Shape Slice Split Sqrt Sub TopK Transpose Unsqueeze Where Constant Expand Flatten Gemm Identity Squeeze",
 )
 _ONNX_TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16"}
 _OPENVINO_LAYERS = re.findall(
     r"\w+",
-    "Abs Add AvgPool Broadcast Concat Const Convert Convolution Divide Equal FakeQuantize Gather GatherND Greater "
-    "Interpolate LogicalNot MatMul MaxPool Maximum Multiply Negative Pad Parameter Power ReLU ReduceMax ReduceMean "
-    "ReduceSum Reshape Result ScatterNDUpdate Select ShapeOf Slice Split Squeeze Subtract TopK Transpose Unsqueeze "
-    "VariadicSplit",
+    "Abs Add AvgPool Broadcast Clamp Concat Const Convert Convolution Divide Equal FakeQuantize Gather GatherND "
+    "Greater Interpolate LogicalNot MatMul MaxPool Maximum Minimum Multiply Negative Pad Parameter Power ReLU "
+    "ReduceMax ReduceMean ReduceSum Reshape Result ScatterNDUpdate Select ShapeOf Slice Split Sqrt Squeeze "
+    "Subtract TopK Transpose Unsqueeze VariadicSplit",
 )
 _OPENVINO_TYPES = {"f32", "f16", "i64", "u64", "i32", "u8", "i8", "boolean"}
 _ONNX_SHAPE_BYTES = 1024  # of numbers that shapes may depend on

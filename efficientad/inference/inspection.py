@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from efficientad.data.images import UnreadableImageError, read_bytes, to_upright_rgb
+from efficientad.detector.anomaly_maps import anomaly_score
 from efficientad.detector.calibration import choose_threshold
-from efficientad.detector.model import anomaly_score
 from efficientad.inference.detectors import Detector
 from efficientad.inference.prediction import NOT_FINITE
 from efficientad.system.errors import UserError, printable

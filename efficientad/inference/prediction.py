@@ -15,7 +15,7 @@ from torch import Tensor
 from efficientad.data.datasets import Sample
 from efficientad.data.images import UnreadableImageError, raise_if_unreadable, read_bytes
 from efficientad.data.views import View
-from efficientad.detector.model import anomaly_score
+from efficientad.detector.anomaly_maps import anomaly_score
 from efficientad.inference.detectors import Detector
 from efficientad.system.errors import UserError
 from efficientad.system.parallel import parallel_map

@@ -25,9 +25,9 @@ from efficientad.system.torch_files import scan_torch_file
 
 _MOST_JSON_BYTES = 2**26
 _ATEN = r"torch\.ops\.aten\.({})\.\w+".format(
-    "_assert_tensor_metadata|abs|add|alias|avg_pool2d|bitwise_not|clone|conv2d|detach_?|div|dropout|fill_|flatten|gt|index|"
+    "_assert_tensor_metadata|abs|add|alias|amax|avg_pool2d|bitwise_not|clamp|clone|conv2d|detach_?|div|dropout|fill_|flatten|gt|index|"
     "lift_fresh_copy|linear|matmul|max|max_pool2d|maximum|mean|mul|ne|neg|numpy_T|ones|pad|permute|relu_?|select|slice|"
-    "split|square|sub|sum|to|topk|transpose|unbind|unsqueeze|upsample_bilinear2d|view|where"
+    "split|sqrt|square|squeeze|stack|sub|sum|to|topk|transpose|unbind|unflatten|unsqueeze|upsample_bilinear2d|view|where"
 )
 _PLAIN_PARTS = r"/(weight|tensor)_\d+$|/(archive_format|archive_version|version|byteorder|serialization_id)$"
 _SIDE = r"L\['\w{1,30}'\]\.size\(\)\[\d\]"

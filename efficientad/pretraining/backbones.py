@@ -16,7 +16,7 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
-from efficientad.detector.model import IMAGENET_MEAN, IMAGENET_STD
+from efficientad.detector.networks import IMAGENET_MEAN, IMAGENET_STD
 from efficientad.pretraining.backbone_weights import load_weights
 from efficientad.system.errors import UserError, is_out_of_memory
 

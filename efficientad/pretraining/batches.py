@@ -11,7 +11,7 @@ from torch import Tensor
 from efficientad.data.image_collections import ImageCache
 from efficientad.data.transforms import augment, draw_light, random_crops, where_gray
 from efficientad.detector.grid import PATCH_SIZE, PATCH_STRIDE
-from efficientad.detector.model import IMAGENET_MEAN, IMAGENET_STD
+from efficientad.detector.networks import IMAGENET_MEAN, IMAGENET_STD
 from efficientad.system.distributed import rank, ranks
 from efficientad.system.parallel import parallel_map
 from efficientad.system.random_streams import random_stream

@@ -149,6 +149,17 @@ def add_scoring_batch_size_argument(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def add_global_weight_argument(group: argparse._ArgumentGroup, default: float) -> None:
+    group.add_argument(
+        "--global_weight",
+        type=non_negative_float,
+        metavar="X",
+        help="how much it counts what there is in each row and column of the whole image, beside how its patches "
+        "look; 0: nothing. 2.5 where parts may be missing, doubled or exchanged (default: "
+        f"{default:g} with --recipe fast, 0 with paper)",
+    )
+
+
 def add_target_fpr_argument(group: argparse._ArgumentGroup) -> None:
     """--target_fpr."""
     group.add_argument(

@@ -22,7 +22,13 @@ from efficientad.system.files import require_no_links, write_text_atomically
 from efficientad.system.runs import lock_folder
 from efficientad.training.cache import ImageSet, TeacherFeatures
 from efficientad.training.depths import choose_depth
-from efficientad.training.fitting import fit_calibration, fit_map_quantiles, fit_teacher_statistics, map_held_out
+from efficientad.training.fitting import (
+    fit_calibration,
+    fit_map_quantiles,
+    fit_teacher_statistics,
+    map_held_out,
+    score_held_out,
+)
 from efficientad.training.options import PAPER
 from efficientad.training.resuming import SETTINGS_FILE, STATE_FILE, refuse_foreign_settings
 
@@ -134,7 +140,7 @@ def _fit(
     if found.statistics is None or found.quantiles is None:
         fit_map_quantiles(model, maps)
         facts["quantiles"] = f"fitted on {_of(len(held_out), paths)}"
-    fit_calibration(model, maps, options.target_fpr)
+    fit_calibration(model, score_held_out(model, maps), 0, options.target_fpr)
     facts["threshold"] = (
         f"fitted on {_of(len(held_out), paths)}" if model.calibration else "none, for lack of images"
     )

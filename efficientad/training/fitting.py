@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from efficientad.data.transforms import to_unit_range
+from efficientad.detector.anomaly_maps import LOCAL_MAPS, UNFITTED_QUANTILES, RawMaps, anomaly_score
 from efficientad.detector.calibration import FEWEST_SCORES, calibrate
-from efficientad.detector.model import UNFITTED_QUANTILES, EfficientAD, RawMaps, anomaly_score
+from efficientad.detector.model import EfficientAD
 from efficientad.detector.networks import FEATURE_CHANNELS
 from efficientad.system.devices import autocast, fitting_device
-from efficientad.system.distributed import gather_objects, rank, ranks, sum_over_ranks
+from efficientad.system.distributed import gather_objects, gather_shares, rank, ranks, sum_over_ranks
 from efficientad.system.errors import UserError
 from efficientad.system.progress_bars import progress_bar
 from efficientad.training.cache import ImageBatch, ImageSet, TeacherFeatures
@@ -125,7 +126,8 @@ def map_held_out(
     maps = []
     for batch in _batches(model, images, indices, "Final map normalization", quiet):
         with autocast(device, precision):
-            raw = model.raw_maps(to_unit_range(batch.pixels.to(device)))
+            inspected = None if batch.inspected is None else batch.inspected.to(device)
+            raw = model.raw_maps(to_unit_range(batch.pixels.to(device)), inspected)
         maps.append(HeldOutMaps(raw, batch.inspected).to(torch.device("cpu")))
     return maps
 
@@ -147,7 +149,7 @@ def fit_rim_weights(model: EfficientAD, maps: Sequence[HeldOutMaps]) -> None:
             continue
         rim = rim.cpu()
         counted = torch.ones_like(rim) if inspected is None else model.counted(inspected)
-        parts.append([_split(kind, rim, counted) for kind in raw])
+        parts.append([_split(kind, rim, counted) for kind in raw.local])
     everywhere = [part for own in gather_objects(parts) for part in own]
     weights = []
     for kind in zip(*everywhere, strict=True):
@@ -155,7 +157,7 @@ def fit_rim_weights(model: EfficientAD, maps: Sequence[HeldOutMaps]) -> None:
         ends = [np.quantile(where, QUANTILES[1]) if len(where) else 0.0 for where in values]
         ratio = float(ends[0] / ends[1]) if ends and 0 < ends[0] < ends[1] else 1.0
         weights.append(RIM_SHARE * ratio)
-    model.rim_weights.copy_(torch.tensor(weights or [1.0] * len(RawMaps._fields)))
+    model.rim_weights.copy_(torch.tensor(weights or [1.0] * LOCAL_MAPS))
 
 
 def _split(raw: Tensor | None, rim: Tensor, counted: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -181,7 +183,7 @@ def fit_map_quantiles(model: EfficientAD, maps: Sequence[HeldOutMaps]) -> None:
         raw, inspected = held_out.to(model.quantiles.device)
         raw = model.weigh_rim(raw, inspected)
         counted = None if inspected is None else model.counted(inspected)
-        values = (kind if kind is None or counted is None else kind[counted] for kind in raw)
+        values = (kind if kind is None or counted is None else kind[counted] for kind in raw.local)
         counting.append(RawMaps(*(None if kind is None else kind.cpu() for kind in values)))
     everywhere = [raw for part in gather_objects(counting) for raw in part]
     with torch.no_grad():
@@ -189,18 +191,28 @@ def fit_map_quantiles(model: EfficientAD, maps: Sequence[HeldOutMaps]) -> None:
 
 
 @torch.inference_mode()
-def fit_calibration(model: EfficientAD, maps: Sequence[HeldOutMaps], target_fpr: float) -> None:
-    """Set model.calibration from the scores of held-out good images, or to None if they are too few.
+def score_held_out(model: EfficientAD, maps: Sequence[HeldOutMaps]) -> list[float]:
+    """The scores of all held-out good images in their order, on every process.
 
     Args:
         maps: of map_held_out; the map quantiles must be fitted already.
-        target_fpr: the wanted false-positive rate, in (0, 1).
     """
     own: list[float] = []
     for held_out in maps:
         own += anomaly_score(model.combine_maps(*held_out.to(model.quantiles.device))).tolist()
-    scores = [score for part in gather_objects(own) for score in part]
-    model.calibration = calibrate(scores, target_fpr) if len(scores) >= FEWEST_SCORES else None
+    return gather_shares(own, sum(map(len, gather_objects(own))))
+
+
+def fit_calibration(model: EfficientAD, scores: Sequence[float], left_out: int, target_fpr: float) -> None:
+    """Set model.calibration, or to None if there are too few scores.
+
+    Args:
+        scores: of good images, none of which had a part in its own.
+        left_out: how many of them are training images.
+        target_fpr: the wanted false-positive rate, in (0, 1).
+    """
+    enough = len(scores) >= FEWEST_SCORES
+    model.calibration = calibrate(scores, target_fpr, left_out) if enough else None
 
 
 @torch.inference_mode()
@@ -220,10 +232,7 @@ def score_images(
         batch = batch.to(device)
         with autocast(device, precision):
             own += anomaly_score(model(to_unit_range(batch.pixels), batch.inspected)).tolist()
-    scores = [0.0] * len(indices)
-    for first, part in enumerate(gather_objects(own)):
-        scores[first :: ranks()] = part  # as _batches distributes them
-    return scores
+    return gather_shares(own, len(indices))
 
 
 def map_quantiles(batches: list[RawMaps]) -> np.ndarray:
@@ -234,8 +243,8 @@ def map_quantiles(batches: list[RawMaps]) -> np.ndarray:
     Raises:
         FlatMapsError: the two quantiles of a map coincide.
     """
-    fitted = np.array([UNFITTED_QUANTILES] * len(RawMaps._fields), dtype=np.float32)
-    for row, maps in enumerate(zip(*batches, strict=True)):
+    fitted = np.array([UNFITTED_QUANTILES] * LOCAL_MAPS, dtype=np.float32)
+    for row, maps in enumerate(zip(*(raw.local for raw in batches), strict=True)):
         if maps[0] is not None:
             fitted[row] = np.quantile(np.concatenate([raw.numpy().ravel() for raw in maps]), QUANTILES)
     if not (fitted[:, 1] > fitted[:, 0]).all():

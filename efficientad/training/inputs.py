@@ -48,6 +48,7 @@ class TrainingImages:
     images: ImageSet
     train: range  # indices in `images`
     held_out: range
+    held_out_is_given: bool  # by the data set; otherwise random
     digests: dict[str, str]  # by their names below the data set's folder
     progress: Progress | None
     penalty_batches: Iterator[Tensor] | None
@@ -131,7 +132,8 @@ def load_images(
         if plan.device.type == "cpu":  # else they have the host's memory to themselves
             budget -= share
     digests = dict(zip(names, images.digests, strict=True))
-    return TrainingImages(images, range(len(train)), held_out, digests, progress, batches, budget)
+    given = found.split.is_given
+    return TrainingImages(images, range(len(train)), held_out, given, digests, progress, batches, budget)
 
 
 def _penalty_side(view: View, window: int | None) -> int:

@@ -8,6 +8,7 @@ of steps.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ _ROUNDING = 1e-5  # of a patch's squared norm: a squared distance up to that may
 @torch.no_grad()
 def fit_memory(
     model: EfficientAD, images: ImageSet, indices: range, teacher_features: TeacherFeatures, patches: int, seed: int
-) -> None:
+) -> Tensor:
     """Set model.memory to at most `patches` patches of good training images, the same on every process.
 
     Args:
@@ -44,6 +45,9 @@ def fit_memory(
         indices: of the training images in `images`.
         teacher_features: of the model's teacher.
         seed: decides the candidates and the first patches.
+
+    Returns:
+        The image that each patch of the memory is of, by its index; of copies the first one: P, int64, on the CPU.
     """
     device, tiles = model.memory.device, model.tiles()
     candidates_each = math.ceil(count_candidates(model.view) / len(indices))
@@ -66,12 +70,23 @@ def fit_memory(
         some = torch.randperm(len(of_image), generator=generator)[:candidates_each]
         collected[int(batch.indices)] = of_image[some.to(device)].cpu()
     everywhere = {index: rows for part in gather_objects(collected) for index, rows in part.items()}
-    candidates = torch.cat([everywhere[index] for index in sorted(everywhere)]).to(fitting_device(device))
+    everywhere = dict(sorted(everywhere.items()))
+    originals = first_copies(images.digests)
+    owners = torch.cat([originals[index].expand(len(rows)) for index, rows in everywhere.items()])
+    candidates = torch.cat(list(everywhere.values())).to(fitting_device(device))
     if not len(candidates):
         raise UserError("what is inspected of the images is too narrow to learn from; see --roi and --ignore")
     chosen = choose_coreset(candidates, patches, seed) if rank() == 0 else None
-    memory = candidates[gather_objects(chosen)[0].to(candidates.device)].float()
+    chosen = gather_objects(chosen)[0]
+    memory = candidates[chosen.to(candidates.device)].float()
     model.memory, model.memory_weights = memory.to(device), weigh_patches(memory).to(device)
+    return owners[chosen]
+
+
+def first_copies(digests: Sequence[str]) -> Tensor:
+    """The index of the first image with the same digest, for each image: int64."""
+    first = {digest: index for index, digest in reversed(list(enumerate(digests)))}
+    return torch.tensor([first[digest] for digest in digests])
 
 
 def count_candidates(view: View) -> int:

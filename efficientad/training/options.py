@@ -22,6 +22,7 @@ NATIVE, FULL = "native", "full"  # in place of a size
 WINDOW, MAX_PIXELS = 256, 2**20
 NONE, DRAWN = "none", "drawn"  # in place of paths of natural images
 MEMORY_PATCHES = 8000
+GLOBAL_WEIGHT = 0.7  # chosen of 0.35, 0.5, 0.7, 1, 1.4, 2, 2.5 and 3.5; see efficientad/README.md
 FAST_BELOW = 10_000  # steps; with fewer, auto is fast
 FEW_IMAGES_SEEN = 1000
 
@@ -80,6 +81,7 @@ class TrainingOptions:
     window: int | str | None  # pixels, or FULL
     recipe: str  # AUTO, or one of RECIPES
     memory: int | None  # patches; None: the recipe's
+    global_weight: float | None  # of the global score; 0: none; None: the recipe's
     lr: float | None
     weight_decay: float | None
     target_fpr: float
@@ -151,6 +153,13 @@ def choose_memory(patches: int | None, recipe: str) -> int:
     return MEMORY_PATCHES if recipe == FAST else 0
 
 
+def choose_global_weight(weight: float | None, recipe: str) -> float:
+    """The weight of the global score: as asked for, or the recipe's own; the paper has none."""
+    if weight is not None:
+        return weight
+    return GLOBAL_WEIGHT if recipe == FAST else 0.0
+
+
 def map_weights(has_student: bool, has_memory: bool) -> tuple[float, float, float]:
     """Of the student-teacher, autoencoder-student and memory map: the paper's two count alike (section 3.4)."""
     if not has_memory:
@@ -199,6 +208,7 @@ def settle(options: TrainingOptions, images: int, processes: int) -> TrainingOpt
         imagenet_train_path=sources,
         recipe=recipe,
         memory=memory,
+        global_weight=choose_global_weight(options.global_weight, recipe),
         border=options.border or (MIRROR if recipe == FAST else NO_BORDER),
         window=options.window or WINDOW,
         lr=LR if options.lr is None else options.lr,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ import torch
 from efficientad.data.datasets import Dataset, TrainingSplit
 from efficientad.data.images import SKIPPED_FILE, UnreadableImageError, describe_skipped, write_skipped
 from efficientad.data.views import View
-from efficientad.detector.calibration import describe_calibration
 from efficientad.detector.checkpoint import (
     MODEL_FILE,
     MOST_MEMORY_PATCHES,
@@ -24,13 +22,10 @@ from efficientad.detector.checkpoint import (
     load_teacher_weights,
     save_model,
 )
-from efficientad.detector.fused_pooling import compiled_pooling
 from efficientad.detector.model import EfficientAD
 from efficientad.system.devices import (
     compute_deterministically,
     describe_device,
-    keep_freed_memory,
-    release_freed_memory,
     resolve_device,
     resolve_precision,
 )
@@ -40,19 +35,15 @@ from efficientad.system.files import require_no_links, write_text_atomically
 from efficientad.system.random_streams import seed_torch
 from efficientad.system.runs import lock_folder
 from efficientad.system.torch_files import compare_images
-from efficientad.training.cache import TeacherFeatures
-from efficientad.training.fitting import fit_calibration, fit_map_quantiles, fit_teacher_statistics, map_held_out
-from efficientad.training.inputs import TrainingImages, find_images, load_images
+from efficientad.training.inputs import find_images, load_images
+from efficientad.training.left_out import SCORES_FILE, GoodScore, write_scores
 from efficientad.training.log import draw_training
-from efficientad.training.loop import Training
-from efficientad.training.memory import fit_memory
 from efficientad.training.options import (
     TrainingOptions,
     TrainingPlan,
     describe_start,
     describe_unused,
     make_plan,
-    map_weights,
     settle,
 )
 from efficientad.training.penalty_images import PenaltyImages, find_penalty_images
@@ -68,11 +59,10 @@ from efficientad.training.resuming import (
     read_training_state,
 )
 from efficientad.training.sizes import begin_view, choose_size
+from efficientad.training.stages import LOG_FILE, fit_detector
 
-LOG_FILE = "log.csv"
 CHART_FILE = "training.png"
-_IMAGES_WORTH_COMPILING = 10_000  # on a GPU: starting Triton takes seconds
-_FILES = (MODEL_FILE, STATE_FILE, SETTINGS_FILE, LOG_FILE, CHART_FILE, SKIPPED_FILE)
+_FILES = (MODEL_FILE, STATE_FILE, SETTINGS_FILE, LOG_FILE, CHART_FILE, SCORES_FILE, SKIPPED_FILE)
 
 
 @dataclass(frozen=True)
@@ -148,9 +138,10 @@ def train_in_folder(
         if not state and rank() == 0:
             state_file.unlink(missing_ok=True)  # of a run that is not resumed
             write_text_atomically(folder / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
-        fit_detector(model, images, options, plan, folder, state, about)
+        scores = fit_detector(model, images, options, plan, folder, state, about)
         if rank() == 0:
-            save_training(model, folder, {**settings, "memory_patches": len(model.memory)}, options, found.skipped)
+            settings["memory_patches"] = len(model.memory)
+            save_training(model, folder, settings, options, scores, found.skipped)
     wait_for_ranks()
     return TrainedDetector(folder / MODEL_FILE, settings["train_images"], settings["steps"])
 
@@ -214,6 +205,7 @@ def collect_facts(
         "window": options.window,
         "recipe": options.recipe,
         "memory": options.memory,
+        "global_weight": options.global_weight,
         "batch_size": plan.batch_size,
         "lr": plan.lr,
         "weight_decay": plan.weight_decay,
@@ -224,77 +216,17 @@ def collect_facts(
     }
 
 
-def fit_detector(
-    model: EfficientAD,
-    images: TrainingImages,
-    options: TrainingOptions,
-    plan: TrainingPlan,
-    folder: Path,
-    state: dict | None,
-    about: dict[str, Any],
-) -> None:
-    """Train the model's networks and fit its statistics, memory, quantiles and threshold.
-
-    Args:
-        options: settled.
-        folder: of the log and the state.
-        state: of the training to be resumed; None: begin.
-        about: kept in the state.
-    """
-    model.to(plan.device, memory_format=torch.channels_last)
-    teacher_features = TeacherFeatures(model, images.features_budget, plan.device, plan.precision)
-    if not state:
-        fit_teacher_statistics(model, images.images, images.train, teacher_features)
-    if plan.steps:
-        train_networks(model, images, teacher_features, plan, folder, state, about, 60 * options.checkpoint_minutes)
-    if options.memory:
-        fit_memory(model, images.images, images.train, teacher_features, options.memory, plan.seed)
-        if len(model.memory) < options.memory:
-            say(f"Note: the memory holds {len(model.memory)} patches: the candidates have no more different ones")
-    model.map_weights.copy_(torch.tensor(map_weights(bool(plan.steps), bool(options.memory))))
-    del teacher_features
-    gc.collect()  # the step refers to itself; on a GPU it holds the memory of its graph
-    release_freed_memory()  # holes of other sizes than needed next
-    maps = map_held_out(model, images.images, images.held_out, plan.precision)
-    fit_map_quantiles(model, maps)
-    fit_calibration(model, maps, options.target_fpr)
-    say(describe_calibration(model.calibration, len(images.held_out)))
-
-
-def train_networks(
-    model: EfficientAD,
-    images: TrainingImages,
-    teacher_features: TeacherFeatures,
-    plan: TrainingPlan,
-    folder: Path,
-    state: dict | None,
-    about: dict[str, Any],
-    save_every: float,
-) -> None:
-    """Train student and autoencoder, from the beginning or from the state; see Training."""
-    log, file = folder / LOG_FILE, folder / STATE_FILE
-    training = Training(
-        model, images.images, images.train, teacher_features, plan, log, file, about, save_every, images.progress
-    )
-    if state:
-        training.restore(state)
-        say(f"Resuming after {state['step']} of {plan.steps} steps")
-    # Not before: kept features and the memory of the passes over them would leave holes between each other.
-    keep_freed_memory(plan.device)
-    compiles = plan.steps * plan.batch_size >= _IMAGES_WORTH_COMPILING
-    with compiled_pooling(plan.device) if compiles else nullcontext():
-        training.run(images.penalty_batches)
-
-
 def save_training(
     model: EfficientAD,
     folder: Path,
     settings: Mapping[str, Any],
     options: TrainingOptions,
+    scores: Sequence[GoodScore],
     skipped: list[UnreadableImageError],
 ) -> None:
-    """Write the model, the chart of its training and the list of skipped images; remove the state."""
+    """Write the model, the scores, the chart of the training and the list of skipped images; remove the state."""
     save_model(model, folder / MODEL_FILE, settings)
+    write_scores(folder / SCORES_FILE, scores)
     if options.train_steps:
         draw_training(folder / LOG_FILE, folder / CHART_FILE)
     if options.on_error == "skip":

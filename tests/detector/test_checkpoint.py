@@ -11,8 +11,10 @@ from efficientad.benchmarking import reference
 from efficientad.data.ignored import read_ignored
 from efficientad.data.views import FIT, View
 from efficientad.detector import checkpoint, foreign_networks
+from efficientad.detector.anomaly_maps import anomaly_score
 from efficientad.detector.calibration import Calibration
 from efficientad.detector.checkpoint import load_model, read_training, save_model
+from efficientad.detector.global_score import GlobalScore
 from efficientad.detector.model import MIRROR, NO_BORDER, EfficientAD
 from efficientad.system.errors import UserError
 
@@ -51,7 +53,8 @@ def test_model_file_describes_itself_and_is_on_the_cpu(fitted, tmp_path):
     contents = torch.load(tmp_path / "model.pt", weights_only=True)
     view = {"size": [256, 256], "resize": "stretch", "roi": None, "ignored": None, "depth": None}
     config = {"model_size": "small", "view": view, "border": "none", "has_student": True, "memory_patches": 0}
-    assert contents["config"] == config
+    assert contents["config"] == {**config, "has_global_score": False}
+    assert contents["version"] == 6
     assert contents["training"] == {"steps": 7}
     assert contents["versions"]["torch"] == torch.__version__
     assert {tensor.device for tensor in contents["state_dict"].values()} == {CPU}
@@ -69,6 +72,33 @@ def test_the_view_and_the_border_are_saved(tiny_networks, tmp_path):
     images, inspected = torch.rand(1, 3, 128, 64), view.inspected((60, 40))[None]
     with torch.inference_mode():
         torch.testing.assert_close(loaded(images, inspected), model(images, inspected))
+
+
+@pytest.fixture
+def overall(fitted):
+    """With a global score."""
+    fitted.global_score = GlobalScore(fitted.grid)
+    for name in ("basis", "mean", "whitening"):
+        fitted.global_score.get_buffer(name).normal_()
+    fitted.global_score.levels.copy_(torch.tensor([(10.0, 20.0), (15.0, 30.0), (0.25, 1.5)]))
+    fitted.global_score.peak.fill_(0.25)
+    return fitted
+
+
+def test_the_global_score_is_saved(overall, tmp_path):
+    save_model(overall, tmp_path / "model.pt", {})
+    contents = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert contents["config"]["has_global_score"] is True
+    saved = {key for key in contents["state_dict"] if key.startswith("global_score.")}
+    assert saved == {f"global_score.{name}" for name in ("basis", "mean", "whitening", "levels", "peak")}
+    loaded = load_model(tmp_path, CPU)
+    assert_equal_models(overall, loaded)
+    images = torch.rand(2, 3, 256, 256)
+    with torch.inference_mode():
+        expected = overall(images)
+        torch.testing.assert_close(anomaly_score(loaded(images)), anomaly_score(expected), rtol=1e-5, atol=0)
+        overall.global_score = None
+        assert (expected > overall(images) + 1).any()  # it has a part in the map
 
 
 @pytest.mark.cuda
@@ -227,6 +257,9 @@ def change_contents(path, change):
         (lambda c: c["config"].update(has_student=False), "neither a student nor a memory"),
         (lambda c: c["config"].update(has_student=False, memory_patches=5), "its layers have other names"),
         (lambda c: c["config"].update(has_student="no"), "has_student is 'no'"),
+        (lambda c: c["config"].update(has_global_score=1), "has_global_score is 1"),
+        (lambda c: c["config"].update(has_global_score=None), "has_global_score is None"),
+        (lambda c: c["config"].update(has_global_score=True), "its layers have other names"),
         (lambda c: c["state_dict"].update(map_weights=torch.ones(2)), r"map_weights has shape \(2,\)"),
         (lambda c: c["state_dict"].update(quantiles=torch.ones(2, 2)), r"quantiles has shape \(2, 2\)"),
         (lambda c: c.update(calibration={}), "missing"),
@@ -238,6 +271,10 @@ def change_contents(path, change):
         (lambda c: c.update(calibration={**CALIBRATION, "target_fpr": 0.0}), "rates .* not between 0 and 1"),
         (lambda c: c.update(calibration={**CALIBRATION, "rate_interval": [0.4, 0.1]}), "rates .* not between"),
         (lambda c: c.update(calibration={**CALIBRATION, "extrapolated": 1}), "whether it is extrapolated"),
+        (lambda c: c.update(calibration={**CALIBRATION, "left_out": 5}), "more images left out than scores"),
+        (lambda c: c.update(calibration={**CALIBRATION, "left_out": -1}), "more images left out than scores"),
+        (lambda c: c.update(calibration={**CALIBRATION, "left_out": 1.0}), "how many images were left out"),
+        (lambda c: c.update(calibration={**CALIBRATION, "left_out": True}), "how many images were left out"),
         (lambda c: c.update(calibration=[1]), "the calibration is no dict"),
         (lambda c: c.update(training=[1, 2]), "does not say how it was trained"),
         (lambda c: c.update(training={"steps": torch.zeros(3)}), "not in plain values"),
@@ -254,6 +291,40 @@ def test_model_files_that_are_refused(fitted, tmp_path, change, message):
     with pytest.raises(UserError, match=message) as raised:
         load_model(tmp_path, CPU)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("levels", torch.tensor([(10.0, 20.0), (30.0, 15.0), (0.25, 1.5)]), "statistics are degenerate"),
+        ("levels", torch.tensor([(10.0, 20.0), (15.0, 30.0), (1.5, 1.5)]), "statistics are degenerate"),
+        ("peak", torch.tensor(-1.0), "statistics are degenerate"),
+        ("peak", torch.tensor(float("nan")), "global_score.peak has values that are not finite"),
+        ("whitening", torch.full((2, 256, 256), float("inf")), "global_score.whitening has values that are not"),
+        ("levels", torch.ones(2, 2), r"global_score.levels has shape \(2, 2\), not \(3, 2\)"),
+        ("peak", torch.ones(1), r"global_score.peak has shape \(1,\), not \(\)"),
+        ("basis", torch.ones(384, 32), r"global_score.basis has shape \(384, 32\)"),
+        ("mean", torch.ones(1), r"global_score.mean has shape \(1,\)"),
+        ("mean", None, "its layers have other names"),
+    ],
+)
+def test_global_scores_that_are_refused(overall, tmp_path, name, value, message):
+    save_model(overall, tmp_path / "model.pt", {})
+    contents = torch.load(tmp_path / "model.pt", weights_only=True)
+    del contents["state_dict"][f"global_score.{name}"]
+    if value is not None:
+        contents["state_dict"][f"global_score.{name}"] = value
+    torch.save(contents, tmp_path / "model.pt")
+    with pytest.raises(UserError, match=message) as raised:
+        load_model(tmp_path, CPU)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_global_score_that_is_not_announced_is_refused(overall, tmp_path):
+    save_model(overall, tmp_path / "model.pt", {})
+    change_contents(tmp_path / "model.pt", lambda contents: contents["config"].update(has_global_score=False))
+    with pytest.raises(UserError, match="its layers have other names"):
+        load_model(tmp_path, CPU)
 
 
 def test_files_that_are_no_model(fitted, tmp_path):
@@ -298,11 +369,15 @@ def test_files_that_would_swell_in_memory_are_refused(fitted, tmp_path, monkeypa
 
 
 def as_version(path, version):
-    """The model file as it was before views, before the memory, or before the weights of the maps, too."""
+    """The model file as before the global score, views, the memory, or the weights of the maps, too."""
     contents = torch.load(path, weights_only=True)
     state, config = contents["state_dict"], contents["config"]
-    del config["view"], config["border"]
-    config["image_size"] = 256
+    del config["has_global_score"]
+    if contents["calibration"]:
+        del contents["calibration"]["left_out"]
+    if version < 4:
+        del config["view"], config["border"]
+        config["image_size"] = 256
     if version < 3:
         del state["memory"], config["has_student"], config["memory_patches"]
         state["quantiles"] = state["quantiles"][:2].clone()
@@ -313,11 +388,18 @@ def as_version(path, version):
 
 
 @pytest.mark.parametrize(
-    ("version", "weights"), [(1, [0.5, 0.5, 0.0]), (2, [0.875, 0.125, 0.0]), (3, [0.25, 0.25, 0.5])]
+    ("version", "weights"),
+    [
+        (1, [0.5, 0.5, 0.0]),
+        (2, [0.875, 0.125, 0.0]),
+        (3, [0.25, 0.25, 0.5]),
+        (4, [0.25, 0.25, 0.5]),
+        (5, [0.25, 0.25, 0.5]),
+    ],
 )
 def test_a_model_file_of_an_older_version_answers_as_before(fitted, tmp_path, version, weights):
     fitted.calibration = Calibration(**CALIBRATION)
-    if version == 3:
+    if version >= 3:
         fitted.memory, fitted.memory_weights = torch.rand(9, 384).half().float(), torch.rand(9)
     fitted.map_weights.copy_(torch.tensor(weights))
     save_model(fitted, tmp_path / "model.pt", {})
@@ -325,7 +407,9 @@ def test_a_model_file_of_an_older_version_answers_as_before(fitted, tmp_path, ve
     loaded = load_model(tmp_path, CPU)
     assert loaded.map_weights.tolist() == weights and torch.equal(loaded.memory, fitted.memory)
     assert (loaded.view, loaded.border) == (View(), NO_BORDER)
-    assert (loaded.calibration is None) == (version < 3)  # its threshold was for another score
+    # Before, the threshold was for another score
+    assert loaded.calibration == (Calibration(**CALIBRATION) if version >= 3 else None)
+    assert loaded.global_score is None
     image = torch.rand(1, 3, 256, 256)
     with torch.inference_mode():
         torch.testing.assert_close(loaded(image)[:, 0], reference.anomaly_maps(fitted, image), rtol=1e-4, atol=1e-3)

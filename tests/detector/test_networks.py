@@ -3,8 +3,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from efficientad.benchmarking import reference
+from efficientad.detector.anomaly_maps import RawMaps, anomaly_score
 from efficientad.detector.grid import grid_side
-from efficientad.detector.model import EfficientAD, RawMaps, anomaly_score
+from efficientad.detector.model import EfficientAD
 from efficientad.detector.networks import build_autoencoder, build_pdn
 from efficientad.training.options import map_weights
 

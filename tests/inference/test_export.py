@@ -31,7 +31,15 @@ from efficientad.inference.exporting import write_export
 from efficientad.inference.metadata import Metadata
 from efficientad.system.errors import UserError
 from efficientad.system.runs import lock_output
-from exports import SUFFIXES, VARIANTS, compare_with_torch, random_pixels, save_training, skip_without
+from exports import (
+    SUFFIXES,
+    VARIANTS,
+    add_global_score,
+    compare_with_torch,
+    random_pixels,
+    save_training,
+    skip_without,
+)
 
 CPU = torch.device("cpu")
 
@@ -42,12 +50,13 @@ def run(*words):
 
 @pytest.fixture
 def weights(tmp_path, tiny_model):
-    """A training's folder, with statistics that are not the neutral ones."""
+    """A training's folder, with statistics that are not the neutral ones, and a global score."""
     generator = torch.Generator().manual_seed(1)
     tiny_model.teacher_mean.copy_(torch.rand(1, 384, 1, 1, generator=generator) - 0.5)
     tiny_model.teacher_std.copy_(torch.rand(1, 384, 1, 1, generator=generator) + 0.5)
     tiny_model.quantiles.copy_(torch.tensor([[0.1, 0.9], [0.2, 1.1], [0.0, 0.1]]))
     tiny_model.calibration = calibrate([10.0, 20.0, 30.0, 40.0, 55.0], 0.4)
+    add_global_score(tiny_model, random_pixels(2) / 255)
     return save_training(tiny_model, tmp_path)
 
 
@@ -59,7 +68,7 @@ def seen(pixels):
 @torch.inference_mode()
 def fit_quantiles(model, pixels):
     """Of the maps that the model makes."""
-    for row, raw in enumerate(model.raw_maps(pixels / 255)):
+    for row, raw in enumerate(model.raw_maps(pixels / 255).local):
         if raw is not None:
             model.quantiles[row] = torch.quantile(raw, torch.tensor([0.9, 0.995]))
 

@@ -16,20 +16,20 @@ from efficientad.inference.exportable import ExportableDetector
 from efficientad.inference.exported import load_exported
 from efficientad.inference.metadata import Metadata
 from efficientad.system.errors import UserError
-from exports import SUFFIXES, compare_with_torch, save_training, skip_without
+from exports import SUFFIXES, add_global_score, compare_with_torch, save_training, skip_without
 
 VARIANTS = [("onnx", "fp16"), ("onnx", "int8"), ("openvino", "fp32"), ("torch", "fp32")]
-KINDS = {
-    "rectangle": (View(384, 640), "none", True, 0),
-    "border and memory": (View(128, 192), "mirror", True, 32),
-    "memory alone, odd grid": (View(100, 140), "none", False, 32),
-    "fit": (View(128, 128, "fit"), "mirror", True, 0),
-    "ignored": (View(96, 160, "stretch", (0.0, 0.0, 1.0, 0.9), ignored_corner()), "none", True, 0),
+KINDS = {  # view, border, student, patches of a memory, global score
+    "rectangle": (View(384, 640), "none", True, 0, False),
+    "border and memory": (View(128, 192), "mirror", True, 32, True),
+    "memory alone, odd grid": (View(100, 140), "none", False, 32, True),
+    "fit": (View(128, 128, "fit"), "mirror", True, 0, True),
+    "ignored": (View(96, 160, "stretch", (0.0, 0.0, 1.0, 0.9), ignored_corner()), "none", True, 0, True),
 }
 
 
 @torch.inference_mode()
-def build(view, border, has_student, memory_patches):
+def build(view, border, has_student, memory_patches, has_global_score=False):
     """A detector whose statistics and quantiles are those of random images."""
     torch.manual_seed(0)
     model = EfficientAD("small", view, border, has_student, memory_patches).eval()
@@ -40,9 +40,11 @@ def build(view, border, has_student, memory_patches):
     if memory_patches:
         model.memory.copy_(0.2 * torch.randn(memory_patches, 384))
         model.map_weights.copy_(torch.tensor((0.3, 0.3, 0.4) if has_student else (0.0, 0.0, 1.0)))
-    for row, raw in enumerate(model.raw_maps(images)):
+    for row, raw in enumerate(model.raw_maps(images).local):
         if raw is not None:
             model.quantiles[row] = torch.stack([raw.min(), raw.max()])
+    if has_global_score:
+        add_global_score(model, images)
     return model
 
 
@@ -77,10 +79,21 @@ def test_exports_of_any_view_answer_as_torch_does(tiny_networks, tmp_path, name,
         assert (maps[~inspected] == 0).all() and (maps[inspected] != 0).any()
 
 
+@pytest.mark.parametrize("kind", [kind for kind, facts in KINDS.items() if facts[-1]])
+def test_a_file_without_the_global_score_would_differ_too_much(tiny_networks, kind):
+    """So that the bounds of every precision tell whether it is there."""
+    model = build(*KINDS[kind])
+    images = images_of(model.view)
+    answer = export_check.answer_as_torch(model, images)
+    model.global_score = None
+    found = export_check.compare(answer, export_check.answer_as_torch(model, images), 80.0)
+    assert not found.keeps(export_check.BOUNDS["int8"]), found
+
+
 def test_the_real_networks_at_384_x_640(tmp_path):
     """With a border, and a memory beside the student."""
     skip_without("openvino")
-    model, path = build(View(384, 640), "mirror", True, 32), tmp_path / "d.xml"
+    model, path = build(View(384, 640), "mirror", True, 32, True), tmp_path / "d.xml"
     exporting.write_export("openvino", model, exporting.describe(model, "fp32"), path)
     found = compare_with_torch(model, path, images_of(model.view, 1))
     assert found.keeps(export_check.Bound(1e-5, 1e-5)), found

@@ -39,7 +39,7 @@ def test_it_takes_no_step_and_says_so(words, tmp_path, capsys):
     assert "EfficientAD small, memory of 8000 patches, recipe fast\n" in printed.out
     assert "not used" not in printed.out
     assert printed.err == ""  # no progress bars where no one sees them
-    assert files_of(tmp_path / "out") == ["args.json", "model.pt"]
+    assert files_of(tmp_path / "out") == ["args.json", "model.pt", "training_scores.csv"]
     settings = json.loads((folder_of(tmp_path / "out") / "args.json").read_text())
     assert (settings["recipe"], settings["steps"], settings["memory"]) == ("fast", 0, 8000)
     model = load_model(folder_of(tmp_path / "out"), CPU)
@@ -156,7 +156,7 @@ def test_flags_that_the_recipe_does_not_use_are_reported(words, tmp_path, capsys
         "Note: --train_steps, --checkpoint_minutes not used: the memory takes no steps, and fewer than 10,000 are"
     )
     assert note in capsys.readouterr().out
-    assert files_of(tmp_path / "out") == ["args.json", "model.pt"]
+    assert files_of(tmp_path / "out") == ["args.json", "model.pt", "training_scores.csv"]
     train(*words, "--overwrite", "-e", 2, "-i", "drawn")
     assert "Note: --epochs, --imagenet_train_path not used" in capsys.readouterr().out
     train(*words, "--overwrite", "--recipe", "fast", "-b", 4, "--lr", 1e-3, "--weight_decay", 0)
@@ -166,12 +166,12 @@ def test_flags_that_the_recipe_does_not_use_are_reported(words, tmp_path, capsys
 
 def test_one_recipe_replaces_the_other(words, tmp_path, monkeypatch, capsys):
     train(*words, "--recipe", "paper", "--train_steps", 2)
-    of_steps = ["args.json", "log.csv", "model.pt", "training.png"]
+    of_steps = ["args.json", "log.csv", "model.pt", "training.png", "training_scores.csv"]
     assert files_of(tmp_path / "out") == of_steps
     assert "already holds a trained model" in fail(monkeypatch, capsys, train_script, *words)
     assert files_of(tmp_path / "out") == of_steps
     train(*words, "--overwrite")
-    assert files_of(tmp_path / "out") == ["args.json", "model.pt"]
+    assert files_of(tmp_path / "out") == ["args.json", "model.pt", "training_scores.csv"]
     assert load_model(folder_of(tmp_path / "out"), CPU).student is None
     train(*words, "--recipe", "paper", "--train_steps", 2, "--overwrite")
     assert files_of(tmp_path / "out") == of_steps
@@ -187,7 +187,7 @@ def test_it_replaces_an_interrupted_training_when_asked(words, tmp_path, monkeyp
     message = fail(monkeypatch, capsys, train_script, *words, "--resume")
     assert "recipe paper, now fast" in message and message.count("\n") == 1
     train(*words, "--overwrite")
-    assert files_of(tmp_path / "out") == ["args.json", "model.pt"]
+    assert files_of(tmp_path / "out") == ["args.json", "model.pt", "training_scores.csv"]
 
 
 def test_there_is_nothing_to_resume(words, tmp_path, capsys):
@@ -221,7 +221,7 @@ def test_an_interrupted_replacement_is_not_taken_for_done(words, tmp_path, capsy
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("efficientad.training.run.fit_memory", interrupt)
+        patched.setattr("efficientad.training.stages.fit_memory", interrupt)
         train(*words, "--memory", 30, "--seed", 7, "--overwrite")
     assert (folder_of(tmp_path / "out") / "model.pt").read_bytes() == before
     train(*words, "--memory", 30, "--seed", 7, "--resume")

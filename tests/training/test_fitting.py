@@ -5,7 +5,8 @@ import torch
 from efficientad.benchmarking import reference
 from efficientad.data.transforms import to_unit_range
 from efficientad.data.views import View
-from efficientad.detector.model import EfficientAD, RawMaps
+from efficientad.detector.anomaly_maps import RawMaps
+from efficientad.detector.model import EfficientAD
 from efficientad.system.errors import UserError
 from efficientad.training.cache import TeacherFeatures
 from efficientad.training.fitting import (
@@ -17,6 +18,7 @@ from efficientad.training.fitting import (
     fit_teacher_statistics,
     map_held_out,
     map_quantiles,
+    score_held_out,
 )
 from efficientad.training.memory import fit_memory
 from stubs import HeldImages
@@ -200,7 +202,7 @@ def test_only_what_counts_is_fitted(tiny_networks, border):
         fit_memory(model, images, range(4), features, 5000, seed=1)  # all patches, in any order
         maps = map_held_out(model, images, range(4, 6), "fp32")
         fit_map_quantiles(model, maps)
-        fit_calibration(model, maps * 2, 0.5)
+        fit_calibration(model, score_held_out(model, maps) * 2, 0, 0.5)
         fitted = {**model.state_dict(), "scores": torch.tensor(model.calibration.scores)}
         for key in ("memory", "memory_weights"):
             fitted[key] = fitted[key].sort(dim=0).values

@@ -14,7 +14,7 @@ from efficientad.inference.detectors import TorchDetector
 from efficientad.training import memory as memory_module
 from efficientad.training.cache import TeacherFeatures
 from efficientad.training.fitting import fit_map_quantiles, fit_teacher_statistics, map_held_out
-from efficientad.training.memory import choose_coreset, fit_memory, weigh_patches
+from efficientad.training.memory import choose_coreset, first_copies, fit_memory, weigh_patches
 from stubs import HeldImages
 
 CPU = torch.device("cpu")
@@ -90,6 +90,10 @@ def test_the_seed_decides():
     patches = random_patches(3000).half()
     first, second, other = (choose_coreset(patches, 500, seed) for seed in (1, 1, 2))
     assert torch.equal(first, second) and not torch.equal(first, other)
+
+
+def test_copies_are_one_image():
+    assert first_copies(["a", "b", "a", "c", "b", "a"]).tolist() == [0, 1, 0, 3, 1, 0]
 
 
 def random_pixels(count, seed=0, size=64):
@@ -214,7 +218,7 @@ def test_a_saved_memory_is_half_as_large_and_comes_back_equal(detector, tmp_path
         (tmp_path / name).mkdir()
     save_model(detector, tmp_path / "first" / "model.pt", {})
     stored = torch.load(tmp_path / "first" / "model.pt", weights_only=True)
-    assert stored["version"] == 5 and stored["state_dict"]["memory"].dtype == torch.float16
+    assert stored["version"] == 6 and stored["state_dict"]["memory"].dtype == torch.float16
     assert stored["config"]["memory_patches"] == 1100
     assert stored["config"]["has_student"] == (detector.student is not None)
     loaded = load_model(tmp_path / "first", CPU)

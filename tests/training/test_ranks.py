@@ -67,9 +67,11 @@ def test_losses_gradients_and_statistics_are_those_of_the_joined_batch(tiny_netw
         for gradient, expected in zip(ours, theirs, strict=True):
             scale = expected.abs().max().item()
             torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5 * scale)
-    for name in ("teacher_mean", "teacher_std", "memory", "quantiles", "map_weights"):
+    statistics = ("teacher_mean", "teacher_std", "memory", "quantiles", "map_weights")
+    for name in (*statistics, "global_score.levels", "global_score.peak"):
         torch.testing.assert_close(two["state"][name], one["state"][name], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(two["scores"], one["scores"], rtol=1e-4, atol=0)  # in the same order
+    for name in ("scores", "left_out", "factors"):  # in the same order
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=0)
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path, dataset_f
     assert read_log(tmp_path / "whole") == read_log(tmp_path / "killed")
     assert [row["step"] for row in read_log(tmp_path / "killed")] == ["1", *map(str, range(10, 130, 10)), "125"]
     files = sorted(path.name for path in folder_of(tmp_path / "killed").iterdir())
-    assert files == ["args.json", "log.csv", "model.pt", "training.png"]
+    assert files == ["args.json", "log.csv", "model.pt", "training.png", "training_scores.csv"]
 
 
 def test_a_signal_saves_and_says_how_to_go_on(tiny_training, tmp_path, monkeypatch, capsys):

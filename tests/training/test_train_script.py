@@ -37,7 +37,13 @@ def test_training_says_what_it_does_and_what_to_do_next(tmp_path, dataset_folder
 
 def test_training_leaves_its_settings_and_log(output):
     folder = output / "trainings" / "custom"
-    assert sorted(path.name for path in folder.iterdir()) == ["args.json", "log.csv", "model.pt", "training.png"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "args.json",
+        "log.csv",
+        "model.pt",
+        "training.png",
+        "training_scores.csv",
+    ]
     settings = json.loads((folder / "args.json").read_text())
     assert (settings["steps"], settings["batch_size"], settings["seed"], settings["lr"]) == (2, 5, 42, 1e-4)
     assert torch.load(folder / "model.pt", weights_only=True)["training"] == {**settings, "memory_patches": 0}
@@ -108,7 +114,8 @@ def test_the_threshold_is_calibrated_on_held_out_images_and_taken(tmp_path, tiny
 
 def test_few_held_out_images_give_no_threshold(tmp_path, dataset_folder, tiny_teacher, capsys):
     output = tmp_path / "out"
-    train("-d", "custom", "-c", dataset_folder, "-o", output, "-w", tiny_teacher)
+    words = ["--recipe", "paper", "--train_steps", 2]
+    train("-d", "custom", "-c", dataset_folder, "-o", output, "-w", tiny_teacher, *words)
     assert (
         "1 held-out good images are too few, 4 at least; eval.py and predict will use 80" in capsys.readouterr().out
     )
