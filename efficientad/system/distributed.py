@@ -129,10 +129,11 @@ def gather_objects(item: _Item) -> list[_Item]:
     return gathered
 
 
-def gather_shares(own: list[_Item], count: int) -> list[_Item]:
-    """All processes' items in the order of a list of `count`, of which each has done [rank() :: ranks()]."""
-    whole: list = [None] * count
-    for start, share in enumerate(gather_objects(own)):
+def gather_shares(own: list[_Item]) -> list[_Item]:
+    """All processes' items in the order of a whole list, of which each has done [rank() :: ranks()]."""
+    shares = gather_objects(own)
+    whole: list = [None] * sum(map(len, shares))
+    for start, share in enumerate(shares):
         whole[start :: ranks()] = share
     return whole
 

@@ -17,7 +17,7 @@ from efficientad.detector.grid import Cells
 from efficientad.detector.model import EfficientAD
 from efficientad.detector.networks import FEATURE_CHANNELS, apply_pdn
 from efficientad.system.devices import autocast
-from efficientad.system.distributed import from_first_rank, rank
+from efficientad.system.distributed import from_first_rank, rank, ranks
 from efficientad.system.parallel import parallel_map
 from efficientad.system.progress_bars import progress_bar
 
@@ -223,3 +223,37 @@ class TeacherFeatures:
             some = first if cells is tiles[0] else self._compute(image, cells)
             kept[..., cells.slices[0], cells.slices[1]] = some
         self._kept[index] = kept
+
+
+class Tile(NamedTuple):
+    """What the teacher says of an image, or of a part of it."""
+
+    features: Tensor  # 1 x 384 x cells, normalized, float32
+    cells: Cells
+    counted: Tensor | None  # bools, 1 x 1 x cells; None: all
+
+
+def features_of_each(
+    model: EfficientAD, images: ImageSet, indices: range, teacher_features: TeacherFeatures, description: str
+) -> Iterator[tuple[ImageBatch, Iterator[Tile]]]:
+    """This process's share of the images, one by one on the model's device, with their tiles one after another.
+
+    Args:
+        model: with the teacher's statistics.
+        description: of the progress bar.
+    """
+    share = torch.tensor(indices[rank() :: ranks()])
+    order = share.split(1) if len(share) else []
+    bar = progress_bar(images.batches(order), description, len(order), unit="image", disable=rank() > 0)
+    for batch in bar:
+        batch = batch.to(model.quantiles.device)
+        yield batch, _tiles_of(model, batch, teacher_features)
+
+
+def _tiles_of(model: EfficientAD, batch: ImageBatch, teacher_features: TeacherFeatures) -> Iterator[Tile]:
+    tiles = model.tiles()
+    counted = None if batch.inspected is None else model.counted(batch.inspected)
+    for cells in tiles:
+        raw = teacher_features(batch.indices, batch.pixels, None if len(tiles) == 1 else [cells])
+        some = None if counted is None else counted[(..., *cells.slices)]
+        yield Tile(model.normalize_features(raw), cells, some)

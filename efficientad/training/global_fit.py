@@ -9,9 +9,8 @@ from torch import Tensor
 from efficientad.detector.global_score import BANDS, CHANNELS, SIZE, VIEWS, GlobalScore, normalize
 from efficientad.detector.model import EfficientAD
 from efficientad.detector.networks import FEATURE_CHANNELS
-from efficientad.system.distributed import gather_shares, rank, ranks
-from efficientad.system.progress_bars import progress_bar
-from efficientad.training.cache import ImageSet, TeacherFeatures
+from efficientad.system.distributed import gather_shares
+from efficientad.training.cache import ImageSet, TeacherFeatures, features_of_each
 from efficientad.training.memory import first_copies
 
 FEWEST_IMAGES = 20
@@ -105,20 +104,7 @@ def _average(
     model: EfficientAD, score: GlobalScore, images: ImageSet, indices: range, teacher_features: TeacherFeatures
 ) -> Tensor:
     """The averages of all training images, n x 384 x 8 x 8, float32, on the CPU of every process."""
-    device, tiles = model.quantiles.device, model.tiles()
-    own = torch.tensor(indices[rank() :: ranks()])
-    order = own.split(1) if len(own) else []
     found: list[Tensor] = []
-    bar = progress_bar(
-        images.batches(order), "Comparing compositions", len(order), unit="image", disable=rank() > 0
-    )
-    for batch in bar:
-        batch = batch.to(device)
-        counted = None if batch.inspected is None else model.counted(batch.inspected)
-        parts = []
-        for cells in tiles:
-            raw = teacher_features(batch.indices, batch.pixels, None if len(tiles) == 1 else [cells])
-            some = None if counted is None else counted[(..., *cells.slices)]
-            parts.append(score.average(model.normalize_features(raw), cells, some))
-        found.append(sum(parts)[0].cpu())
-    return torch.stack(gather_shares(found, len(indices)))
+    for _, tiles in features_of_each(model, images, indices, teacher_features, "Comparing compositions"):
+        found.append(sum(score.average(*tile) for tile in tiles)[0].cpu())
+    return torch.stack(gather_shares(found))

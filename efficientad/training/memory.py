@@ -18,11 +18,11 @@ from efficientad.data.views import SIDE, View
 from efficientad.detector.memory_map import pool_features
 from efficientad.detector.model import EfficientAD
 from efficientad.system.devices import fitting_device
-from efficientad.system.distributed import gather_objects, rank, ranks
+from efficientad.system.distributed import gather_objects, rank
 from efficientad.system.errors import UserError
 from efficientad.system.progress_bars import progress_bar
 from efficientad.system.random_streams import random_stream
-from efficientad.training.cache import ImageSet, TeacherFeatures
+from efficientad.training.cache import ImageSet, TeacherFeatures, features_of_each
 
 CANDIDATES = 200_000  # patches to choose from, of images of 256 x 256 or less; 150 MB
 MOST_CANDIDATES = 5 * CANDIDATES
@@ -49,21 +49,15 @@ def fit_memory(
     Returns:
         The image that each patch of the memory is of, by its index; of copies the first one: P, int64, on the CPU.
     """
-    device, tiles = model.memory.device, model.tiles()
+    device = model.memory.device
     candidates_each = math.ceil(count_candidates(model.view) / len(indices))
-    own = torch.tensor(indices[rank() :: ranks()])
-    order = own.split(1) if len(own) else []
     collected: dict[int, Tensor] = {}
-    bar = progress_bar(images.batches(order), "Collecting patches", len(order), unit="image", disable=rank() > 0)
-    for batch in bar:
-        batch, found = batch.to(device), []
-        counted = None if batch.inspected is None else model.counted(batch.inspected)
-        for cells in tiles:
-            windows = None if len(tiles) == 1 else [cells]
-            raw = teacher_features(batch.indices, batch.pixels, windows)
-            pooled = pool_features(model.normalize_features(raw))[0].flatten(1).T
-            if counted is not None:  # averages of what counts alone
-                pooled = pooled[pool_features(counted[(..., *cells.slices)].float()).flatten() == 1]
+    for batch, tiles in features_of_each(model, images, indices, teacher_features, "Collecting patches"):
+        found = []
+        for tile in tiles:
+            pooled = pool_features(tile.features)[0].flatten(1).T
+            if tile.counted is not None:  # averages of what counts alone
+                pooled = pooled[pool_features(tile.counted.float()).flatten() == 1]
             found.append(pooled.half())
         of_image = torch.cat(found)
         generator = random_stream(seed, "memory candidates", int(batch.indices))
